@@ -1,0 +1,24 @@
+# make demo    pretrain NNCLR on real digits, judge it, draw it       (CPU, minutes, nothing downloaded)
+# make test    lint, types and the fast tests
+# make bench   images per second of a whole training run beside the bare step
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+RUN    := demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test lint test-slow bench gpu clean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+$(PY):
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"Lookalike needs Python 3.10 or newer, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@touch $@

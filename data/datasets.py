@@ -1,0 +1,157 @@
+"""name -> images, labels, number of classes, mean and deviation; always with true indices."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from data.folder import read_folder
+from data.images import ArrayImages, Images
+from utils.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NO_COLOR_JITTER = {"jitter_strengths": [0.4, 0.4, 0.0, 0.0], "gray": 0.0}
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set before it is read.
+
+    load: (folder, split) -> images, for split "train" (which may hold unlabelled images) or "val"; None for class
+    folders. classes: None where only the folder knows. folder: default --data_folder/<folder>/{train,val}.
+    views: this data set's defaults of the view flags.
+    """
+
+    classes: int | None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    load: Callable[[Path, str], Images] | None = None
+    folder: str = ""
+    views: dict[str, Any] = field(default_factory=dict)
+
+
+def _digits(root: Path, split: str) -> Images:
+    """The 1,797 scans of 8x8 pixels and 17 grays inside scikit-learn; the last 360 of them are held out."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    part = slice(None, -360) if split == "train" else slice(-360, None)
+    pixels = torch.from_numpy(np.rint(bunch.images[part] * (255 / 16)).astype(np.uint8))
+    return ArrayImages(pixels[:, None].repeat(1, 3, 1, 1), torch.from_numpy(bunch.target[part]).long())
+
+
+def _torchvision(name: str, what: str) -> Callable[[Path, str], Images]:
+    """A loader of torchvision's own CIFAR10, CIFAR100 or STL10; `what` is what its folder must hold."""
+
+    def load(root: Path, split: str) -> Images:
+        import torchvision
+
+        kind = getattr(torchvision.datasets, name)
+        stl = name == "STL10"
+        part = {"split": "train+unlabeled" if split == "train" else "test"} if stl else {"train": split == "train"}
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"):  # one process downloads, the others wait and find it
+            try:
+                found = kind(root, **part)
+            except RuntimeError:
+                found = _download(kind, root, part, name, what)
+        pixels = found.data if stl else found.data.transpose(0, 3, 1, 2)
+        labels = found.labels if stl else found.targets
+        return ArrayImages(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels).long())
+
+    return load
+
+
+def _download(kind: Any, root: Path, part: dict, name: str, what: str) -> Any:
+    print(f"{name} is not in {root}: downloading it", flush=True)
+    try:
+        return kind(root, download=True, **part)
+    except (OSError, RuntimeError) as e:
+        raise UserError(
+            f"{name} is not in {root.resolve()} and cannot be downloaded ({e}); put {what} there, "
+            f"or read class folders with --train_dir and --val_dir"
+        ) from e
+
+
+SMALL_VIEWS = {"large_size": 32, "blur": [0.0]}
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616), "views": SMALL_VIEWS}
+IMAGENET_VIEWS = {"blur": [0.5]}
+
+DATASETS = {
+    "cifar10": DatasetInfo(10, load=_torchvision("CIFAR10", "cifar-10-batches-py"), **CIFAR),  # type: ignore[arg-type]
+    "cifar100": DatasetInfo(
+        100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), _torchvision("CIFAR100", "cifar-100-python"),
+        views=SMALL_VIEWS,
+    ),
+    "custom": DatasetInfo(None, views=IMAGENET_VIEWS),
+    "digits": DatasetInfo(
+        10, (0.305,) * 3, (0.376,) * 3, _digits,
+        views=SMALL_VIEWS | NO_COLOR_JITTER | {"flip": 0.0, "crop_scale": [0.3, 1.0]},
+    ),
+    "imagenet": DatasetInfo(1000, folder="imagenet", views=IMAGENET_VIEWS),
+    "imagenet100": DatasetInfo(100, folder="imagenet100", views=IMAGENET_VIEWS),
+    "stl10": DatasetInfo(
+        10, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), _torchvision("STL10", "stl10_binary"),
+        views={"large_size": 96, "blur": [0.5]},
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Data:
+    """A data set as read: val is None where there is nothing to judge on; classes is 0 where nothing is labelled."""
+
+    train: Images
+    val: Images | None
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    notes: list[str]
+
+    @property
+    def labelled(self) -> bool:
+        return self.classes > 0
+
+
+def read_dataset(name: str, data_folder: str, train_dir: str | None, val_dir: str | None) -> Data:
+    """The data set `name`; class folders when a directory is named or the data set has no loader of its own."""
+    info, root = DATASETS[name], Path(data_folder).expanduser()
+    notes: list[str] = []
+    if info.load and not (train_dir or val_dir):
+        return Data(info.load(root, "train"), info.load(root, "val"), info.classes or 0, info.mean, info.std, notes)
+    train_folder, val_folder = _folders(name, info, root, train_dir, val_dir)
+    train = read_folder(train_folder)
+    val: Images | None = read_folder(val_folder, train.classes) if val_folder and train.classes else None
+    if val_folder and not train.classes:
+        notes.append(f"{train_folder} has no class folders, so {val_folder} is not used")
+    classes = len(train.classes)
+    if info.classes and classes != info.classes:
+        notes.append(f"{name} usually has {info.classes} classes; {train_folder} has {classes}")
+    if not classes:
+        notes.append(f"{train_folder} is a pile of {len(train):,} images without labels: no probe, no kNN")
+    return Data(train, val, classes, info.mean, info.std, notes)
+
+
+def _folders(
+    name: str, info: DatasetInfo, root: Path, train_dir: str | None, val_dir: str | None
+) -> tuple[Path, Path | None]:
+    """(training folder, validation folder or None): the named ones, else the usual ones."""
+    if not root.is_dir():
+        raise UserError(f"--data_folder {root} is not a folder; name the folder that holds {name}")
+    base = root / info.folder if not train_dir and (root / info.folder).is_dir() else root
+    train = root / train_dir if train_dir else base / "train"
+    if not train_dir and not train.is_dir() and name == "custom":
+        train = root  # just a folder of images
+    if not train.is_dir():
+        given = "" if train_dir else "; name it with --train_dir, relative to --data_folder"
+        raise UserError(f"no training images of {name}: {train} is not a folder{given}")
+    if val_dir:
+        if not (root / val_dir).is_dir():
+            raise UserError(f"no validation images of {name}: --val_dir {root / val_dir} is not a folder")
+        return train, root / val_dir
+    usual = [base / "val", base / "test"] if not train_dir and train != root else []
+    return train, next((folder for folder in usual if folder.is_dir()), None)

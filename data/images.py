@@ -1,0 +1,72 @@
+"""Images with labels, in a fixed order: in memory, or decoded from files when asked for."""
+
+import hashlib
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from utils.errors import UserError
+
+
+class Images(Protocol):
+    """N images; labels: (N,) int64, -1 where unknown; classes: their names, empty where there are none."""
+
+    labels: Tensor
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def decode(self, i: int) -> Tensor:
+        """Image i as (3, H, W) uint8."""
+
+    def sizes(self) -> np.ndarray:
+        """(N, 2) heights and widths; an unreadable image is an error."""
+
+    def fingerprint(self) -> str:
+        """A short hash of what the images and their order are."""
+
+
+class ArrayImages:
+    """Images of one size that are already in memory: pixels (N, 3, H, W) uint8, labels (N,)."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor):
+        self.pixels, self.labels = pixels, labels
+        self.classes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def decode(self, i: int) -> Tensor:
+        return self.pixels[i]
+
+    def sizes(self) -> np.ndarray:
+        return np.tile(np.array(self.pixels.shape[2:]), (len(self), 1))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()[:16]
+
+
+def decode_file(path: str) -> Tensor:
+    """An image file as (3, H, W) uint8: gray is repeated, CMYK and palettes converted, transparency dropped.
+
+    Deviation from Pillow's convert("RGB"), which clips 16-bit grays at 255: they are scaled to 8 bits.
+    """
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = file
+            if image.mode.startswith("I"):
+                image = Image.fromarray(_to_8_bit(np.asarray(image)))
+            elif image.mode == "F":
+                raise UserError(f"{path} holds floating-point pixels without a known range; convert it to 8 or 16 bits")
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as e:
+        reason = "cannot identify it" if isinstance(e, UnidentifiedImageError) else str(e)
+        raise UserError(f"{path} is not a readable image ({reason}); repair it or take it out") from e
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _to_8_bit(values: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(values, 0, 65535) / 257).astype(np.uint8)

@@ -1,0 +1,178 @@
+"""What the pipelines share: the order of an epoch, where a resumed run goes on, clean images, the last touches."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.augment import normalize
+from data.datasets import Data
+from data.images import Images
+from data.sampler import epoch_order
+from data.views import ViewSpec, expand
+from utils.batch import Batch
+from utils.distributed import rank, world_size
+
+Address = tuple[int, list[int]]  # an epoch and the images of one batch
+
+
+class EpochOrder:
+    """Batches of this rank in the order that belongs to (seed, epoch), from batch `start` on.
+
+    Step t of an epoch takes the next batch_size * ranks images of the permutation, and rank r the r-th part of them:
+    gathered in rank order they are what one process would have taken. The incomplete last step is left out.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.epoch = self.start = 0
+        self.sampler = self  # where Lightning looks for set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n // (self.batch_size * world_size())
+
+    def __iter__(self) -> Iterator[Address]:
+        order = epoch_order(self.n, self.seed, self.epoch)
+        start, self.start = self.start, 0
+        for step in range(start, len(self)):
+            at = (step * world_size() + rank()) * self.batch_size
+            yield self.epoch, order[at : at + self.batch_size].tolist()
+
+
+class InOrder:
+    """Every image once over all ranks, in order, in batches; the address has epoch -1."""
+
+    def __init__(self, n: int, batch_size: int):
+        self.n, self.batch_size = n, batch_size
+
+    def _starts(self) -> range:
+        return range(rank() * self.batch_size, self.n, self.batch_size * world_size())
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[Address]:
+        for at in self._starts():
+            yield -1, list(range(at, min(at + self.batch_size, self.n)))
+
+
+class ResumableLoader(DataLoader):
+    """A loader that knows how many batches of the epoch were taken; Lightning saves and restores that."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: workers start at the first batch
+        self.taken = getattr(self.batch_sampler, "start", 0)
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert isinstance(self.batch_sampler, EpochOrder)
+        self.batch_sampler.start = state["taken"] % max(1, len(self))
+
+
+class ByAddress(Dataset):
+    """What a worker does: a whole batch at a time, so that parameters are drawn for all its images at once."""
+
+    def __init__(self, images: Images, seed: int = 0):
+        self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, address: Address) -> Batch:
+        epoch, index = address
+        where = torch.tensor(index)
+        return Batch(where, self.views(epoch, index), self.images.labels[where])
+
+    def views(self, epoch: int, index: list[int]) -> list[Tensor]:
+        """The part of the work that is done here; a pipeline that does it on the device leaves this empty."""
+        return []
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class DataModule(LightningDataModule):
+    """The interface of every pipeline.
+
+    A pipeline gives `view_set` (training) and `clean_set` (evaluation), the work of a loader, and `finish`, the work
+    on the device. `plain_dataloader` yields finished clean batches of a split in data set order, without a Trainer.
+    """
+
+    def __init__(self, data: Data, specs: list[ViewSpec], batch_size: int, seed: int, num_workers: int):
+        super().__init__()
+        self.data, self.specs, self.batch_size, self.seed = data, expand(specs), batch_size, seed
+        self.num_workers = num_workers
+        self.size = self.specs[0].size
+
+    def view_set(self) -> ByAddress:
+        raise NotImplementedError
+
+    def clean_set(self, images: Images) -> ByAddress:
+        raise NotImplementedError
+
+    def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
+        """The batch with its views normalized on its device; epoch -1 for the evaluation view of `split`."""
+        return batch._replace(views=[normalize(v, self.data.mean, self.data.std) for v in batch.views])
+
+    def train_dataloader(self) -> DataLoader:
+        self.order = EpochOrder(len(self.data.train), self.batch_size, self.seed)
+        return self._loader(self.view_set(), self.order)
+
+    def val_dataloader(self) -> DataLoader | list:
+        if self.data.val is None:
+            return []
+        return self._loader(self.clean_set(self.data.val), InOrder(len(self.data.val), self.batch_size))
+
+    def plain_dataloader(self, split: str, device: torch.device) -> "PlainLoader":
+        """This rank's share of the clean images of "train" or "val", as finished batches on the device."""
+        images = self.data.train if split == "train" else self.data.val
+        assert images is not None, "no validation set"
+        return PlainLoader(
+            self, self._loader(self.clean_set(images), InOrder(len(images), self.batch_size)), split, device
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        assert self.trainer is not None
+        training = self.trainer.training
+        return self.finish(batch, "train" if training else "val", self.order.epoch if training else -1)
+
+    def _loader(self, dataset: ByAddress, order: Any) -> DataLoader:
+        return ResumableLoader(
+            dataset,
+            batch_sampler=order,
+            collate_fn=_as_it_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0 and isinstance(order, EpochOrder),
+            pin_memory=torch.cuda.is_available() and self.num_workers > 0,
+        )
+
+
+class PlainLoader:
+    """Clean batches of one split, finished on the device; len() counts batches, `images` the images of the split."""
+
+    def __init__(self, module: DataModule, loader: DataLoader, split: str, device: torch.device):
+        self.module, self.loader, self.split, self.device = module, loader, split, device
+        self.images = len(loader.dataset)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            moved = Batch(
+                batch.index.to(self.device), [v.to(self.device) for v in batch.views], batch.labels.to(self.device)
+            )
+            yield self.module.finish(moved, self.split, -1)

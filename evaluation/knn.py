@@ -1,0 +1,38 @@
+"""Weighted nearest neighbours (Wu et al., 2018, arXiv:1805.01978, sec. 3.4)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from evaluation.features import Features
+
+TEMPERATURE = 0.07
+
+
+def neighbours(bank: Tensor, queries: Tensor, k: int, at_once: int = 2**26) -> tuple[Tensor, Tensor]:
+    """(M, D) bank, (N, D) queries -> cosines (N, k) and rows of the bank (N, k), nearest first.
+
+    `at_once` bounds the similarities in memory: the whole N x M matrix is never made.
+    """
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    best = [(q @ bank.T).topk(k, dim=1) for q in queries.split(max(1, at_once // len(bank)))]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+
+def knn_accuracy(train: Features, val: Features, ks: Sequence[int], classes: int) -> dict[int, float]:
+    """k -> top-1 accuracy in per cent of the vote of the k nearest training images, each weighted exp(cosine / 0.07).
+
+    Rows without a label take no part. k is at most the number of labelled training images.
+    """
+    train, val = train.labelled(), val.labelled()
+    if max(ks) > len(train.x):
+        raise ValueError(f"k = {max(ks)} neighbours of {len(train.x)} labelled training images")
+    cosine, rows = neighbours(train.x, val.x, max(ks))
+    weight, label = (cosine / TEMPERATURE).exp(), train.y[rows]
+    accuracy = {}
+    for k in ks:
+        votes = torch.zeros(len(val.x), classes, dtype=weight.dtype).scatter_add_(1, label[:, :k], weight[:, :k])
+        accuracy[k] = 100 * (votes.argmax(dim=1) == val.y).double().mean().item()
+    return accuracy

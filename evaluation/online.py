@@ -1,0 +1,124 @@
+"""What judges a run while it trains and when it ends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+
+from evaluation import pictures
+from evaluation.features import Features, extract
+from evaluation.knn import knn_accuracy
+from utils.logs import log_pictures
+from utils.run import last_value, read_metrics
+
+DRAWN = ("probe_acc", "val_probe_acc", "knn_20", "knn_200", "nn_label_acc")
+LARGEST = 100_000  # training images above which the pictures at the end are left to main_linear.py
+
+
+class OnlineKNN(Callback):
+    """kNN on clean features every few epochs and after the last; needs labels and a validation set."""
+
+    def __init__(self, every: int, ks: Sequence[int], classes: int):
+        self.every, self.ks, self.classes = every, list(ks), classes
+        self.train: Features | None = None
+        self.val: Features | None = None
+        self.step = -1  # the optimizer step that the features belong to
+
+    def extract(self, trainer: Trainer, pl_module: Any) -> None:
+        """The clean features of both splits as the backbone is now; nothing to do when they are still fresh."""
+        if self.step == trainer.global_step:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        with trainer.precision_plugin.forward_context():
+            self.train = extract(pl_module, data.plain_dataloader("train", pl_module.device))
+            if data.data.val is not None:
+                self.val = extract(pl_module, data.plain_dataloader("val", pl_module.device))
+        self.step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        epoch, args = trainer.current_epoch + 1, pl_module.args
+        if not self.ks or (epoch % self.every and epoch != args.total_epochs):
+            return
+        self.extract(trainer, pl_module)
+        assert self.train is not None
+        assert self.val is not None
+        accuracy = knn_accuracy(self.train, self.val, self.ks, self.classes)
+        pl_module.log_dict({f"knn_{k}": a for k, a in accuracy.items()}, on_step=False, on_epoch=True)
+
+
+class Pictures(Callback):
+    """Curves, neighbours and embedding into the run folder (and onto the dashboard) when training ends."""
+
+    def __init__(self, folder: Path, knn: OnlineKNN, seed: int):
+        self.folder, self.knn, self.seed = folder, knn, seed
+        self.drawn: list[Path] = []
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        small = len(data.data.train) <= LARGEST
+        if small:
+            self.knn.extract(trainer, pl_module)  # on every rank
+        if not trainer.is_global_zero:
+            return
+        self._curves()
+        if small:
+            self._neighbours(data.data)
+            self._embedding(data.data)
+        log_pictures(trainer.loggers, self.drawn)
+
+    def _path(self, name: str) -> Path:
+        self.drawn.append(self.folder / f"{name}.png")
+        return self.drawn[-1]
+
+    def _curves(self) -> None:
+        rows = read_metrics(self.folder / "metrics.csv")
+        columns = {
+            name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
+            for name in ("loss", *DRAWN)
+            if last_value(rows, name) is not None
+        }
+        if columns:
+            pictures.curves(self._path("curves"), columns)
+
+    def _neighbours(self, data: Any) -> None:
+        bank, queries, images = self.knn.train, self.knn.val, data.val
+        assert bank is not None
+        offset = 0
+        if queries is None:  # no validation set: the first hundred training images ask the others
+            offset = min(100, len(bank.x) // 2)
+            queries, images = Features(bank.x[:offset], bank.y[:offset]), data.train
+            bank = Features(bank.x[offset:], bank.y[offset:])
+        if not len(queries.x) or not len(bank.x):
+            return
+        chosen, rows = pictures.nearest_rows(bank, queries, k=8, count=10, seed=self.seed)
+        right = (bank.y[rows] == queries.y[chosen][:, None]).numpy() if data.classes else None
+        pictures.neighbour_grid(
+            self._path("neighbours"),
+            [_show(images, int(i)) for i in chosen],
+            [[_show(data.train, int(i) + offset) for i in row] for row in rows],
+            right,
+            [_name(data.train, int(y)) for y in queries.y[chosen]] if data.classes else [],
+        )
+
+    def _embedding(self, data: Any) -> None:
+        features = self.knn.val or self.knn.train
+        assert features is not None
+        if len(features.x) >= 4:
+            pictures.embedding(self._path("embedding"), features, data.train.classes, self.seed)
+
+
+def _show(images: Any, i: int) -> Any:
+    return images.decode(i).permute(1, 2, 0).numpy()
+
+
+def _name(images: Any, label: int) -> str:
+    return images.classes[label] if images.classes else str(label)
+
+
+def online_callbacks(args: Any, folder: Path, has_val: bool) -> list[Callback]:
+    """The judges that this run needs: without labels or a validation set there is no kNN, only pictures."""
+    knn = OnlineKNN(
+        args.knn_every, args.knn_ks if args.num_classes and has_val and args.knn_every else [], args.num_classes
+    )
+    return [knn, Pictures(folder, knn, args.seed)]

@@ -1,0 +1,104 @@
+"""Pictures of a run, as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evaluation.features import Features
+from evaluation.knn import neighbours
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  # the backend must be chosen first
+
+POINTS = 2000  # at most, in an embedding
+RIGHT, WRONG = "#2a9d4e", "#c8352c"
+
+
+def curves(path: Path, columns: dict[str, list[tuple[int, float]]]) -> None:
+    """Loss on the left, accuracies on the right, against the optimizer step; columns: name -> (step, value) points."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name, points in columns.items():
+        steps, values = zip(*points, strict=True)
+        axes = left if name == "loss" else right
+        axes.plot(steps, values, label=name, marker="o" if len(points) < 30 else "", markersize=3)
+    left.set(title="loss", xlabel="step")
+    right.set(title="accuracy (%)", xlabel="step")
+    if right.lines:
+        right.legend(frameon=False)
+    else:
+        right.text(0.5, 0.5, "no labels", ha="center", transform=right.transAxes)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def neighbour_grid(
+    path: Path, queries: Sequence[NDArray], found: Sequence[Sequence[NDArray]], right: NDArray | None, labels: list[str]
+) -> None:
+    """Each query (H, W, 3) uint8 beside its nearest training images, nearest first.
+
+    right: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
+    """
+    rows, columns = len(queries), len(found[0]) + 1
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(columns * 1.05, rows * 1.1), squeeze=False, layout="constrained",
+        gridspec_kw={"width_ratios": [1.0] * columns},
+    )  # fmt: skip
+    for r in range(rows):
+        for c, image in enumerate([queries[r], *found[r]]):
+            axes = grid[r, c]
+            axes.imshow(image, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            color = "black" if c == 0 or right is None else RIGHT if right[r, c - 1] else WRONG
+            for spine in axes.spines.values():
+                spine.set(color=color, linewidth=1.5 if c == 0 else 2.5)
+        if labels:
+            grid[r, 0].set_ylabel(labels[r], rotation=0, ha="right", va="center", fontsize=8)
+    grid[0, 0].set_title("query", fontsize=9)
+    grid[0, 1].set_title("nearest", fontsize=9)
+    grid[0, -1].set_title(f"{columns - 1}th", fontsize=9)
+    _save(figure, path)
+
+
+def embedding(path: Path, features: Features, names: list[str], seed: int) -> None:
+    """Features in the plane by t-SNE (van der Maaten and Hinton, 2008), coloured by class where labels exist."""
+    from sklearn.manifold import TSNE
+
+    order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
+    x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
+    flat = TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    if (y >= 0).any():
+        for label in np.unique(y[y >= 0])[:20]:  # more colours than that cannot be told apart
+            at = y == label
+            color = plt.get_cmap("tab10" if y.max() < 10 else "tab20")(int(label) % 20)
+            axes.scatter(flat[at, 0], flat[at, 1], s=12, color=color, label=names[label] if names else str(label))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
+    else:
+        axes.scatter(flat[:, 0], flat[:, 1], s=12, color="#336699")
+    axes.set(xticks=[], yticks=[], title=f"{len(x):,} images by t-SNE of their features")
+    _save(figure, path)
+
+
+def nearest_rows(bank: Features, queries: Features, k: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(Q,) some queries, spread over the classes where labels exist, and the (Q, k) nearest rows of the bank."""
+    order = torch.randperm(len(queries.x), generator=torch.Generator().manual_seed(seed))
+    turn = torch.zeros(len(order), dtype=torch.long)  # how many of its class came before
+    seen: dict[int, int] = {}
+    for i, row in enumerate(order.tolist()):
+        label = int(queries.y[row])
+        turn[i] = seen.get(label, 0)
+        seen[label] = int(turn[i]) + 1
+    chosen = order[turn.argsort(stable=True)[:count]]
+    return chosen, neighbours(bank.x, queries.x[chosen], min(k, len(bank.x)))[1]
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

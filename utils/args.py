@@ -1,0 +1,204 @@
+"""The command line: shared flags in titled groups, a strict parser, and every derived value in one place."""
+
+import argparse
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from utils.errors import UserError, did_you_mean
+
+
+def number(kind: type, low: float = float("-inf"), high: float = float("inf"), above: bool = False) -> Callable:
+    """An argparse type: a number of `kind` from low (or above it) to high."""
+
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not (low < value if above else low <= value) or not value <= high:
+            floor = "" if low == float("-inf") else f" {'above' if above else 'from'} {low:g}"
+            ceiling = "" if high == float("inf") else f" to {high:g}"
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} given, {what}{floor}{ceiling} needed")
+        return value
+
+    return convert
+
+
+positive_int = number(int, 1)
+count = number(int, 0)
+positive_float = number(float, 0, above=True)
+nonnegative_float = number(float, 0)
+probability = number(float, 0, 1)
+
+
+class Parser(ArgumentParser):
+    """argparse with errors of one line, without abbreviations, and with the nearest known name for a wrong one."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.search(r"argument (\S+): invalid choice: '([^']*)'", message):
+            action = next(a for a in self._actions if match[1] in {a.dest, *"/".join(a.option_strings).split("/")})
+            known = [str(c) for c in action.choices or ()]
+            near = did_you_mean(match[2], known)
+            message = f"unknown {match[1].lstrip('-')} {match[2]!r}{near}; choose one of {', '.join(known)}"
+        raise UserError(message)
+
+    def parse_strictly(
+        self, argv: Sequence[str], others: Mapping[str, str], into: Namespace | None = None
+    ) -> Namespace:
+        """Parse; an unknown flag is an error with the nearest known one. `others`: flags of other methods -> method."""
+        args, unknown = self.parse_known_args(argv, into)
+        if unknown:
+            flag = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+            if flag in others:
+                raise UserError(f"{flag} is a flag of --method {others[flag]}, not of {args.method}; leave it out")
+            known = [o for a in self._actions for o in a.option_strings]
+            raise UserError(f"unknown argument {flag}{did_you_mean(flag, known)}; --help lists all")
+        return args
+
+
+def add_data_flags(parser: ArgumentParser, datasets: Sequence[str]) -> None:
+    parser.add_argument("dataset", choices=list(datasets), help="what to train on")
+    parser.add_argument("backbone", help="a torchvision ResNet or any timm name")
+    g = parser.add_argument_group("data")
+    g.add_argument("--data_folder", default="datasets", help="where data sets are, or are downloaded to")
+    g.add_argument("--train_dir", help="class folders (or a pile of images) for training, relative to --data_folder")
+    g.add_argument("--val_dir", help="class folders for validation, relative to --data_folder")
+    g.add_argument(
+        "--pipeline", choices=["auto", "device", "torchvision"], default="auto", help="how images become views"
+    )
+    g.add_argument("--num_workers", type=count, default=4, help="worker processes of the torchvision pipeline")
+    g.add_argument("--batch_size", type=positive_int, default=256, help="images per device and step")
+
+
+def add_view_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("views")
+    g.add_argument("--large_size", type=number(int, 8), default=224, help="side of a view in pixels")
+    g.add_argument("--crop_scale", type=number(float, 0, 1, above=True), nargs=2, default=[0.2, 1.0],
+                   metavar=("LOW", "HIGH"), help="share of the image's area in a view")  # fmt: skip
+    g.add_argument("--flip", type=probability, default=0.5, help="probability of a horizontal flip")
+    g.add_argument("--jitter", type=probability, default=0.8, help="probability of colour jitter")
+    g.add_argument("--jitter_strengths", type=nonnegative_float, nargs=4, default=[0.4, 0.4, 0.2, 0.1],
+                   metavar=("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"), help="as in torchvision")  # fmt: skip
+    g.add_argument("--gray", type=probability, default=0.2, help="probability of dropping the colours")
+    g.add_argument("--blur", type=probability, nargs="+", default=[0.0], metavar="P",
+                   help="probability of a blur; two numbers give each view its own")  # fmt: skip
+    g.add_argument("--solarize", type=probability, nargs="+", default=[0.0], metavar="P",
+                   help="probability of solarizing; two numbers give each view its own")  # fmt: skip
+
+
+def add_optimizer_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("optimizer")
+    g.add_argument("--optimizer", choices=["adamw", "lars", "sgd"], default="sgd")
+    g.add_argument("--lr", type=positive_float, default=0.3, help="learning rate per 256 images of the global batch")
+    g.add_argument("--weight_decay", type=nonnegative_float, default=1e-4, help="on weights, not on biases and norms")
+    g.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd and lars")
+    g.add_argument("--lars_eta", type=positive_float, default=0.001, help="trust coefficient of lars")
+    g.add_argument("--lars_clip", action="store_true", help="never let lars raise the rate above the schedule's")
+    g.add_argument("--scheduler", choices=["warmup_cosine", "cosine", "step", "none"], default="warmup_cosine")
+    g.add_argument("--warmup_epochs", type=nonnegative_float, help="of warmup_cosine; 10, or a tenth of a shorter run")
+    g.add_argument("--lr_decay_steps", type=positive_int, nargs="+", default=[60, 80], metavar="EPOCH", help="of step")
+    g.add_argument("--lr_decay_factor", type=positive_float, default=0.1, help="of step")
+    g.add_argument("--accumulate", type=positive_int, default=1, help="batches per optimizer step")
+    g.add_argument("--clip_grad", type=positive_float, help="largest norm of the gradient")
+    g.add_argument("--probe_lr", type=positive_float, help="of the online probe; 0.1, or 0.001 with adamw")
+
+
+def add_trainer_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("trainer")
+    g.add_argument("--epochs", type=positive_int, default=100)
+    g.add_argument("--steps", type=positive_int, help="optimizer steps, instead of --epochs")
+    g.add_argument("--num_nodes", type=positive_int, default=1)
+    g.add_argument("--precision", choices=["32", "bf16-mixed", "16-mixed"],
+                   help="bf16-mixed where the hardware has it, else 32")  # fmt: skip
+    g.add_argument("--compile", action="store_true", help="compile the backbone")
+    g.add_argument("--resume", metavar="RUN", help="go on with a run folder, exactly where it stopped")
+
+
+def add_machine_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("machine")
+    g.add_argument("--gpus", type=count, nargs="+", metavar="ID", help="CUDA devices; by default what the machine has")
+    g.add_argument("--stem", choices=["auto", "small", "imagenet"], default="auto",
+                   help="first layers of a ResNet; auto: 3x3 without max-pool for views up to 64 pixels")  # fmt: skip
+    g.add_argument("--seed", type=count, default=0, help="the same seed gives the same run")
+
+
+def add_run_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("run folder")
+    g.add_argument("--output", default="trained_models", help="folder of run folders")
+    g.add_argument("--run_id", help="name of the run folder; by default made from name, data, backbone and time")
+
+
+def add_logging_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("logging")
+    g.add_argument("--name", help="name of the run; by default the method")
+    g.add_argument("--log_every", type=positive_int, default=10, help="batches between two rows of metrics.csv")
+    g.add_argument("--knn_every", type=count, default=5, help="epochs between two kNN checks; 0: none")
+    g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K")
+    g.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
+    g.add_argument("--project", default="lookalike", help="W&B project; only --wandb reads it")
+    g.add_argument("--entity", help="W&B entity; only --wandb reads it")
+    g.add_argument("--offline", action="store_true", help="W&B without a network; only --wandb reads it")
+
+
+def add_evaluation_flags(parser: ArgumentParser, evaluations: Sequence[str]) -> None:
+    g = parser.add_argument_group("evaluation")
+    g.add_argument("--pretrained_feature_extractor", required=True, metavar="RUN", help="run folder or .safetensors")
+    g.add_argument("--evaluation", nargs="+", choices=evaluations, default=["probe", "knn"], help="what to measure")
+    g.add_argument("--baselines", action="store_true", help="judge raw pixels and the untrained backbone too")
+    g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K")
+    g.add_argument("--shots", type=positive_int, default=5, help="labels per class in fewshot")
+    g.add_argument("--draws", type=positive_int, default=5, help="draws of them")
+
+
+def pretraining_parser(datasets: Sequence[str]) -> Parser:
+    """All shared flags of main_contrastive.py."""
+    parser = Parser(description="Self-supervised pretraining of an image backbone.")
+    add_data_flags(parser, datasets)
+    add_view_flags(parser)
+    add_optimizer_flags(parser)
+    add_trainer_flags(parser)
+    add_machine_flags(parser)
+    add_run_flags(parser)
+    add_logging_flags(parser)
+    return parser
+
+
+def parse(argv: Sequence[str], methods: Mapping[str, Any], datasets: Mapping[str, Any]) -> Namespace:
+    """The typed arguments: shared flags and those of the chosen method, with that method's and data set's defaults."""
+    first = Parser(add_help=False)
+    first.add_argument("--method", default="simclr")
+    name = first.parse_known_args(argv)[0].method
+    if name not in methods:
+        raise UserError(f"unknown method {name!r}{did_you_mean(name, methods)}; choose one of {', '.join(methods)}")
+    parser = pretraining_parser(list(datasets))
+    parser.add_argument("--method", choices=list(methods), default="simclr", help="who learns")
+    methods[name].add_args(parser.add_argument_group(f"method {name}"))
+    others = _flags_of_others(name, methods)
+    if argv and argv[0] in datasets:  # so that --help shows this data set's defaults
+        parser.set_defaults(**datasets[argv[0]].views)
+    args = parser.parse_strictly(argv, others)
+    parser.set_defaults(**datasets[args.dataset].views)
+    args = parser.parse_strictly(argv, others)
+    if args.crop_scale[0] > args.crop_scale[1]:
+        raise UserError(f"--crop_scale {args.crop_scale[0]} {args.crop_scale[1]}: give the smaller share first")
+    if max(len(args.blur), len(args.solarize)) > 2:
+        raise UserError("--blur and --solarize take one probability, or one for each of the two large views")
+    if args.jitter_strengths[3] > 0.5:
+        raise UserError(f"--jitter_strengths: hue {args.jitter_strengths[3]} given, at most 0.5 (a half turn) possible")
+    return args
+
+
+def _flags_of_others(name: str, methods: Mapping[str, Any]) -> dict[str, str]:
+    flags: dict[str, str] = {}
+    for other in methods:
+        if other != name:
+            parser = ArgumentParser(add_help=False)
+            methods[other].add_args(parser)
+            flags |= {option: other for action in parser._actions for option in action.option_strings}
+    return flags

@@ -1,0 +1,83 @@
+"""name -> (network without its classifier, width of its features)."""
+
+import torch
+from torch import nn
+
+from utils.errors import UserError, did_you_mean
+
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+               "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")  # fmt: skip
+SMALL = 64  # pixels: views up to this side get the 3x3 stem
+
+
+def build_backbone(name: str, stem: str, size: int) -> tuple[nn.Module, int]:
+    """A randomly initialized network that maps (N, 3, size, size) to (N, D), and D.
+
+    name: one of torchvision's ResNets, else any name of timm. stem: "small" is a 3x3 convolution without max-pool
+    in place of the first layers of a ResNet (SimCLR, app. B.9), "imagenet" leaves the network as it is.
+    """
+    network = _torchvision(name) if name in TORCHVISION else _timm(name, size)
+    if stem == "small":
+        if not has_imagenet_stem(network):
+            raise UserError(f"--stem small replaces the 7x7 stem of a ResNet, which {name} does not have; leave it out")
+        channels = int(network.state_dict()["conv1.weight"].shape[0])
+        conv = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        network.conv1, network.maxpool = conv, nn.Identity()
+    return network, _feature_width(network, name, size)
+
+
+def has_imagenet_stem(network: nn.Module) -> bool:
+    """Whether the network starts with one 7x7 convolution and a max-pool, as the ResNets of both libraries do."""
+    conv = getattr(network, "conv1", None)
+    return isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7) and hasattr(network, "maxpool")
+
+
+def choose_stem(wanted: str, name: str, size: int) -> tuple[str, str]:
+    """(stem, reason) for --stem auto: the 3x3 stem where views have at most 64 pixels and the network takes it."""
+    if wanted != "auto":
+        return wanted, "as given"
+    if size > SMALL:
+        return "imagenet", f"views of {size} pixels"
+    with torch.device("meta"):
+        network = _torchvision(name) if name in TORCHVISION else _timm(name, size)
+    if not has_imagenet_stem(network):
+        return "imagenet", f"{name} has no 7x7 stem to replace"
+    return "small", f"3x3 without max-pool, for views of {size} pixels; --stem imagenet keeps the ordinary one"
+
+
+def _torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    network = torchvision.models.get_model(name, weights=None)
+    network.fc = nn.Identity()
+    return network
+
+
+def _timm(name: str, size: int) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        known = [*TORCHVISION, *timm.list_models()]
+        raise UserError(f"unknown backbone {name!r}{did_you_mean(name, known)}; any timm name or torchvision ResNet")
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+    except TypeError:  # convolutional networks take any size and no such argument
+        return timm.create_model(name, pretrained=False, num_classes=0)
+    except (AssertionError, ValueError, RuntimeError) as e:
+        raise UserError(f"{name} cannot be built for views of {size} pixels ({e}); choose another --large_size") from e
+
+
+@torch.no_grad()
+def _feature_width(network: nn.Module, name: str, size: int) -> int:
+    """Width of the features, by running the network once: what it says of itself is not always what it returns."""
+    training = network.training
+    try:
+        shape = network.eval()(torch.zeros(2, 3, size, size)).shape
+    except (RuntimeError, AssertionError, ValueError) as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{name} cannot see views of {size} pixels ({reason}); choose another --large_size") from e
+    network.train(training)
+    if len(shape) != 2:
+        raise UserError(f"{name} returns features of shape {tuple(shape)}, not (N, D); choose a network with pooling")
+    return shape[1]
