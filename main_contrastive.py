@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     loggers = build_loggers(args, folder, resumed=resume is not None)
     judges = online_callbacks(args, folder, data.val is not None)
     callbacks = [Speed(), *judges, Progress(), Saver(folder, describe_backbone(args))]
-    trainer = build_trainer(args, callbacks, loggers)
+    trainer = build_trainer(args, callbacks, loggers, validate=data.val is not None and data.labelled)
     trainer.fit(method, datamodule=module, ckpt_path=str(resume / "last.ckpt") if resume else None, weights_only=True)
     if trainer.is_global_zero:
         write_summary(folder, args, time.time() - started)

@@ -35,11 +35,11 @@ class DatasetInfo:
 
 
 def _digits(root: Path, split: str) -> Images:
-    """The 1,797 scans of 8x8 pixels and 17 grays inside scikit-learn; the last 360 of them are held out."""
+    """The 1,797 scans of 8x8 pixels and 17 grays inside scikit-learn; every fifth is held out."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    part = slice(None, -360) if split == "train" else slice(-360, None)
+    part = (np.arange(len(bunch.target)) % 5 == 4) == (split == "val")
     pixels = torch.from_numpy(np.rint(bunch.images[part] * (255 / 16)).astype(np.uint8))
     return ArrayImages(pixels[:, None].repeat(1, 3, 1, 1), torch.from_numpy(bunch.target[part]).long())
 

@@ -131,9 +131,8 @@ class DataModule(LightningDataModule):
         self.order = EpochOrder(len(self.data.train), self.batch_size, self.seed)
         return self._loader(self.view_set(), self.order)
 
-    def val_dataloader(self) -> DataLoader | list:
-        if self.data.val is None:
-            return []
+    def val_dataloader(self) -> DataLoader:
+        assert self.data.val is not None, "no validation set"
         return self._loader(self.clean_set(self.data.val), InOrder(len(self.data.val), self.batch_size))
 
     def plain_dataloader(self, split: str, device: torch.device) -> "PlainLoader":

@@ -46,7 +46,7 @@ class Saver(Callback):
 
     def __init__(self, folder: Path, metadata: dict[str, str]):
         self.folder, self.metadata = folder, metadata
-        self._asked = False
+        self._asked = self._epoch_ends = False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -64,24 +64,37 @@ class Saver(Callback):
             signal.signal(known, handler)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        stepped = (batch_idx + 1) % pl_module.args.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
-        if stepped and self._agreed(trainer, pl_module):
+        """Stop where an optimizer step ends; after the last one of an epoch, the epoch is judged and saved first."""
+        last = batch_idx + 1 == trainer.num_training_batches
+        stepped = (batch_idx + 1) % pl_module.args.accumulate == 0
+        often = world_size() == 1 or trainer.global_step % pl_module.args.log_every == 0
+        if stepped and often and not last and self._agreed(pl_module):
+            trainer._logger_connector.update_train_step_metrics()  # Lightning would write this step's row after us
             self._save(trainer, pl_module)
             raise Stopped(
                 f"stopped after step {trainer.global_step}; go on with: "
                 f"python3 main_contrastive.py --resume {self.folder}"
             )
 
-    def _agreed(self, trainer: Trainer, pl_module: Any) -> bool:
+    def _agreed(self, pl_module: Any) -> bool:
         """Whether any rank was asked to stop; several ranks compare notes only where they log, to stay fast."""
-        if world_size() == 1:
-            return self._asked
-        if trainer.global_step % pl_module.args.log_every:
-            return False
         return bool(sum_over_ranks(torch.tensor(float(self._asked), device=pl_module.device)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._epoch_ends = True
         self._save(trainer, pl_module)
+        self._epoch_ends = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """An epoch's checkpoint says that the epoch is over, which Lightning's counters do only after this hook."""
+        if self._epoch_ends:
+            loop = checkpoint["loops"]["fit_loop"]
+            for count in (loop["epoch_progress"]["current"], loop["epoch_progress"]["total"]):
+                count["completed"] = count["processed"]
+            for name in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
+                loop[name]["current"] = dict.fromkeys(loop[name]["current"], 0)
+                loop[name]["is_last_batch"] = False
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # a restart adds one, as for a stop within
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         for number, handler in self._before.items():

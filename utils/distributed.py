@@ -105,6 +105,7 @@ def synchronize_batch_norm(module: nn.Module, on_cuda: bool) -> nn.Module:
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )
             new.load_state_dict(child.state_dict(), strict=False)
+            new.to(next(iter(child.state_dict().values()), torch.empty(0)))  # the same device and precision
             for part, inner in child.named_children():
                 new.add_module(part, inner)
             setattr(module, name, new)

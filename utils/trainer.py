@@ -11,7 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy, Strategy
 from utils.checkpoint import AtomicIO
 
 
-def build_trainer(args: Namespace, callbacks: list[Callback], loggers: list[Logger]) -> Trainer:
+def build_trainer(args: Namespace, callbacks: list[Callback], loggers: list[Logger], validate: bool) -> Trainer:
     """Lightning's own loop and DDP; what it would add of its own (bars, samplers, checkpoints) is ours."""
     quiet()
     strategy: Strategy | str = "auto"
@@ -34,6 +34,7 @@ def build_trainer(args: Namespace, callbacks: list[Callback], loggers: list[Logg
         plugins=[AtomicIO()],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        limit_val_batches=1.0 if validate else 0,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -42,9 +43,8 @@ def build_trainer(args: Namespace, callbacks: list[Callback], loggers: list[Logg
 
 def quiet() -> None:
     """Hide what Lightning says about things that are meant to be as they are."""
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
-        logging.getLogger(f"{name}.accelerators.cuda").setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # --pipeline device has none, on purpose
         ".*smaller than the logging interval.*",  # short epochs are logged when their turn comes

@@ -1,0 +1,100 @@
+"""What several tests need: small arguments, small networks, small images, several processes."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from torch import nn
+
+from data.datasets import DATASETS
+from methods import METHODS
+from utils.args import parse
+from utils.resolve import resolve
+
+# Widths of the heads, so that a method takes milliseconds.
+SMALL = {
+    "nnclr": ["--hidden_mlp", "16", "--proj_dim", "8", "--pred_hidden_mlp", "16", "--queue_size", "40"],
+    "simclr": ["--hidden_mlp", "16", "--proj_dim", "8"],
+}
+TINY = ["digits", "test_resnet.r160_in1k", "--precision", "32", "--num_workers", "0"]
+
+
+def arguments(method: str, *words: str, images: int = 1437, classes: int = 10) -> Namespace:
+    """Resolved arguments of a small run."""
+    argv = [*TINY, "--method", method, *SMALL[method], *words]
+    return resolve(parse(argv, METHODS, DATASETS), images, images, classes)
+
+
+class Flat(nn.Module):
+    """A backbone of two layers on flattened images."""
+
+    def __init__(self, pixels: int, dim: int = 6):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(pixels, dim), nn.BatchNorm1d(dim), nn.Tanh())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), seed: int = 0) -> Path:
+    """A random image of (width, height) in a Pillow mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    if mode == "I;16":
+        Image.fromarray(rng.integers(0, 65536, size[::-1], dtype=np.uint16)).save(path)
+    else:
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).convert(mode).save(path)
+    return path
+
+
+def class_folders(root: Path, classes: int = 2, each: int = 6, size: tuple[int, int] = (20, 16)) -> Path:
+    """root/c0/0.png ...: images of classes that differ only by their folder."""
+    for c in range(classes):
+        for i in range(each):
+            write_image(root / f"c{c}" / f"{i}.png", size=size, seed=100 * c + i)
+    return root
+
+
+def _serve(rank: int, world: int, store: str, pipe) -> None:
+    """A gloo process that does what it is sent until it is sent nothing."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    while task := pipe.recv():
+        function, args = task
+        try:
+            pipe.send((True, function(rank, world, *args)))
+        except Exception as e:  # whatever it is, the test must fail with it
+            pipe.send((False, repr(e)))
+    dist.destroy_process_group()
+
+
+class Ranks:
+    """`world` gloo processes, started once: importing torch takes them longer than any test."""
+
+    def __init__(self, world: int, folder: str):
+        context = mp.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world, f"{folder}/{world}", theirs), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, function, *args) -> list:
+        """function(rank, world, *args) on every process -> what each returned."""
+        for pipe in self.pipes:
+            pipe.send((function, args))
+        results = [pipe.recv() for pipe in self.pipes]
+        assert all(fine for fine, _ in results), [value for fine, value in results if not fine]
+        return [value for _, value in results]
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(30)

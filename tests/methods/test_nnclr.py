@@ -1,0 +1,135 @@
+"""NNCLR against its formula, written as loops, and the promises about its queue."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from methods.base import Features
+from methods.nnclr import NNCLR, nnclr_loss
+from tests.helpers import Flat, arguments
+from utils.batch import Batch
+from utils.errors import UserError
+
+
+def unit(n, d, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(n, d, dtype=torch.double, generator=generator), dim=1)
+
+
+def naive_nnclr(nn, p, t):
+    """Eq. 3 and its transpose, a term at a time; negatives are the other rows of the same matrix."""
+    n, total = len(p), 0.0
+    for i in range(n):
+        positive = math.exp(nn[i] @ p[i] / t)
+        total -= math.log(positive / sum(math.exp(nn[i] @ p[k] / t) for k in range(n)))
+        total -= math.log(positive / sum(math.exp(nn[k] @ p[i] / t) for k in range(n)))
+    return torch.tensor(total / (2 * n), dtype=torch.double)
+
+
+@pytest.mark.parametrize("n", [2, 5, 9])
+@pytest.mark.parametrize("t", [0.1, 0.5])
+def test_agrees_with_the_formula(n, t):
+    nn, p = unit(n, 6, 1), unit(n, 6, 2)
+    assert_close(nnclr_loss(nn, p, t), naive_nnclr(nn, p, t), rtol=0, atol=1e-10)
+
+
+def test_identical_vectors_give_log_of_the_batch():
+    one = F.normalize(torch.ones(6, 4, dtype=torch.double), dim=1)
+    assert_close(nnclr_loss(one, one, 0.1), torch.tensor(6.0, dtype=torch.double).log())
+
+
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 8))
+@settings(max_examples=30, deadline=None)
+def test_symmetric_and_independent_of_the_order(seed, n):
+    nn, p = unit(n, 5, seed), unit(n, 5, seed + 1)
+    turn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert_close(nnclr_loss(nn[turn], p[turn], 0.2), nnclr_loss(nn, p, 0.2))
+    assert_close(nnclr_loss(p, nn, 0.2), nnclr_loss(nn, p, 0.2))
+
+
+def build(*words):
+    torch.manual_seed(0)
+    return NNCLR(arguments("nnclr", "--batch_size", "4", *words), Flat(12), 6).double()
+
+
+def batch(n=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    views = [torch.randn(n, 3, 2, 2, dtype=torch.double, generator=g) for _ in range(2)]
+    return Batch(torch.arange(n), views, torch.arange(n) % 10)
+
+
+def loss_of(method, b):
+    return method.training_loss(Features([method(v) for v in b.views], []), b)
+
+
+@pytest.mark.parametrize("words", [[], ["--no_predictor"]])
+def test_objective_is_the_mean_of_four_terms(words):
+    method, b = build(*words), batch()
+    rows = method.queue.rows.clone()
+    out = loss_of(method, b)
+    z = [F.normalize(x, dim=1) for x in (method.projector(method(v)) for v in b.views)]
+    p = [F.normalize(method.predictor(method.projector(method(v))), dim=1).detach() for v in b.views]
+    nearest = [rows[(x @ rows.T).argmax(dim=1)] for x in z]
+    expected = (naive_nnclr(nearest[0], p[1], 0.1) + naive_nnclr(nearest[1], p[0], 0.1)) / 2
+    assert_close(out["loss"].detach(), expected, rtol=0, atol=1e-10)
+
+
+def test_a_batch_never_finds_itself():
+    method, b = build(), batch()
+    for _ in range(3):  # the same batch again and again: its embeddings are in the queue only from the step before
+        z1 = F.normalize(method.projector(method(b.views[0])), dim=1).detach()
+        out = loss_of(method, b)
+        inside = (method.queue.rows[:, None] - z1).norm(dim=2).min(dim=0).values
+        assert (inside > 1e-6).all() or out["nn_similarity"] > 1 - 1e-9
+        assert (method.queue.age == 0).sum() in (0, 4)
+        before = method.queue.rows.clone()
+        assert torch.equal(method.queue.rows, before), "the loss must not move the queue"
+        method.queue.flush()
+        assert_close(method.queue.rows[(method.queue.at - 4) % 40 : method.queue.at or 40], z1)
+        with torch.no_grad():
+            for q in method.projector.parameters():
+                q.add_(0.1 * torch.randn_like(q))
+
+
+def test_first_look_up_finds_only_random_rows():
+    out = loss_of(build(), batch())
+    assert out["queue_fill"] == 0
+    assert out["nn_label_acc"] == 0
+    assert out["nn_similarity"] < 0.99
+
+
+def test_health_numbers():
+    method, b = build(), batch()
+    for expected_fill, expected_age in ((0.0, 0.0), (0.1, 0.0), (0.2, 0.5)):
+        out = loss_of(method, b)
+        assert out["queue_fill"].item() == pytest.approx(expected_fill)
+        assert out["queue_age"].item() == pytest.approx(expected_age)
+        assert 0.25 <= out["nn_distinct"] <= 1
+        method.queue.flush()
+    assert out["nn_label_acc"] == 100, "the same images again: each finds its own last embedding"
+
+
+def test_without_labels_the_label_number_stays_quiet():
+    method = NNCLR(arguments("nnclr", "--batch_size", "4", classes=0), Flat(12), 6).double()
+    assert "nn_label_acc" not in loss_of(method, batch()._replace(labels=torch.full((4,), -1)))
+
+
+def test_a_queue_smaller_than_the_global_batch_is_refused():
+    with pytest.raises(UserError, match="--queue_size 40 is smaller than the global batch of 64"):
+        NNCLR(arguments("nnclr", "--batch_size", "32", "--accumulate", "2"), Flat(12), 6)
+
+
+def test_defaults_are_the_papers():
+    from data.datasets import DATASETS
+    from methods import METHODS
+    from utils.args import parse
+
+    args = parse(["imagenet", "resnet50", "--method", "nnclr"], METHODS, DATASETS)
+    wanted = {"hidden_mlp": 2048, "proj_dim": 256, "pred_hidden_mlp": 4096, "queue_size": 98304, "temperature": 0.1,
+              "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6}  # fmt: skip
+    assert {k: getattr(args, k) for k in wanted} == wanted

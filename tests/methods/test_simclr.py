@@ -1,0 +1,100 @@
+"""NT-Xent against the paper's formula, written as loops."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from methods.simclr import nt_xent
+
+
+def naive_nt_xent(views, t):
+    """Eq. 1 of the paper, a term at a time: every ordered pair of distinct views of one image."""
+    z = [[v / v.norm() for v in view] for view in views]
+    everyone = [(k, i) for k in range(len(z)) for i in range(len(z[0]))]
+    total, pairs = 0.0, 0
+    for k, i in everyone:
+        others = sum(math.exp(z[k][i] @ z[m][j] / t) for m, j in everyone if (m, j) != (k, i))
+        for m in range(len(z)):
+            if m != k:
+                total -= math.log(math.exp(z[k][i] @ z[m][i] / t) / others)
+                pairs += 1
+    return torch.tensor(total / pairs, dtype=torch.double)
+
+
+def draw(v, n, d, seed=0):
+    return list(torch.randn(v, n, d, dtype=torch.double, generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.mark.parametrize(("v", "n"), [(2, 2), (2, 5), (3, 4), (8, 3)])
+@pytest.mark.parametrize("t", [0.1, 0.5, 2.0])
+def test_agrees_with_the_formula(v, n, t):
+    views = draw(v, n, 7)
+    assert_close(nt_xent(views, t)["loss"], naive_nt_xent(views, t), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("v", [2, 4])
+def test_identical_vectors_give_log_of_the_number_of_choices(v):
+    one = [torch.ones(5, 8, dtype=torch.double)] * v
+    assert_close(nt_xent(one, 0.2)["loss"], torch.tensor(5.0 * v - 1, dtype=torch.double).log())
+
+
+def test_known_angles():
+    """Two images, views at 0 and 60 degrees of each other, the images at right angles."""
+    a = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.double)
+    b = torch.tensor([[0.5, 0.75**0.5, 0, 0], [0, 0, 0.5, 0.75**0.5]], dtype=torch.double)
+    expected = -math.log(math.exp(0.5) / (math.exp(0.5) + 2))
+    out = nt_xent([a, b], 1.0)
+    assert out["loss"].item() == pytest.approx(expected, abs=1e-12)
+    assert out["positive_similarity"].item() == pytest.approx(0.5, abs=1e-12)
+
+
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 8), t=st.floats(0.05, 2.0))
+@settings(max_examples=30, deadline=None)
+def test_order_of_images_and_views_and_scale_do_not_matter(seed, n, t):
+    a, b = draw(2, n, 5, seed)
+    loss = nt_xent([a, b], t)["loss"]
+    turn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert_close(nt_xent([a[turn], b[turn]], t)["loss"], loss)
+    assert_close(nt_xent([b, a], t)["loss"], loss)
+    assert_close(nt_xent([3 * a, 0.1 * b], t)["loss"], loss)
+
+
+@given(seed=st.integers(0, 2**31), t=st.floats(0.1, 2.0))
+@settings(max_examples=30, deadline=None)
+def test_lower_bound(seed, t):
+    """No embedding does better than agreeing views with every other image opposite."""
+    n = 4
+    loss = nt_xent(draw(2, n, 5, seed), t)["loss"]
+    assert loss >= math.log(1 + (2 * n - 2) * math.exp(-2 / t)) - 1e-9
+
+
+def test_gradient_agrees_with_finite_differences():
+    views = [v.requires_grad_() for v in draw(2, 3, 4)]
+    assert torch.autograd.gradcheck(lambda *z: nt_xent(list(z), 0.5)["loss"], views)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_embeddings_are_compared_in_full(dtype):
+    a, b = (v.to(dtype) for v in draw(2, 6, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = nt_xent([a, b], 0.05)["loss"]
+    assert half.dtype == torch.float32
+    assert_close(half.double(), nt_xent([a.double(), b.double()], 0.05)["loss"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.1])
+def test_extreme_embeddings_stay_finite(t):
+    same = torch.ones(2, 4)
+    zero = torch.zeros(2, 4)
+    huge = 1e30 * F.one_hot(torch.tensor([0, 1]), 4).float()
+    for views in ([same, same], [zero, zero], [huge, -huge]):
+        z = [v.clone().requires_grad_() for v in views]
+        loss = nt_xent(z, t)["loss"]
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(v.grad).all() for v in z)

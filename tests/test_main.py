@@ -1,0 +1,280 @@
+"""The application as a user types it: a whole run, a stopped one, mistakes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import main_contrastive
+import main_linear
+from methods import METHODS
+from tests.helpers import SMALL, TINY, class_folders, write_image
+from utils.errors import Stopped, UserError
+from utils.logs import Progress
+from utils.run import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOCK = ("images_per_second", "data_wait")
+
+
+@pytest.fixture(autouse=True)
+def no_embedding(request, monkeypatch):
+    """t-SNE takes longer than these runs; the tests that look at the pictures keep it."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr("evaluation.pictures.embedding", lambda *args: None)
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Words that read 60 small images in class folders, 5 steps of 12 an epoch."""
+    class_folders(tmp_path / "images" / "train", classes=3, each=20)
+    class_folders(tmp_path / "images" / "val", classes=3, each=8)
+    return ["--data_folder", str(tmp_path / "images"), "--large_size", "16", "--batch_size", "12", "--knn_k", "5"]
+
+
+def words(method, output, *more):
+    queue = ["--queue_size", "300"] if method == "nnclr" else []
+    return [*TINY, "--method", method, *SMALL[method], *queue, "--batch_size", "256", "--epochs", "3",
+            "--optimizer", "sgd", "--log_every", "1", "--knn_every", "2", "--output", str(output), *more]  # fmt: skip
+
+
+def weights(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+def same(a, b):
+    """Two checkpoints: every tensor to the bit, every number equal."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(v, w) for v, w in zip(a, b, strict=True))
+    return a == b
+
+
+def assert_same_run(a, b):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert same(weights(a)[part], weights(b)[part]), part
+    rows = [
+        [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(f / "metrics.csv")] for f in (a, b)
+    ]
+    kept = [[row for row in part if any(v for k, v in row.items() if k not in ("step", "epoch"))] for part in rows]
+    assert kept[0] == kept[1]
+
+
+def interrupt_at(monkeypatch, step):
+    """A real SIGINT arrives in the middle of a training step."""
+    original, pressed = Progress.on_train_batch_end, []
+
+    def press(self, trainer, *args):
+        original(self, trainer, *args)
+        if trainer.global_step == step and not pressed:
+            pressed.append(step)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "on_train_batch_end", press)
+
+
+@pytest.mark.parametrize("pipeline", ["device", "torchvision"])
+@pytest.mark.parametrize("method", METHODS)
+def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_never_stopped(tmp_path, monkeypatch, few, method, pipeline):
+    argv = ["custom", *words(method, tmp_path, "--pipeline", pipeline, *few)[1:]]
+    main_contrastive.main([*argv, "--run_id", "whole"])
+    main_contrastive.main([*argv, "--run_id", "twice"])
+    assert_same_run(tmp_path / "whole", tmp_path / "twice")
+    with monkeypatch.context() as m:
+        interrupt_at(m, 8)  # of 5 steps per epoch
+        with pytest.raises(Stopped, match=r"after step 8; go on with: .* --resume"):
+            main_contrastive.main([*argv, "--run_id", "stopped"])
+    assert weights(tmp_path / "stopped")["global_step"] == 8
+    assert not same(weights(tmp_path / "stopped")["state_dict"], weights(tmp_path / "whole")["state_dict"])
+    main_contrastive.main(["--resume", str(tmp_path / "stopped")])
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("step", "more"),
+    [(5, []), (6, []), (14, []), (3, ["--accumulate", "2", "--queue_size", "600"]), (4, ["--steps", "7"])],
+    ids=["last step of an epoch", "first step of an epoch", "before the last step", "accumulating", "counted in steps"],
+)
+def test_stopped_at_awkward_places(tmp_path, monkeypatch, few, step, more):
+    argv = ["custom", *words("nnclr", tmp_path, *few, *more)[1:]]
+    main_contrastive.main([*argv, "--run_id", "whole"])
+    with monkeypatch.context() as m:
+        interrupt_at(m, step)
+        with pytest.raises(Stopped):
+            main_contrastive.main([*argv, "--run_id", "stopped"])
+    main_contrastive.main(["--resume", str(tmp_path / "stopped"), "--num_workers", "0"])
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("step", [6, 9, 13])
+def test_killed_and_resumed_from_the_last_epoch(tmp_path, monkeypatch, few, step):
+    """No warning, as by a power cut: the run goes on from the end of the epoch before."""
+    argv = ["custom", *words("nnclr", tmp_path, *few)[1:]]
+    main_contrastive.main([*argv, "--run_id", "whole"])
+
+    def die(self, trainer, *args):
+        if trainer.global_step == step:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as m:
+        m.setattr(Progress, "on_train_batch_end", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main_contrastive.main([*argv, "--run_id", "killed"])
+    assert weights(tmp_path / "killed")["global_step"] == step // 5 * 5
+    main_contrastive.main(["--resume", str(tmp_path / "killed")])
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_finished_run_resumes_to_nothing_more(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--run_id", "r"])
+    before = weights(tmp_path / "r")["state_dict"]
+    rows = read_metrics(tmp_path / "r" / "metrics.csv")
+    main_contrastive.main(["--resume", str(tmp_path / "r")])
+    assert same(before, weights(tmp_path / "r")["state_dict"])
+    assert rows == read_metrics(tmp_path / "r" / "metrics.csv")
+
+
+def test_the_seed_decides(tmp_path, few):
+    for seed in ("1", "2"):
+        argv = words("simclr", tmp_path, *few, "--steps", "2", "--seed", seed, "--run_id", seed)
+        main_contrastive.main(["custom", *argv[1:]])
+    assert not same(weights(tmp_path / "1")["state_dict"], weights(tmp_path / "2")["state_dict"])
+
+
+@pytest.mark.pictures
+def test_a_run_leaves_what_the_design_says(tmp_path, capsys):
+    main_contrastive.main(words("nnclr", tmp_path, "--run_id", "r"))
+    folder = tmp_path / "r"
+    names = {"args.json", "metrics.csv", "last.ckpt", "backbone.safetensors", "summary.json", "curves.png",
+             "neighbours.png", "embedding.png"}  # fmt: skip
+    assert {p.name for p in folder.iterdir()} == names
+    args = json.loads((folder / "args.json").read_text())
+    assert args["typed"]["queue_size"] == 300
+    assert args["resolved"]["scaled_lr"] == pytest.approx(0.3)
+    assert {"argv", "lookalike", "commit", "packages", "fingerprint"} <= args.keys()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {
+        "loss",
+        "val_probe_acc",
+        "knn_20",
+        "knn_200",
+        "images_per_second",
+        "seconds",
+        "peak_memory_bytes",
+    } <= summary.keys()
+    rows = read_metrics(folder / "metrics.csv")
+    assert [int(r["step"]) for r in rows if r["loss"]] == list(range(15))
+    assert sum(bool(r["knn_20"]) for r in rows) == 2, "after epochs 2 and 3"
+    assert {"nn_label_acc", "nn_similarity", "nn_distinct", "queue_fill", "queue_age"} <= rows[0].keys()
+    said = capsys.readouterr().out
+    assert "epoch 3/3" in said
+    assert "0.3 x 256 / 256 = 0.3" in said
+    main_linear.main([*TINY[:2], "--pretrained_feature_extractor", str(folder), "--evaluation", "probe", "knn", "fewshot",
+                      "--baselines", "--output", str(tmp_path), "--run_id", "judged"])  # fmt: skip
+    table = capsys.readouterr().out
+    for word in ("raw pixels", "untrained", "nnclr", "linear probe", "kNN 20", "50 labels"):
+        assert word in table
+    assert json.loads((tmp_path / "judged" / "summary.json").read_text()).keys() >= {"raw pixels"}
+
+
+@pytest.mark.pictures
+def test_a_pile_of_images_trains_without_labels(tmp_path, capsys):
+    for i in range(20):
+        write_image(tmp_path / "pile" / f"{i}.png", seed=i)
+    main_contrastive.main(["custom", TINY[1], "--data_folder", str(tmp_path / "pile"), "--method", "nnclr", *SMALL["nnclr"],
+                           "--batch_size", "8", "--epochs", "2", "--large_size", "32", "--log_every", "1",
+                           "--output", str(tmp_path), "--run_id", "r", "--precision", "32"])  # fmt: skip
+    columns = read_metrics(tmp_path / "r" / "metrics.csv")[0].keys()
+    assert not {c for c in columns if "probe" in c or "knn" in c or c == "nn_label_acc"}
+    assert {p.name for p in (tmp_path / "r").glob("*.png")} == {"curves.png", "neighbours.png", "embedding.png"}
+    assert "a pile of 20 images without labels" in capsys.readouterr().out
+
+
+def mistake(argv):
+    with pytest.raises(UserError) as e:
+        main_contrastive.main(argv)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def test_mistakes_are_found_before_training_and_leave_nothing(tmp_path):
+    out = tmp_path / "runs"
+    base = [*TINY, "--output", str(out)]
+    assert "unknown backbone 'resnet1'" in mistake(["digits", "resnet1", "--output", str(out)])
+    assert "fewer than one global batch" in mistake([*base, "--batch_size", "5000"])
+    assert "smaller than the global batch" in mistake([*base, "--method", "nnclr", "--queue_size", "100"])
+    assert "is not a folder" in mistake(
+        ["imagenet", TINY[1], "--data_folder", str(tmp_path / "gone"), "--output", str(out)]
+    )
+    class_folders(tmp_path / "train")
+    (tmp_path / "train" / "c0" / "0.png").write_bytes(b"broken")
+    for pipeline in ("device", "torchvision"):
+        told = mistake(["custom", TINY[1], "--data_folder", str(tmp_path), "--output", str(out), "--batch_size", "4",
+                        "--large_size", "32", "--pipeline", pipeline])  # fmt: skip
+        assert "0.png" in told
+    assert "no last.ckpt" in mistake(["--resume", str(tmp_path)])
+    assert not out.exists()
+
+
+def test_a_resumed_run_may_not_change(tmp_path):
+    main_contrastive.main(words("simclr", tmp_path, "--steps", "1", "--run_id", "r"))
+    run = str(tmp_path / "r")
+    assert "--epochs 9 differs from the run's 3" in mistake(["--resume", run, "--epochs", "9"])
+    assert "global batch of 128 differs" in mistake(["--resume", run, "--batch_size", "128"])
+    assert "already holds a run" in mistake(words("simclr", tmp_path, "--run_id", "r"))
+
+
+def test_an_infinite_loss_stops_the_run_with_advice(tmp_path):
+    argv = words("simclr", tmp_path, "--lr", "1e30", "--run_id", "r")
+    assert re.search(r"the loss is (nan|inf) at step \d+; lower --lr", mistake(argv))
+
+
+def start(argv, **kwargs):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
+
+
+def test_ctrl_c_in_a_terminal(tmp_path):
+    argv = words("simclr", tmp_path, "--run_id", "r", "--epochs", "500", "--knn_every", "0")
+    process = start(["main_contrastive.py", *argv])
+    metrics, deadline = tmp_path / "r" / "metrics.csv", time.time() + 120
+    while not (metrics.exists() and metrics.stat().st_size > 300) and time.time() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "go on with: python3 main_contrastive.py --resume" in said
+    assert "Traceback" not in said
+    assert weights(tmp_path / "r")["global_step"] > 0
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    """torchrun on CPU: the same images, views, losses and queue as one process with twice the batch."""
+    # A short, flat start: at the paper's temperature the first steps amplify rounding, as another thread count does too.
+    gentle = ["--temperature", "1", "--lr", "0.0001", "--steps", "8", "--queue_size", "600"]
+    common = words("nnclr", tmp_path, *gentle)
+    main_contrastive.main([*common, "--run_id", "one"])
+    argv = [*common, "--run_id", "two", "--batch_size", "128"]
+    process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611",
+                     "main_contrastive.py", *argv])  # fmt: skip
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    one, two = (read_metrics(tmp_path / r / "metrics.csv") for r in ("one", "two"))
+    losses = [[float(r["loss"]) for r in rows if r["loss"]] for rows in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    a, b = (weights(tmp_path / r)["state_dict"] for r in ("one", "two"))
+    assert a.keys() == b.keys()
+    assert torch.equal(a["queue.labels"], b["queue.labels"]), "the same images in the same places of the queue"
+    torch.testing.assert_close(a["queue.rows"][:256], b["queue.rows"][:256], rtol=0.05, atol=0.02)

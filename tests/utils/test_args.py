@@ -1,0 +1,197 @@
+"""The command line: strict, with the nearest known name; derived values in one place; recipes that parse."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from data.datasets import DATASETS
+from methods import METHODS
+from tests.helpers import arguments
+from utils import hardware
+from utils.args import parse
+from utils.errors import UserError
+from utils.resolve import describe, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = """imagenet100 resnet18 --data_folder /datasets --train_dir imagenet-100/train
+    --val_dir imagenet-100/test --epochs 100 --optimizer sgd --scheduler warmup_cosine --lr 0.3
+    --weight_decay 1e-4 --batch_size 128 --temperature 0.2 --gpus 0 1 --num_workers 8 --hidden_mlp 2048
+    --name simclr --project contrastive_learning"""
+
+
+def typed(text):
+    return parse(shlex.split(text), METHODS, DATASETS)
+
+
+def refused(text):
+    with pytest.raises(UserError) as e:
+        typed(text)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def test_the_documented_command():
+    args = typed(COMMAND)
+    assert (args.method, args.gpus, args.temperature, args.hidden_mlp) == ("simclr", [0, 1], 0.2, 2048)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("digits resnet18 --learning_rate 1", "unknown argument --learning_rate"),
+        ("digits resnet18 --temprature 0.1", "did you mean --temperature"),
+        ("digits resnet18 --temp 0.1", "unknown argument --temp"),
+        ("digits resnet18 --method nnclrr", "unknown method 'nnclrr' (did you mean nnclr"),
+        ("cifar resnet18", "unknown dataset 'cifar' (did you mean cifar10"),
+        ("digits resnet18 --queue_size 64", "--queue_size is a flag of --method nnclr, not of simclr"),
+        ("digits resnet18 --temperature 0", "'0' given, a number above 0 needed"),
+        ("digits resnet18 --batch_size -4", "'-4' given, a whole number from 1 needed"),
+        ("digits resnet18 --epochs 0", "a whole number from 1 needed"),
+        ("digits resnet18 --epochs 1.5", "a whole number from 1 needed"),
+        ("digits resnet18 --flip 1.2", "a number from 0 to 1 needed"),
+        ("digits resnet18 --lr nan", "a number above 0 needed"),
+        ("digits resnet18 --crop_scale 0.9 0.1", "give the smaller share first"),
+        ("digits resnet18 --blur 0 1 0", "one for each of the two large views"),
+        ("digits resnet18 --jitter_strengths 1 1 1 0.7", "at most 0.5"),
+        ("digits", "required: backbone"),
+        ("digits resnet18 --gpus", "expected at least one argument"),
+    ],
+)
+def test_mistakes_are_one_line_that_helps(text, message):
+    assert message in refused(text)
+
+
+def test_an_option_without_its_value_does_not_swallow_the_next():
+    assert "--queue_size" in refused("digits resnet18 --method nnclr --queue_size --epochs 3")
+
+
+def test_defaults_belong_to_method_and_data_set():
+    assert typed("digits resnet18").large_size == 32
+    assert typed("imagenet resnet18").large_size == 224
+    assert typed("--epochs 3 digits resnet18").flip == 0.0
+    assert typed("digits resnet18 --flip 0.5").flip == 0.5
+    assert typed("digits resnet18").proj_dim == 128
+    assert typed("digits resnet18 --method nnclr").proj_dim == 256
+
+
+def test_every_method_shows_its_flags(capsys):
+    for name in METHODS:
+        with pytest.raises(SystemExit):
+            typed(f"cifar10 resnet18 --method {name} --help")
+        shown = capsys.readouterr().out
+        assert f"method {name}" in shown
+        assert "--temperature" in shown
+        assert re.search(r"--large_size .*default:\s+32", shown, re.DOTALL)
+
+
+def test_no_two_methods_use_one_flag_for_two_things():
+    types: dict[str, object] = {}
+    for name in METHODS:
+        args = vars(typed(f"digits resnet18 --method {name}"))
+        for flag, value in args.items():
+            assert isinstance(value, types.setdefault(flag, type(value))), flag  # type: ignore[arg-type]
+
+
+def test_learning_rate_is_linear_in_the_global_batch():
+    args = arguments("simclr", "--lr", "0.3", "--batch_size", "64", "--accumulate", "2")
+    assert args.global_batch == 128
+    assert args.scaled_lr == pytest.approx(0.15)
+    assert "0.3 x 128 / 256 = 0.15" in describe(args)
+    assert args.lr == 0.3, "what was typed stays"
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "epochs", "warmup"),
+    [
+        (["--epochs", "100"], 2200, 100, 220),
+        (["--epochs", "20"], 440, 20, 44),
+        (["--steps", "30"], 30, 2, 3),
+        (["--epochs", "20", "--warmup_epochs", "1"], 440, 20, 22),
+        (["--epochs", "4", "--accumulate", "3"], 32, 4, 3),
+        (["--epochs", "4", "--scheduler", "cosine"], 88, 4, 0),
+    ],
+)
+def test_lengths(words, steps, epochs, warmup):
+    args = arguments("simclr", "--batch_size", "64", *words)
+    assert (args.total_steps, args.total_epochs, args.warmup_steps) == (steps, epochs, warmup)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch_size", "2000"], "1437 images, fewer than one global batch of 2000 .* lower --batch_size to 1437"),
+        (["--batch_size", "1"], "--batch_size 1: .*at least 2"),
+        (["--warmup_epochs", "200"], "--warmup_epochs 200 is .* steps of .* in all; lower it"),
+        (["--warmup_epochs", "2", "--scheduler", "step"], "is for --scheduler warmup_cosine"),
+    ],
+)
+def test_impossible_plans_are_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        arguments("simclr", *words)
+
+
+def test_gpus_that_are_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="--gpus 0 1 asks for CUDA devices but this machine has none"):
+        resolve(typed("digits resnet18 --gpus 0 1"), 1000, 1000, 10)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="this machine has devices 0 to 1"):
+        resolve(typed("digits resnet18 --gpus 0 2"), 1000, 1000, 10)
+
+
+def test_a_launcher_says_how_many_processes(monkeypatch):
+    for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    args = arguments("simclr", "--batch_size", "16")
+    assert (args.nodes, args.devices, args.processes, args.global_batch) == (2, 2, 4, 64)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "capabilities", "expected"),
+    [("cpu", {"avx512_bf16": True}, "bf16-mixed"), ("cpu", {"amx_bf16": True}, "bf16-mixed"), ("cpu", {}, "32"),
+     ("mps", {"avx512_bf16": True}, "32")],
+)  # fmt: skip
+def test_precision_is_what_the_hardware_has(monkeypatch, accelerator, capabilities, expected):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    assert hardware.choose_precision(None, accelerator)[0] == expected
+    assert hardware.choose_precision("16-mixed", accelerator) == ("16-mixed", "as given")
+
+
+def test_knn_takes_no_more_neighbours_than_there_are():
+    args = arguments("simclr", "--batch_size", "8", "--knn_k", "20", "200", images=100)
+    assert args.knn_ks == [20]
+    assert "fewer labelled" in describe(args)
+
+
+def commands(text):
+    """Every pretraining command of a shell file or a README, as words."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    joined = re.sub(r"\$\{[^}]*\}|\$\w+", "FOLDER", joined)
+    found = re.findall(r"^\s*(?:srun |torchrun [^\n]*?)?(?:python3 )?main_contrastive\.py ([^\n`|>]*)", joined, re.M)
+    return [shlex.split(c) for c in found if "..." not in c and "RUN_ID" not in c and "--resume" not in c]
+
+
+RECIPES = sorted((ROOT / "bash_files").rglob("*.sh"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_recipes_parse(path):
+    found = commands(path.read_text())
+    assert found, "no command"
+    for words in found:
+        args = parse(words, METHODS, DATASETS)
+        assert path.parent.name == args.dataset
+        assert path.stem.startswith(args.method)
+    assert path.read_text().startswith("#"), "a recipe opens with what it is"
+
+
+def test_documented_commands_parse():
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [words for page in pages for words in commands(page.read_text())]
+    assert len(found) >= 3
+    for words in found:
+        parse(words, METHODS, DATASETS)

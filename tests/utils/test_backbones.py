@@ -1,0 +1,57 @@
+"""Backbones by name, their stems, their widths."""
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from utils.backbones import build_backbone, choose_stem
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize(("name", "size", "dim"), [("resnet18", 32, 512), ("resnet50", 32, 2048), ("test_vit", 32, 64)])
+def test_features_have_the_width_that_is_told(name, size, dim):
+    network, told = build_backbone(name, "imagenet", size)
+    assert told == dim
+    assert network.training
+    assert network.eval()(torch.zeros(2, 3, size, size)).shape == (2, dim)
+
+
+def test_small_stem_keeps_the_resolution():
+    small, dim = build_backbone("resnet18", "small", 32)
+    assert dim == 512
+    assert small.conv1.kernel_size == (3, 3)
+    assert small.layer1(small.maxpool(small.conv1(torch.zeros(1, 3, 32, 32)))).shape[-1] == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem"),
+    [("resnet18", 32, "small"), ("resnet18", 64, "small"), ("resnet18", 96, "imagenet"), ("test_vit", 32, "imagenet"),
+     ("resnet26d", 32, "imagenet"), ("resnet26", 32, "small")],
+)  # fmt: skip
+def test_automatic_stem(name, size, stem):
+    chosen, reason = choose_stem("auto", name, size)
+    assert chosen == stem
+    assert reason
+    assert choose_stem("imagenet", name, size) == ("imagenet", "as given")
+
+
+def test_weights_carry_the_names_of_their_library():
+    """What a plain library loads: everything but the classifier."""
+    tv, _ = build_backbone("resnet18", "imagenet", 64)
+    reference = torchvision.models.resnet18(weights=None).state_dict()
+    assert list(tv.state_dict()) == [k for k in reference if not k.startswith("fc.")]
+    own, _ = build_backbone("test_resnet", "imagenet", 64)
+    assert list(own.state_dict()) == list(timm.create_model("test_resnet", num_classes=0).state_dict())
+
+
+def test_unknown_names_show_the_nearest():
+    with pytest.raises(UserError, match=r"unknown backbone 'resnet81' \(did you mean .*resnet18"):
+        build_backbone("resnet81", "imagenet", 32)
+
+
+def test_impossible_combinations_are_refused():
+    with pytest.raises(UserError, match="--stem small replaces the 7x7 stem of a ResNet, which test_vit does not have"):
+        build_backbone("test_vit", "small", 32)
+    with pytest.raises(UserError, match="vgg11 cannot see views of 16 pixels"):
+        build_backbone("vgg11", "imagenet", 16)
