@@ -22,3 +22,26 @@ $(VENV)/.installed: requirements.txt | $(PY)
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	@touch $@
+
+demo: $(VENV)/.installed
+	$(PY) main_contrastive.py digits resnet18 --method nnclr $(DEMO) --run_id $(RUN)
+	$(PY) main_linear.py digits resnet18 --pretrained_feature_extractor trained_models/$(RUN) \
+	    --evaluation probe knn fewshot --shots 5 --baselines --run_id $(RUN)-judged
+	@echo "pictures: trained_models/$(RUN)/{curves,neighbours,embedding}.png"
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy .
+
+test: lint
+	$(PY) -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(PY) -m pytest -m slow
+
+bench: $(VENV)/.installed
+	$(PY) -m bench.train
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

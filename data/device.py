@@ -71,11 +71,11 @@ class Store:
         return pixels
 
     def to(self, device: torch.device) -> None:
-        """Move the pixels to the device when they leave it room, else pin them for fast copies."""
-        if device.type != "cuda" or self.pixels.is_cuda:
-            return
-        free, _ = torch.cuda.mem_get_info(device)
-        self.pixels = self.pixels.to(device) if self.pixels.numel() < SHARE * free else self.pixels.pin_memory()
+        """Move the pixels to the device, once, when they leave it room."""
+        if device.type == "cuda" and not self.pixels.is_cuda:
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.pixels.numel() < SHARE * free:
+                self.pixels = self.pixels.to(device)
 
     def take(self, index: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 on the index's device."""

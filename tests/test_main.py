@@ -179,8 +179,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "epoch 3/3" in said
     assert "0.3 x 256 / 256 = 0.3" in said
-    main_linear.main([*TINY[:2], "--pretrained_feature_extractor", str(folder), "--evaluation", "probe", "knn", "fewshot",
-                      "--baselines", "--output", str(tmp_path), "--run_id", "judged"])  # fmt: skip
+    main_linear.main([*TINY[:2], "--pretrained_feature_extractor", str(folder), "--evaluation", "probe", "knn",
+                      "fewshot", "--baselines", "--output", str(tmp_path), "--run_id", "judged"])  # fmt: skip
     table = capsys.readouterr().out
     for word in ("raw pixels", "untrained", "nnclr", "linear probe", "kNN 20", "50 labels"):
         assert word in table
@@ -191,13 +191,33 @@ def test_a_run_leaves_what_the_design_says(tmp_path, capsys):
 def test_a_pile_of_images_trains_without_labels(tmp_path, capsys):
     for i in range(20):
         write_image(tmp_path / "pile" / f"{i}.png", seed=i)
-    main_contrastive.main(["custom", TINY[1], "--data_folder", str(tmp_path / "pile"), "--method", "nnclr", *SMALL["nnclr"],
-                           "--batch_size", "8", "--epochs", "2", "--large_size", "32", "--log_every", "1",
-                           "--output", str(tmp_path), "--run_id", "r", "--precision", "32"])  # fmt: skip
+    main_contrastive.main(["custom", TINY[1], "--data_folder", str(tmp_path / "pile"), "--method", "nnclr",
+                           *SMALL["nnclr"], "--batch_size", "8", "--epochs", "2", "--large_size", "32", "--log_every",
+                           "1", "--output", str(tmp_path), "--run_id", "r", "--precision", "32"])  # fmt: skip
     columns = read_metrics(tmp_path / "r" / "metrics.csv")[0].keys()
     assert not {c for c in columns if "probe" in c or "knn" in c or c == "nn_label_acc"}
     assert {p.name for p in (tmp_path / "r").glob("*.png")} == {"curves.png", "neighbours.png", "embedding.png"}
     assert "a pile of 20 images without labels" in capsys.readouterr().out
+
+
+def test_labels_play_no_part(tmp_path):
+    """The same images under other labels give the same backbone: the probe's gradient ends at the features."""
+    results = []
+    for name, classes in (("two", 2), ("four", 4)):
+        root = class_folders(tmp_path / name / "train", classes=2, each=16)
+        if classes == 4:  # split each class in two without changing the order of the images
+            for c in range(2):
+                for half in ("a", "b"):
+                    (root / f"c{c}{half}").mkdir()
+                for i, path in enumerate(sorted((root / f"c{c}").iterdir())):
+                    path.rename(root / f"c{c}{'a' if i < 8 else 'b'}" / path.name)
+                (root / f"c{c}").rmdir()
+        main_contrastive.main(["custom", TINY[1], "--data_folder", str(tmp_path / name), "--large_size", "16",
+                               "--batch_size", "8", "--epochs", "3", "--precision", "32", "--output", str(tmp_path),
+                               "--run_id", f"run-{name}", "--hidden_mlp", "16"])  # fmt: skip
+        results.append(torch.load(tmp_path / f"run-{name}" / "last.ckpt", weights_only=True)["state_dict"])
+    shared = [k for k in results[0] if not k.startswith("probe.")]
+    assert all(torch.equal(results[0][k], results[1][k]) for k in shared)
 
 
 def mistake(argv):
@@ -262,7 +282,7 @@ def test_ctrl_c_in_a_terminal(tmp_path):
 
 def test_two_processes_train_what_one_does(tmp_path):
     """torchrun on CPU: the same images, views, losses and queue as one process with twice the batch."""
-    # A short, flat start: at the paper's temperature the first steps amplify rounding, as another thread count does too.
+    # A short, flat start: at the paper's temperature the first steps amplify rounding, as another thread count does.
     gentle = ["--temperature", "1", "--lr", "0.0001", "--steps", "8", "--queue_size", "600"]
     common = words("nnclr", tmp_path, *gentle)
     main_contrastive.main([*common, "--run_id", "one"])

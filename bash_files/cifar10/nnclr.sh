@@ -1,0 +1,8 @@
+# NNCLR, ResNet-18 with the 3x3 stem, CIFAR-10.
+# LARS 0.4 per 256, weight decay 1e-5, temperature 0.2, queue 65,536: settings of the small-scale recipes that
+# solo-learn made common. Not yet measured here.
+python3 main_contrastive.py cifar10 resnet18 \
+    --method nnclr --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \
+    --epochs 200 --batch_size 256 --temperature 0.2 --queue_size 65536 \
+    --optimizer lars --lr 0.4 --lars_eta 0.02 --lars_clip --weight_decay 1e-5 \
+    --scheduler warmup_cosine --warmup_epochs 10
