@@ -24,10 +24,13 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(PY) main_contrastive.py digits resnet18 --method nnclr $(DEMO) --run_id $(RUN)
+	$(PY) main_contrastive.py digits resnet18 --method nnclr --stem imagenet --precision 32 \
+	    --epochs 20 --batch_size 128 --optimizer adamw --lr 0.002 --weight_decay 0.01 \
+	    --temperature 0.2 --queue_size 512 --hidden_mlp 512 --proj_dim 128 --no_predictor \
+	    --knn_every 10 --run_id $(RUN)
 	$(PY) main_linear.py digits resnet18 --pretrained_feature_extractor trained_models/$(RUN) \
-	    --evaluation probe knn fewshot --shots 5 --baselines --run_id $(RUN)-judged
-	@echo "pictures: trained_models/$(RUN)/{curves,neighbours,embedding}.png"
+	    --evaluation probe knn fewshot --shots 5 --draws 20 --baselines --run_id $(RUN)-judged
+	@echo "pictures: curves.png, neighbours.png and embedding.png in trained_models/$(RUN)"
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check .

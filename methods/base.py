@@ -50,8 +50,10 @@ class Method(LightningModule):
         self.backbone = backbone
         self.probe: nn.Module | None = None
         if args.num_classes:
-            # Features are standardized first: one learning rate then suits backbones of any scale.
-            self.probe = nn.Sequential(nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, args.num_classes))
+            # Features are standardized first: one learning rate then suits backbones of any scale. The generator is put
+            # back, so that the number of classes does not change what the method starts from.
+            with torch.random.fork_rng(devices=[]):
+                self.probe = nn.Sequential(nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, args.num_classes))
             self.val_accuracy = MulticlassAccuracy(args.num_classes, average="micro", ignore_index=-1)
 
     def prepare(self, batch: Batch) -> Batch:

@@ -23,7 +23,7 @@ SMALL = {
 TINY = ["digits", "test_resnet.r160_in1k", "--precision", "32", "--num_workers", "0"]
 
 
-def arguments(method: str, *words: str, images: int = 1437, classes: int = 10) -> Namespace:
+def arguments(method: str, *words: str, images: int = 1438, classes: int = 10) -> Namespace:
     """Resolved arguments of a small run."""
     argv = [*TINY, "--method", method, *SMALL[method], *words]
     return resolve(parse(argv, METHODS, DATASETS), images, images, classes)

@@ -152,39 +152,49 @@ def test_the_seed_decides(tmp_path, few):
 
 
 @pytest.mark.pictures
-def test_a_run_leaves_what_the_design_says(tmp_path, capsys):
-    main_contrastive.main(words("nnclr", tmp_path, "--run_id", "r"))
+def test_a_run_leaves_what_the_design_says(tmp_path, few, capsys):
+    main_contrastive.main(["custom", *words("nnclr", tmp_path, *few)[1:], "--run_id", "r"])
     folder = tmp_path / "r"
     names = {"args.json", "metrics.csv", "last.ckpt", "backbone.safetensors", "summary.json", "curves.png",
              "neighbours.png", "embedding.png"}  # fmt: skip
     assert {p.name for p in folder.iterdir()} == names
     args = json.loads((folder / "args.json").read_text())
     assert args["typed"]["queue_size"] == 300
-    assert args["resolved"]["scaled_lr"] == pytest.approx(0.3)
+    assert args["resolved"]["scaled_lr"] == pytest.approx(0.3 * 12 / 256)
     assert {"argv", "lookalike", "commit", "packages", "fingerprint"} <= args.keys()
     summary = json.loads((folder / "summary.json").read_text())
-    assert {
-        "loss",
-        "val_probe_acc",
-        "knn_20",
-        "knn_200",
-        "images_per_second",
-        "seconds",
-        "peak_memory_bytes",
-    } <= summary.keys()
+    wanted = {"loss", "val_probe_acc", "knn_5", "images_per_second", "seconds", "peak_memory_bytes"}
+    assert wanted <= summary.keys()
     rows = read_metrics(folder / "metrics.csv")
     assert [int(r["step"]) for r in rows if r["loss"]] == list(range(15))
-    assert sum(bool(r["knn_20"]) for r in rows) == 2, "after epochs 2 and 3"
+    assert sum(bool(r["knn_5"]) for r in rows) == 2, "after epochs 2 and 3"
     assert {"nn_label_acc", "nn_similarity", "nn_distinct", "queue_fill", "queue_age"} <= rows[0].keys()
     said = capsys.readouterr().out
     assert "epoch 3/3" in said
-    assert "0.3 x 256 / 256 = 0.3" in said
-    main_linear.main([*TINY[:2], "--pretrained_feature_extractor", str(folder), "--evaluation", "probe", "knn",
-                      "fewshot", "--baselines", "--output", str(tmp_path), "--run_id", "judged"])  # fmt: skip
+    assert "0.3 x 12 / 256 = 0.0140625" in said
+    judge(tmp_path, "r", few)
     table = capsys.readouterr().out
-    for word in ("raw pixels", "untrained", "nnclr", "linear probe", "kNN 20", "50 labels"):
+    for word in ("raw pixels", "untrained", "nnclr", "linear probe", "kNN 5", "15 labels"):
         assert word in table
     assert json.loads((tmp_path / "judged" / "summary.json").read_text()).keys() >= {"raw pixels"}
+
+
+def judge(output, run, few, *more):
+    data = few[:2]  # main_linear.py takes the size of the views from the weights
+    main_linear.main(["custom", TINY[1], *data, "--pretrained_feature_extractor", str(output / run), "--evaluation",
+                      "probe", "knn", "fewshot", "--knn_k", "5", "--baselines", "--output", str(output),
+                      "--run_id", "judged", *more])  # fmt: skip
+
+
+def test_judging_refuses_what_does_not_fit(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    with pytest.raises(UserError, match="--stem small|was trained with the imagenet stem, not small"):
+        judge(tmp_path, "r", few, "--stem", "small")
+    with pytest.raises(UserError, match="holds a test_resnet.r160_in1k, not a resnet18"):
+        main_linear.main(["custom", "resnet18", *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r")])
+    with pytest.raises(UserError, match="has no labels to judge by"):
+        main_linear.main(["custom", TINY[1], "--data_folder", few[1], "--train_dir", "train/c0",
+                          "--pretrained_feature_extractor", str(tmp_path / "r")])  # fmt: skip
 
 
 @pytest.mark.pictures
@@ -298,3 +308,16 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert a.keys() == b.keys()
     assert torch.equal(a["queue.labels"], b["queue.labels"]), "the same images in the same places of the queue"
     torch.testing.assert_close(a["queue.rows"][:256], b["queue.rows"][:256], rtol=0.05, atol=0.02)
+
+
+def test_weights_and_biases_offline(tmp_path, few, monkeypatch):
+    """The dashboard gets the numbers and the pictures, without a network and without leaving the run folder."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--wandb", "--offline", "--run_id", "r", "--name", "mine"]
+    process = start(["main_contrastive.py", *argv, "--project", "p"])
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*-r")
+    logged = {p.name.split("_")[0] for p in (offline / "files" / "media" / "images").glob("*.png")}
+    assert logged == {"curves", "neighbours", "embedding"}
+    assert b"val_probe_acc" in next(offline.glob("*.wandb")).read_bytes()

@@ -34,11 +34,18 @@ nonnegative_float = number(float, 0)
 probability = number(float, 0, 1)
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults behind each flag, where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(ArgumentParser):
     """argparse with errors of one line, without abbreviations, and with the nearest known name for a wrong one."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=Help, usage="%(prog)s DATASET BACKBONE [flags]", **kwargs)
 
     def error(self, message: str) -> NoReturn:
         if match := re.search(r"argument (\S+): invalid choice: '([^']*)'", message):

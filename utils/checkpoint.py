@@ -38,7 +38,8 @@ class AtomicIO(TorchCheckpointIO):
         except FileNotFoundError:
             raise UserError(f"{path} does not exist") from None
         except Exception as e:  # truncated, tampered with, or wanting to run code: torch raises many kinds
-            raise UserError(f"{path} is not a readable checkpoint ({str(e).splitlines()[0]})") from e
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise UserError(f"{path} is not a readable checkpoint ({reason})") from e
 
 
 class Saver(Callback):

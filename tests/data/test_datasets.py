@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 def test_digits_are_real_and_split_once():
     data = read_dataset("digits", "nowhere", None, None)
-    assert (len(data.train), len(data.val), data.classes) == (1437, 360, 10)
+    assert (len(data.train), len(data.val), data.classes) == (1438, 359, 10)
     assert data.train.decode(0).shape == (3, 8, 8)
     both = torch.cat([data.train.pixels, data.val.pixels])
     assert both.max() == 255

@@ -145,8 +145,9 @@ def test_ranks_share_the_steps_of_one_process(ranks):
         assert [sum(step, []) for step in zip(*parts, strict=True)] == alone
 
 
-def test_a_resumed_loader_goes_on_where_it_stopped():
-    module = build("torchvision")
+def test_a_resumed_loader_goes_on_where_it_stopped(tmp_path):
+    data = read_dataset("custom", str(class_folders(tmp_path / "x", each=40)), None, None)
+    module = build("torchvision", data, batch_size=8)
     loader = module.train_dataloader()
     module.order.set_epoch(1)
     batches = iter(loader)
@@ -172,7 +173,7 @@ def test_auto_takes_the_device_pipeline_where_images_fit(monkeypatch):
 
 
 def test_device_pipeline_stores_small_images_as_they_are_and_squeezes_large_ones(tmp_path):
-    assert build("device").stores["train"].pixels.shape == (1437, 3, 8, 8)
+    assert build("device").stores["train"].pixels.shape == (1438, 3, 8, 8)
     data = read_dataset("custom", str(class_folders(tmp_path / "x", size=(100, 50))), None, None)
     store = build("device", data, [ViewSpec(32, count=2)], batch_size=4).stores["train"]
     assert store.pixels.shape == (12, 3, 32, 32)

@@ -121,7 +121,7 @@ def test_lengths(words, steps, epochs, warmup):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--batch_size", "2000"], "1437 images, fewer than one global batch of 2000 .* lower --batch_size to 1437"),
+        (["--batch_size", "2000"], "1438 images, fewer than one global batch of 2000 .* lower --batch_size to 1438"),
         (["--batch_size", "1"], "--batch_size 1: .*at least 2"),
         (["--warmup_epochs", "200"], "--warmup_epochs 200 is .* steps of .* in all; lower it"),
         (["--warmup_epochs", "2", "--scheduler", "step"], "is for --scheduler warmup_cosine"),
