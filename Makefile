@@ -7,7 +7,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 RUN    := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint test-slow bench gpu clean
+.PHONY: demo test lint test-slow bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
