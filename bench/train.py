@@ -1,6 +1,6 @@
 """Images per second of whole training runs beside the bare step on ready-made tensors.
 
-    python3 -m bench.train --rounds 5 --output bench/results/FILE.json
+    python3 -m bench.train --rounds 3 --output bench/results/FILE.json
 
 The whole run is the application's own: Trainer, data module, augmentation, online probe, log. The bare step is the
 same method, optimizer and batch, forward, backward and step, on tensors that are already there. Both alternate in one

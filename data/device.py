@@ -66,7 +66,8 @@ class Store:
             pixels[i] = image if image.shape[1:] == shape else TF.resize(image, list(shape), antialias=True)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
-            for _ in tqdm(pool.map(put, range(len(images))), "decoding", len(images), disable=len(images) < 5000):
+            done = pool.map(put, range(len(images)))
+            for _ in tqdm(done, "decoding", len(images), disable=True if len(images) < 5000 else None):
                 pass
         return pixels
 

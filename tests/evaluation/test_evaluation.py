@@ -142,10 +142,9 @@ def test_every_evaluation_fills_its_columns():
     assert f"{rows['raw pixels']['kNN 5']:.1f}" in text
 
 
-def drawn(path):
+def assert_drawn(path):
     image = mpimg.imread(path)
     assert image[..., :3].std() > 0.03, f"{path} is blank"
-    return image
 
 
 def test_pictures(tmp_path):
@@ -158,7 +157,7 @@ def test_pictures(tmp_path):
     pictures.neighbour_grid(tmp_path / "n.png", [image, image], [[image, image]] * 2, right, ["cat", "dog"])
     pictures.neighbour_grid(tmp_path / "n2.png", [image], [[image, image]], None, [])
     for path in tmp_path.iterdir():
-        drawn(path)
+        assert_drawn(path)
 
 
 def test_queries_are_spread_over_the_classes():
