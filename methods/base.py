@@ -82,7 +82,7 @@ class Method(LightningModule):
         if self.probe is not None:
             out |= self._probe_step(torch.cat(feats[:large]), batch.labels.repeat(large))
             loss = loss + out["probe_loss"]
-        if self._logs_now():
+        if self.logs_now():
             self._log(out)
         return loss
 
@@ -127,7 +127,7 @@ class Method(LightningModule):
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / known
         return {"probe_loss": loss, "probe_acc": 100 * (logits.argmax(dim=1) == labels).sum() / known}
 
-    def _logs_now(self) -> bool:
+    def logs_now(self) -> bool:
         """Whether Lightning writes this step down: numbers cost a reduction over ranks, so only then."""
         return (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % self.args.log_every == 0
 

@@ -79,6 +79,8 @@ class Saver(Callback):
 
     def _agreed(self, pl_module: Any) -> bool:
         """Whether any rank was asked to stop; several ranks compare notes only where they log, to stay fast."""
+        if world_size() == 1:
+            return self._asked
         return bool(sum_over_ranks(torch.tensor(float(self._asked), device=pl_module.device)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

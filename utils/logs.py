@@ -77,13 +77,15 @@ class Progress(Callback):
         if not trainer.is_global_zero:
             return
         logged = trainer.logged_metrics
-        if "loss" in logged and not math.isfinite(logged["loss"]):
+        fresh = pl_module.logs_now()  # to look at a number waits for the device: only where one is logged
+        if fresh and not math.isfinite(logged.get("loss", 0.0)):
             raise UserError(
                 f"the loss is {float(logged['loss'])} at step {trainer.global_step}; lower --lr or --precision 32"
             )
         if self.bar is not None and trainer.global_step > self.bar.n:
             self.bar.set_description(f"epoch {trainer.current_epoch + 1}/{pl_module.args.total_epochs}", refresh=False)
-            self.bar.set_postfix_str(_short(logged), refresh=False)
+            if fresh:
+                self.bar.set_postfix_str(_short(logged), refresh=False)
             self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

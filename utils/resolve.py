@@ -83,4 +83,6 @@ def describe(args: Namespace) -> str:
         rows["accumulation"] = f"negatives and batch norm see {args.global_batch // args.accumulate} images at a time"
     if args.knn_every and args.knn_ks != args.knn_k:
         rows["kNN"] = f"k = {args.knn_ks or 'none'} of {args.knn_k}: fewer labelled training images than that"
+    if not args.wandb and (args.project != "lookalike" or args.entity or args.offline):
+        rows["W&B"] = "off; --project, --entity and --offline do nothing without --wandb"
     return "\n".join(f"  {name:<14} {text}" for name, text in rows.items())

@@ -161,6 +161,12 @@ def test_precision_is_what_the_hardware_has(monkeypatch, accelerator, capabiliti
     assert hardware.choose_precision("16-mixed", accelerator) == ("16-mixed", "as given")
 
 
+def test_a_dashboard_flag_without_the_dashboard_is_told():
+    assert "do nothing without --wandb" in describe(arguments("simclr", "--project", "mine"))
+    assert "--wandb" not in describe(arguments("simclr"))
+    assert "--wandb" not in describe(arguments("simclr", "--project", "mine", "--wandb"))
+
+
 def test_knn_takes_no_more_neighbours_than_there_are():
     args = arguments("simclr", "--batch_size", "8", "--knn_k", "20", "200", images=100)
     assert args.knn_ks == [20]
