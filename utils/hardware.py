@@ -59,6 +59,8 @@ def _launched(nodes: int) -> tuple[int, int]:
 
 def choose_precision(wanted: str | None, accelerator: str) -> tuple[str, str]:
     """(precision, reason): bf16 where it is computed in hardware, never where it is emulated."""
+    if wanted == "16-mixed" and accelerator == "cpu":
+        raise UserError("--precision 16-mixed needs a GPU; choose bf16-mixed or 32 on this machine")
     if wanted:
         return wanted, "as given"
     if accelerator == "cuda":

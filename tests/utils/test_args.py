@@ -158,7 +158,13 @@ def test_a_launcher_says_how_many_processes(monkeypatch):
 def test_precision_is_what_the_hardware_has(monkeypatch, accelerator, capabilities, expected):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
     assert hardware.choose_precision(None, accelerator)[0] == expected
-    assert hardware.choose_precision("16-mixed", accelerator) == ("16-mixed", "as given")
+    assert hardware.choose_precision("32", accelerator) == ("32", "as given")
+
+
+def test_half_precision_that_a_cpu_does_not_train_in_is_refused():
+    assert hardware.choose_precision("16-mixed", "cuda") == ("16-mixed", "as given")
+    with pytest.raises(UserError, match="16-mixed needs a GPU"):
+        hardware.choose_precision("16-mixed", "cpu")
 
 
 def test_a_dashboard_flag_without_the_dashboard_is_told():
