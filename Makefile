@@ -1,5 +1,6 @@
 # make demo    pretrain NNCLR on real digits, judge it, draw it       (CPU, minutes, nothing downloaded)
 # make test    lint, types and the fast tests
+# make prove   every method on 1, 2 and 3 processes: how far loss, gradient and parameters are apart
 # make bench   images per second of a whole training run beside the bare step
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 RUN    := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint test-slow bench clean
+.PHONY: demo test prove lint test-slow bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -39,6 +40,9 @@ lint: $(VENV)/.installed-dev
 
 test: lint
 	$(PY) -m pytest
+
+prove: $(VENV)/.installed-dev
+	$(PY) -m tests.prove
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow

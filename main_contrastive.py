@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 
 from data.datasets import DATASETS, read_dataset
 from data.pipelines import build_pipeline, choose_pipeline
-from data.views import large_views
+from data.views import view_specs
 from evaluation.online import online_callbacks
 from methods import METHODS
 from utils.args import parse
@@ -48,11 +48,13 @@ def main(argv: list[str]) -> None:
     args = resolve(typed, len(data.train), int((data.train.labels >= 0).sum()), data.classes)
     pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size)
     pl.seed_everything(args.seed, verbose=False)
-    backbone, dim = build_backbone(args.backbone, args.used_stem, args.large_size)
+    backbone, dim = build_backbone(
+        args.backbone, args.used_stem, args.large_size, args.small_size if args.small_views else None
+    )
     method = METHODS[args.method](args, backbone, dim)
     say(f"{args.method} on {args.dataset}: {len(data.train):,} training images, {data.classes or 'no'} classes")
     say("\n".join([f"  {'pipeline':<14} {pipeline} ({reason})", describe(args), *(f"  note: {n}" for n in data.notes)]))
-    module = build_pipeline(pipeline, data, large_views(args), args)
+    module = build_pipeline(pipeline, data, view_specs(args, method.large_views), args)
 
     fingerprint = data.train.fingerprint()
     if resume:
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> None:
     if args.processes > 1:
         synchronize_batch_norm(method, args.accelerator == "cuda")
     if args.compile:
-        method.backbone.compile()
+        method.compile_networks()
     loggers = build_loggers(args, folder, resumed=resume is not None)
     judges = online_callbacks(args, folder, data.val is not None)
     callbacks = [Speed(), *judges, Progress(), Saver(folder, describe_backbone(args))]

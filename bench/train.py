@@ -22,9 +22,8 @@ from pytorch_lightning import Callback
 
 from data.datasets import DATASETS, read_dataset
 from data.pipelines import build_pipeline
-from data.views import large_views
+from data.views import view_specs
 from methods import METHODS
-from methods.base import Features
 from utils.args import parse
 from utils.backbones import build_backbone
 from utils.batch import Batch
@@ -79,7 +78,7 @@ class Subject:
         self.args = resolve(typed, len(data.train), len(data.train), data.classes)
         backbone, dim = build_backbone(self.args.backbone, self.args.used_stem, self.args.large_size)
         self.method = METHODS[self.args.method](self.args, backbone, dim)
-        self.module = build_pipeline("device", data, large_views(self.args), self.args)
+        self.module = build_pipeline("device", data, view_specs(self.args, 2), self.args)
 
     def whole(self) -> float:
         """Images per second of the application's training loop."""
@@ -103,14 +102,12 @@ class Subject:
                 synchronize()
                 start = time.perf_counter()
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                feats = [method(view) for view in batch.views]
-                loss = method.training_loss(Features(feats, []), batch)["loss"]
-                loss = loss + method._probe_step(torch.cat(feats), batch.labels.repeat(2))["probe_loss"]
+                out = method.losses(batch)
+                loss = out["loss"] + out["probe_loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if hasattr(method, "queue"):
-                method.queue.flush()
+            method.advance(0.0)
         synchronize()
         return self.steps * n / (time.perf_counter() - start)
 

@@ -77,7 +77,7 @@ def _download(kind: Any, root: Path, part: dict, name: str, what: str) -> Any:
         ) from e
 
 
-SMALL_VIEWS = {"large_size": 32, "blur": [0.0]}
+SMALL_VIEWS = {"large_size": 32, "small_size": 18, "blur": [0.0]}
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616), "views": SMALL_VIEWS}
 IMAGENET_VIEWS = {"blur": [0.5]}
 
@@ -90,13 +90,13 @@ DATASETS = {
     "custom": DatasetInfo(None, views=IMAGENET_VIEWS),
     "digits": DatasetInfo(
         10, (0.305,) * 3, (0.376,) * 3, _digits,
-        views=SMALL_VIEWS | NO_COLOR_JITTER | {"flip": 0.0, "crop_scale": [0.3, 1.0]},
+        views=SMALL_VIEWS | NO_COLOR_JITTER | {"flip": 0.0, "crop_scale": [0.3, 1.0], "small_scale": [0.1, 0.3]},
     ),
     "imagenet": DatasetInfo(1000, folder="imagenet", views=IMAGENET_VIEWS),
     "imagenet100": DatasetInfo(100, folder="imagenet100", views=IMAGENET_VIEWS),
     "stl10": DatasetInfo(
         10, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), _torchvision("STL10", "stl10_binary"),
-        views={"large_size": 96, "blur": [0.5]},
+        views={"large_size": 96, "small_size": 40, "blur": [0.5]},
     ),
 }  # fmt: skip
 
@@ -122,7 +122,9 @@ def read_dataset(name: str, data_folder: str, train_dir: str | None, val_dir: st
     info, root = DATASETS[name], Path(data_folder).expanduser()
     notes: list[str] = []
     if info.load and not (train_dir or val_dir):
-        return Data(info.load(root, "train"), info.load(root, "val"), info.classes or 0, info.mean, info.std, notes)
+        loaded = Data(info.load(root, "train"), info.load(root, "val"), info.classes or 0, info.mean, info.std, notes)
+        _check_labels(name, loaded)
+        return loaded
     train_folder, val_folder = _folders(name, info, root, train_dir, val_dir)
     train = read_folder(train_folder)
     val: Images | None = read_folder(val_folder, train.classes) if val_folder and train.classes else None
@@ -134,6 +136,17 @@ def read_dataset(name: str, data_folder: str, train_dir: str | None, val_dir: st
     if not classes:
         notes.append(f"{train_folder} is a pile of {len(train):,} images without labels: no probe, no kNN")
     return Data(train, val, classes, info.mean, info.std, notes)
+
+
+def _check_labels(name: str, data: Data) -> None:
+    """A label that the probe has no output for would end training inside a loss."""
+    for split, images in (("training", data.train), ("validation", data.val)):
+        largest = int(images.labels.max()) if images is not None and len(images) else -1
+        if largest >= data.classes:
+            raise UserError(
+                f"the {split} images of {name} have labels up to {largest}, but its entry in DATASETS says "
+                f"{data.classes} classes, 0 to {data.classes - 1}; correct one of them"
+            )
 
 
 def _folders(

@@ -34,15 +34,23 @@ class ViewSpec:
         return max(3, 2 * (self.size // 20) + 1)
 
 
-def large_views(args: Namespace) -> list[ViewSpec]:
-    """The two large views; --blur and --solarize may give each its own probability (BYOL, app. B)."""
+def view_specs(args: Namespace, large: int) -> list[ViewSpec]:
+    """The `large` large views of --large_size and --crop_scale, then the small ones (SwAV, sec. 3.3).
+
+    --blur and --solarize give all views one probability, or each large view its own (BYOL, app. B). Small views take
+    these in turn, or the third number.
+    """
     brightness, contrast, saturation, hue = args.jitter_strengths
-    both = {"blur": args.blur, "solarize": args.solarize}
+
+    def spec(number: int, size: int, scale: tuple[float, float], small: bool) -> ViewSpec:
+        p = {k: v[2] if small and len(v) == 3 else v[number % min(2, len(v))]
+             for k, v in (("blur", args.blur), ("solarize", args.solarize))}  # fmt: skip
+        return ViewSpec(size, scale, args.flip, args.jitter, brightness, contrast, saturation, hue, args.gray, **p)
+
     return [
-        ViewSpec(args.large_size, tuple(args.crop_scale), args.flip, args.jitter, brightness, contrast, saturation, hue,
-                 args.gray, **{k: v[i % len(v)] for k, v in both.items()})
-        for i in range(2)
-    ]  # fmt: skip
+        *(spec(i, args.large_size, tuple(args.crop_scale), small=False) for i in range(large)),
+        *(spec(i, args.small_size, tuple(args.small_scale), small=True) for i in range(args.small_views)),
+    ]
 
 
 def expand(specs: list[ViewSpec]) -> list[ViewSpec]:

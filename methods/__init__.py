@@ -1,10 +1,18 @@
 """Who learns. The only list of methods: one file each, the equation beside the code."""
 
+from methods.barlow_twins import BarlowTwins
 from methods.base import Method
+from methods.byol import BYOL
 from methods.nnclr import NNCLR
+from methods.rotnet import RotNet
 from methods.simclr import SimCLR
+from methods.simsiam import SimSiam
 
 METHODS: dict[str, type[Method]] = {
+    "barlow_twins": BarlowTwins,
+    "byol": BYOL,
     "nnclr": NNCLR,
+    "rotnet": RotNet,
     "simclr": SimCLR,
+    "simsiam": SimSiam,
 }

@@ -4,6 +4,7 @@ A method overrides `training_loss`, usually `__init__` and `add_args`, sometimes
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank
+from utils.ema import EMA
+from utils.errors import UserError
 from utils.optim import build_optimizer, build_scheduler, parameter_groups
+from utils.precision import at_least_float32
 from utils.queue import FeatureQueue
 
 
@@ -31,13 +35,21 @@ class Features:
         return self.large + self.small
 
 
+def view_pairs(views: Sequence[Tensor], large: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """(something of view v, something of large view l) for all v != l; `views` begins with the large ones."""
+    return [(a, b) for j, b in enumerate(large) for i, a in enumerate(views) if i != j]
+
+
 class Method(LightningModule):
     """One objective on top of one backbone.
 
-    `args` are the resolved arguments, backbone maps (N, 3, H, W) to (N, dim). `constant_lr` names the submodule whose
-    learning rate the schedule leaves alone.
+    `args` are the resolved arguments, backbone maps (N, 3, H, W) to (N, dim). `large_views`: how many large views of an
+    image the method takes. `no_small_views`: why it takes no small ones, where it does not. `constant_lr` names the
+    submodule whose learning rate the schedule leaves alone.
     """
 
+    large_views = 2
+    no_small_views: str | None = None
     constant_lr: str | None = None
 
     @staticmethod
@@ -46,6 +58,8 @@ class Method(LightningModule):
 
     def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
         super().__init__()
+        if args.small_views and self.no_small_views:
+            raise UserError(f"--small_views {args.small_views}: {self.no_small_views}; leave it out")
         self.args = args
         self.backbone = backbone
         self.probe: nn.Module | None = None
@@ -57,7 +71,7 @@ class Method(LightningModule):
             self.val_accuracy = MulticlassAccuracy(args.num_classes, average="micro", ignore_index=-1)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Change the views before the backbone sees them."""
+        """Change the views before the backbone sees them. A view may grow: its first N rows remain the images."""
         return batch
 
     def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
@@ -73,18 +87,27 @@ class Method(LightningModule):
             x = x.contiguous(memory_format=torch.channels_last)
         return self.backbone(x)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def compile_networks(self) -> None:
+        """Compile what takes the time: the backbone and the teachers."""
+        for network in [self.backbone, *(m for m in self.modules() if isinstance(m, EMA))]:
+            network.compile()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """What `training_loss` returns, and the online probe's loss and accuracy where there are labels."""
         batch = self.prepare(batch)
         feats = [self(view) for view in batch.views]  # batch norm sees one view at a time, as in the papers
-        large = sum(view.shape[-1] == batch.views[0].shape[-1] for view in batch.views)
+        large = len(feats) - self.args.small_views
         out = self.training_loss(Features(feats[:large], feats[large:]), batch)
-        loss = out["loss"]
         if self.probe is not None:
-            out |= self._probe_step(torch.cat(feats[:large]), batch.labels.repeat(large))
-            loss = loss + out["probe_loss"]
+            n = len(batch.labels)
+            out |= self._probe_step(torch.cat([f[:n] for f in feats[:large]]), batch.labels.repeat(large))
+        return out
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        out = self.losses(batch)
         if self.logs_now():
             self._log(out)
-        return loss
+        return out["loss"] + out["probe_loss"] if self.probe is not None else out["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.probe is not None:
@@ -101,11 +124,17 @@ class Method(LightningModule):
         torch.manual_seed((self.args.seed * 0x9E3779B97F4A7C15 + where) % 2**63)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Queues move once per optimizer step, not once per batch, so that accumulation is one large batch to them."""
         super().optimizer_step(*args, **kwargs)
+        self.advance(self.trainer.global_step / self.args.total_steps)
+
+    def advance(self, done: float) -> None:
+        """What follows an optimizer step: queues take in what waits, teachers move. Once per step, not once per batch,
+        so that accumulation is one large batch to them. `done`: share of the run's steps before this one."""
         for module in self.modules():
             if isinstance(module, FeatureQueue):
                 module.flush()
+            elif isinstance(module, EMA):
+                module.step(done)
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *_: Any, **__: Any) -> None:
         """--clip_grad bounds the method's gradient; the probe's has no part in it."""
@@ -122,8 +151,9 @@ class Method(LightningModule):
     def _probe_step(self, feats: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The online probe learns beside the method; its gradient ends at the detached features."""
         assert self.probe is not None
-        logits = self.probe(feats.detach()).float()
-        known = (labels >= 0).sum().clamp(min=1)
+        logits = at_least_float32(self.probe(feats.detach()))
+        # Known labels may be spread unevenly over ranks: the mean over all of them is not the mean of the ranks' means.
+        known = mean_over_ranks((labels >= 0).sum().to(logits.dtype)).clamp(min=1e-6)
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / known
         return {"probe_loss": loss, "probe_acc": 100 * (logits.argmax(dim=1) == labels).sum() / known}
 

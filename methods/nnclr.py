@@ -6,26 +6,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Features, Method
+from methods.base import Features, Method, view_pairs
 from utils.args import positive_float, positive_int
 from utils.batch import Batch
 from utils.distributed import gather, rank
 from utils.errors import UserError
-from utils.heads import mlp
+from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
 from utils.precision import full_precision, normalize
 from utils.queue import FeatureQueue
 
 
 @full_precision
-def nnclr_loss(neighbour: Tensor, p: Tensor, temperature: float) -> Tensor:
+def nnclr_loss(neighbours: list[Tensor], p: list[Tensor], temperature: float) -> Tensor:
     """Eq. 3 and its transpose:  -log e(NN_i . p_i) / sum_k e(NN_i . p_k)  and the same with  sum_k e(NN_k . p_i).
 
-    neighbour: (n, D) unit rows of the queue, nearest to one view of this rank's images. p: (n, D) unit predictions
-    of the other view. k runs over the N images of the global batch; mean over images and over the two terms.
+    neighbours: (n, D) unit rows of the queue, nearest to the large views of this rank's images. p: (n, D) unit
+    predictions of all views, large ones first. k runs over the N images of the global batch; mean over images, over the
+    two terms and over the pairs of a view and the neighbour of another, large one.
+    Deviation: the paper has two views, and writes the transposed term without the mean.
     """
-    own = torch.arange(len(p), device=p.device) + rank() * len(p)
-    terms = (F.cross_entropy(a @ gather(b).T / temperature, own) for a, b in ((neighbour, p), (p, neighbour)))
-    return sum(terms, p.new_zeros(())) / 2
+    everyone_nn, everyone_p = (gather(torch.stack(x, dim=1)).unbind(dim=1) for x in (neighbours, p))  # each (N, D)
+    own = torch.arange(len(p[0]), device=p[0].device) + rank() * len(p[0])
+    pairs = zip(view_pairs(p, neighbours), view_pairs(everyone_p, everyone_nn), strict=True)
+    terms = [
+        F.cross_entropy(a @ b.T / temperature, own)
+        for (mine_p, mine_nn), (all_p, all_nn) in pairs
+        for a, b in ((mine_nn, all_p), (mine_p, all_nn))
+    ]
+    return torch.stack(terms).mean()
 
 
 class NNCLR(Method):
@@ -37,9 +45,8 @@ class NNCLR(Method):
     def add_args(parser: ArgumentParser) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 4.1
         parser.add_argument("--temperature", type=positive_float, default=0.1, help="of the softmax (sec. 4.1)")
-        parser.add_argument("--hidden_mlp", type=positive_int, default=2048, help="hidden widths of the projector")
-        parser.add_argument("--proj_dim", type=positive_int, default=256, help="width of the embedding (sec. 4.1)")
-        parser.add_argument("--pred_hidden_mlp", type=positive_int, default=4096, help="hidden width of the predictor")
+        add_projector_flags(parser, hidden=2048, dim=256, layers=3, source="sec. 4.1")
+        add_predictor_flags(parser, hidden=4096, source="sec. 4.1")
         parser.add_argument(
             "--no_predictor", dest="predictor", action="store_false", help="compare embeddings directly"
         )
@@ -52,21 +59,19 @@ class NNCLR(Method):
                 f"--queue_size {args.queue_size} is smaller than the global batch of {args.global_batch}; "
                 f"raise it or lower --batch_size"
             )
-        self.projector = mlp(dim, args.hidden_mlp, args.hidden_mlp, args.proj_dim, last_norm=True)
-        d, hidden = args.proj_dim, args.pred_hidden_mlp
-        self.predictor = mlp(d, hidden, d, last_norm=False) if args.predictor else nn.Identity()
-        self.queue = FeatureQueue(args.queue_size, d, args.seed)
+        self.projector = projector(args, dim, last_norm=True)
+        self.predictor = predictor(args) if args.predictor else nn.Identity()
+        self.queue = FeatureQueue(args.queue_size, args.proj_dim, args.seed)
 
     def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
-        z = [self.projector(f) for f in feats.large]
-        p1, p2 = (normalize(self.predictor(x)) for x in z)
-        z1, z2 = (normalize(x).detach() for x in z)
-        (row1, similarity), (row2, _) = self.queue.nearest(z1), self.queue.nearest(z2)
-        nn1, nn2 = self.queue.rows[row1], self.queue.rows[row2]
-        t = self.args.temperature
-        loss = (nnclr_loss(nn1, p2, t) + nnclr_loss(nn2, p1, t)) / 2
-        out = {"loss": loss, "nn_similarity": similarity.mean(), **self._health(row1, batch.labels)}
-        self.queue.push(z1, batch.labels)  # after the look-ups, or the batch would find itself
+        z = [self.projector(f) for f in feats.all]
+        p = [normalize(self.predictor(x)) for x in z]
+        queries = [normalize(x).detach() for x in z[: len(feats.large)]]
+        found = [self.queue.nearest(q) for q in queries]
+        loss = nnclr_loss([self.queue.rows[row] for row, _ in found], p, self.args.temperature)
+        row, similarity = found[0]
+        out = {"loss": loss, "nn_similarity": similarity.mean(), **self._health(row, batch.labels)}
+        self.queue.push(queries[0], batch.labels)  # after the look-ups, or the batch would find itself
         return out
 
     def _health(self, row: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -7,11 +7,28 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from methods.base import Features, Method
-from utils.args import positive_float, positive_int
+from utils.args import positive_float
 from utils.batch import Batch
 from utils.distributed import gather, rank
-from utils.heads import mlp
+from utils.errors import UserError
+from utils.heads import add_projector_flags, projector
 from utils.precision import full_precision, normalize
+
+
+def similarities(views: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
+    """V tensors (n, D) -> (nV, NV) cosines / T of this rank's views with all views of the global batch, and the (nV,)
+    columns in which each finds itself. Rows and columns are ordered by image, then by view."""
+    v, n = len(views), len(views[0])
+    z = torch.stack([normalize(x) for x in views], dim=1)  # (n, V, D)
+    everyone = rearrange(gather(z), "N V D -> (N V) D")
+    itself = torch.arange(n * v, device=z.device) + rank() * n * v
+    return rearrange(z, "n V D -> (n V) D") @ everyone.T / temperature, itself
+
+
+def log_normalizer(logits: Tensor, itself: Tensor) -> Tensor:
+    """(nV, NV) -> (nV,)  log sum_{k != i} exp(logits_ik)."""
+    own = torch.arange(len(logits), device=logits.device)
+    return logits.index_put((own, itself), logits.new_tensor(-torch.inf)).logsumexp(dim=1)
 
 
 @full_precision
@@ -23,32 +40,54 @@ def nt_xent(views: list[Tensor], temperature: float) -> dict[str, Tensor]:
     Deviation: the paper has two views; the mean over several positives stands outside the logarithm.
     """
     v, n = len(views), len(views[0])
-    z = torch.stack([normalize(x) for x in views], dim=1)  # (n, V, D)
-    everyone = rearrange(gather(z), "N V D -> (N V) D")
-    own = torch.arange(n * v, device=z.device)
-    logits = rearrange(z, "n V D -> (n V) D") @ everyone.T / temperature  # (nV, NV)
+    logits, itself = similarities(views, temperature)
     mine = logits[:, rank() * n * v :][:, : n * v]  # (nV, nV) against this rank's images
-    same_image = own[:, None] // v == own // v
-    itself = torch.eye(n * v, dtype=torch.bool, device=z.device)
-    positive = mine[same_image & ~itself].view(n * v, v - 1)  # (nV, V - 1)
-    logits = logits.index_put((own, own + rank() * n * v), logits.new_tensor(-torch.inf))
-    loss = logits.logsumexp(dim=1) - positive.mean(dim=1)  # (nV,)
-    return {"loss": loss.mean(), "positive_similarity": positive.mean() * temperature}  # fmt: skip
+    image = torch.arange(n * v, device=logits.device) // v
+    same = (image[:, None] == image) & ~torch.eye(n * v, dtype=torch.bool, device=logits.device)
+    positive = mine[same].view(n * v, v - 1)  # (nV, V - 1)
+    loss = log_normalizer(logits, itself) - positive.mean(dim=1)  # (nV,)
+    return {"loss": loss.mean(), "positive_similarity": positive.mean() * temperature}
+
+
+@full_precision
+def supcon(views: list[Tensor], labels: Tensor, temperature: float) -> dict[str, Tensor]:
+    """SupCon (Khosla et al., 2020, arXiv:2004.11362), eq. 2, L_out:
+    -1/|P(i)| sum_{p in P(i)} log  e(z_i . z_p) / sum_{k != i} e(z_i . z_k),  mean over i.
+
+    views: as in `nt_xent`. labels: (n,) of this rank's images. P(i): all other views of i's image and all views of
+    images of its class; an image of unknown label, -1, has only its own. One image per class: NT-Xent.
+    """
+    v, n = len(views), len(views[0])
+    logits, itself = similarities(views, temperature)
+    # Unknown labels become different from each other: below -1, by where the image stands in the global batch.
+    alone = -2 - torch.arange(n, device=labels.device) - rank() * n
+    mine = torch.where(labels < 0, alone, labels)
+    theirs = gather(mine).repeat_interleave(v)  # (NV,)
+    positive = (mine.repeat_interleave(v)[:, None] == theirs).to(logits.dtype)  # (nV, NV)
+    positive[torch.arange(n * v, device=logits.device), itself] = 0
+    similarity = (logits * positive).sum(dim=1) / positive.sum(dim=1)  # (nV,) mean over P(i)
+    loss = log_normalizer(logits, itself) - similarity
+    return {"loss": loss.mean(), "positive_similarity": similarity.mean() * temperature}
 
 
 class SimCLR(Method):
-    """Views of one image attract, all others repel."""
+    """Views of one image attract, all others repel; --supervised: views of one class (SupCon)."""
 
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 2.2 and app. B.6
         parser.add_argument("--temperature", type=positive_float, default=0.1, help="of the softmax (sec. 5.1)")
-        parser.add_argument("--hidden_mlp", type=positive_int, default=2048, help="hidden width of the projector")
-        parser.add_argument("--proj_dim", type=positive_int, default=128, help="width of the embedding (sec. 4.2)")
+        parser.add_argument("--supervised", action="store_true", help="images of one class attract too (SupCon)")
+        add_projector_flags(parser, hidden=2048, dim=128, layers=2, source="sec. 4.2")
 
     def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
         super().__init__(args, backbone, dim)
-        self.projector = mlp(dim, args.hidden_mlp, args.proj_dim, last_norm=True)
+        if args.supervised and not args.num_classes:
+            raise UserError(f"--supervised needs labels and {args.dataset} has none here; leave it out")
+        self.projector = projector(args, dim, last_norm=True)
 
     def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
-        return nt_xent([self.projector(f) for f in feats.all], self.args.temperature)
+        views = [self.projector(f) for f in feats.all]
+        if self.args.supervised:
+            return supcon(views, batch.labels, self.args.temperature)
+        return nt_xent(views, self.args.temperature)

@@ -1,6 +1,6 @@
 """What several tests need: small arguments, small networks, small images, several processes."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,24 @@ from methods import METHODS
 from utils.args import parse
 from utils.resolve import resolve
 
-# Widths of the heads, so that a method takes milliseconds.
-SMALL = {
-    "nnclr": ["--hidden_mlp", "16", "--proj_dim", "8", "--pred_hidden_mlp", "16", "--queue_size", "40"],
-    "simclr": ["--hidden_mlp", "16", "--proj_dim", "8"],
-}
+# Sizes of heads and queues with which a method takes milliseconds, for those that have them.
+SIZES = {"--hidden_mlp": "16", "--proj_dim": "8", "--pred_hidden_mlp": "16", "--queue_size": "40"}
 TINY = ["digits", "test_resnet.r160_in1k", "--precision", "32", "--num_workers", "0"]
+
+
+def small(method: str, *words: str) -> list[str]:
+    """The words, and small sizes of what the method has and they do not mention."""
+    parser = ArgumentParser(add_help=False)
+    METHODS[method].add_args(parser)
+    flags = {option for action in parser._actions for option in action.option_strings} - set(words)
+    if "--no_predictor" in words:
+        flags.discard("--pred_hidden_mlp")
+    return [*(part for flag, size in SIZES.items() if flag in flags for part in (flag, size)), *words]
 
 
 def arguments(method: str, *words: str, images: int = 1438, classes: int = 10) -> Namespace:
     """Resolved arguments of a small run."""
-    argv = [*TINY, "--method", method, *SMALL[method], *words]
+    argv = [*TINY, "--method", method, *small(method, *words)]
     return resolve(parse(argv, METHODS, DATASETS), images, images, classes)
 
 

@@ -10,7 +10,8 @@ from data.datasets import read_dataset
 from data.pipelines import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
-from tests.helpers import SMALL, arguments
+from methods import METHODS
+from tests.helpers import arguments, small
 from utils.run import read_metrics
 
 pytestmark = [
@@ -39,10 +40,12 @@ def test_decoded_images_live_on_the_device():
 
 
 @pytest.mark.parametrize("more", [[], ["--compile"], ["--pipeline", "torchvision"], ["--precision", "16-mixed"]])
-@pytest.mark.parametrize("method", SMALL)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run(tmp_path, method, more):
     queue = ["--queue_size", "300"] if method == "nnclr" else []
-    main_contrastive.main(["digits", "resnet18", "--method", method, *SMALL[method], *queue, "--batch_size", "128",
+    if not METHODS[method].no_small_views and "--compile" in more:
+        more = [*more, "--small_views", "2"]
+    main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",
                            "--output", str(tmp_path), "--run_id", "r", *more])  # fmt: skip
     rows = read_metrics(tmp_path / "r" / "metrics.csv")

@@ -4,56 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from methods import METHODS
-from methods.base import Features
-from tests.helpers import Flat, arguments
-from utils.batch import Batch
+from tests.prove import TOLERANCE, cases, difference, differences
 from utils.distributed import mean_over_ranks, synchronize_batch_norm
 
-N, STEPS = 12, 3
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("case", cases())
+def test_any_number_of_processes_computes_the_same(case, world, ranks):
+    for part, far in differences(case, ranks(world), world).items():
+        assert far < TOLERANCE, f"{part} differs"
 
 
-def train(rank: int, world: int, name: str) -> dict:
-    """Three steps of momentum SGD on this rank's share of the batches, as DDP does them: gradients averaged."""
-    torch.manual_seed(0)
-    method = METHODS[name](arguments(name, "--batch_size", str(N // 3)), Flat(12), 6)
-    synchronize_batch_norm(method, on_cuda=False)
-    method.double()
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9)
-    out: dict = {"loss": [], "gradient": {}}
-    for step in range(STEPS):
-        g = torch.Generator().manual_seed(step)
-        mine = slice(rank * N // world, (rank + 1) * N // world)
-        views = [torch.randn(N, 3, 2, 2, generator=g, dtype=torch.double)[mine] for _ in range(2)]
-        batch = method.prepare(Batch(torch.arange(N)[mine], views, (torch.arange(N) % 10)[mine]))
-        loss = method.training_loss(Features([method(v) for v in batch.views], []), batch)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        for key, p in method.named_parameters():
-            if p.grad is not None:
-                p.grad = mean_over_ranks(p.grad)
-                out["gradient"][f"{step} {key}"] = p.grad.clone()
-        optimizer.step()
-        method.queue.flush() if hasattr(method, "queue") else None
-        out["loss"].append(mean_over_ranks(loss.detach()))
-    out["state"] = method.state_dict()
-    return out
-
-
-def difference(a: dict, b: dict) -> float:
-    """Largest difference, relative to the largest entry of the tensor."""
-    assert a.keys() == b.keys()
-    return max(float((a[k].double() - b[k].double()).abs().max() / a[k].double().abs().max().clamp(min=1)) for k in a)
-
-
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("name", METHODS)
-def test_any_number_of_processes_computes_the_same(name, world, ranks):
-    alone = train(0, 1, name)
-    for result in ranks(world).run(train, name):
-        assert difference(dict(enumerate(alone["loss"])), dict(enumerate(result["loss"]))) < 1e-9
-        assert difference(alone["gradient"], result["gradient"]) < 1e-9
-        assert difference(alone["state"], result["state"]) < 1e-9, "parameters, buffers or queue rows differ"
+@pytest.mark.parametrize("case", cases())
+def test_a_reduction_without_gradient_would_be_seen(case, ranks):
+    far = differences(case, ranks(2), 2, break_gradient=True)
+    assert far["gradient"] > 1e-3
 
 
 def batch_norm(rank: int, world: int) -> dict:

@@ -1,6 +1,7 @@
 """The application as a user types it: a whole run, a stopped one, mistakes."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,7 +16,8 @@ import torch
 import main_contrastive
 import main_linear
 from methods import METHODS
-from tests.helpers import SMALL, TINY, class_folders, write_image
+from methods.base import Method
+from tests.helpers import TINY, class_folders, small, write_image
 from utils.errors import Stopped, UserError
 from utils.logs import Progress
 from utils.run import read_metrics
@@ -40,8 +42,8 @@ def few(tmp_path):
 
 
 def words(method, output, *more):
-    queue = ["--queue_size", "300"] if method == "nnclr" else []
-    return [*TINY, "--method", method, *SMALL[method], *queue, "--batch_size", "256", "--epochs", "3",
+    queue = ["--queue_size", "300"] if method == "nnclr" and "--queue_size" not in more else []
+    return [*TINY, "--method", method, *small(method, *queue), "--batch_size", "256", "--epochs", "3",
             "--optimizer", "sgd", "--log_every", "1", "--knn_every", "2", "--output", str(output), *more]  # fmt: skip
 
 
@@ -83,10 +85,16 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(Progress, "on_train_batch_end", press)
 
 
-@pytest.mark.parametrize("pipeline", ["device", "torchvision"])
-@pytest.mark.parametrize("method", METHODS)
-def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_never_stopped(tmp_path, monkeypatch, few, method, pipeline):
-    argv = ["custom", *words(method, tmp_path, "--pipeline", pipeline, *few)[1:]]
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        *((method, "") for method in METHODS),
+        ("nnclr", "--pipeline torchvision --small_views 2 --small_size 8"),
+        ("byol", "--small_views 2 --small_size 8 --clip_grad 0.5"),
+    ],
+)
+def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_never_stopped(tmp_path, monkeypatch, few, method, more):
+    argv = ["custom", *words(method, tmp_path, *few, *more.split())[1:]]
     main_contrastive.main([*argv, "--run_id", "whole"])
     main_contrastive.main([*argv, "--run_id", "twice"])
     assert_same_run(tmp_path / "whole", tmp_path / "twice")
@@ -202,7 +210,7 @@ def test_a_pile_of_images_trains_without_labels(tmp_path, capsys):
     for i in range(20):
         write_image(tmp_path / "pile" / f"{i}.png", seed=i)
     main_contrastive.main(["custom", TINY[1], "--data_folder", str(tmp_path / "pile"), "--method", "nnclr",
-                           *SMALL["nnclr"], "--batch_size", "8", "--epochs", "2", "--large_size", "32", "--log_every",
+                           *small("nnclr"), "--batch_size", "8", "--epochs", "2", "--large_size", "32", "--log_every",
                            "1", "--output", str(tmp_path), "--run_id", "r", "--precision", "32"])  # fmt: skip
     columns = read_metrics(tmp_path / "r" / "metrics.csv")[0].keys()
     assert not {c for c in columns if "probe" in c or "knn" in c or c == "nn_label_acc"}
@@ -230,6 +238,13 @@ def test_labels_play_no_part(tmp_path):
     assert all(torch.equal(results[0][k], results[1][k]) for k in shared)
 
 
+def pile(folder):
+    """Images without labels."""
+    for i in range(6):
+        write_image(folder / "pile" / f"{i}.png", seed=i)
+    return str(folder / "pile")
+
+
 def mistake(argv):
     with pytest.raises(UserError) as e:
         main_contrastive.main(argv)
@@ -242,6 +257,10 @@ def test_mistakes_are_found_before_training_and_leave_nothing(tmp_path):
     base = [*TINY, "--output", str(out)]
     assert "unknown backbone 'resnet1'" in mistake(["digits", "resnet1", "--output", str(out)])
     assert "fewer than one global batch" in mistake([*base, "--batch_size", "5000"])
+    assert "needs labels and custom has none here" in mistake(["custom", TINY[1], "--data_folder", pile(tmp_path),
+                    "--supervised", "--batch_size", "4", "--output", str(out), "--large_size", "16"])  # fmt: skip
+    for method in ("barlow_twins", "rotnet"):
+        assert "--small_views 2: " in mistake([*base, "--method", method, "--small_views", "2"])
     assert "smaller than the global batch" in mistake([*base, "--method", "nnclr", "--queue_size", "100"])
     assert "is not a folder" in mistake(
         ["imagenet", TINY[1], "--data_folder", str(tmp_path / "gone"), "--output", str(out)]
@@ -290,11 +309,13 @@ def test_ctrl_c_in_a_terminal(tmp_path):
     assert weights(tmp_path / "r")["global_step"] > 0
 
 
-def test_two_processes_train_what_one_does(tmp_path):
-    """torchrun on CPU: the same images, views, losses and queue as one process with twice the batch."""
+@pytest.mark.parametrize(
+    ("method", "more"), [("nnclr", ["--temperature", "1", "--queue_size", "600"]), ("byol", ["--small_views", "2"])]
+)
+def test_two_processes_train_what_one_does(tmp_path, method, more):
+    """torchrun on CPU: the same images, views, losses, queue and teacher as one process with twice the batch."""
     # A short, flat start: at the paper's temperature the first steps amplify rounding, as another thread count does.
-    gentle = ["--temperature", "1", "--lr", "0.0001", "--steps", "8", "--queue_size", "600"]
-    common = words("nnclr", tmp_path, *gentle)
+    common = words(method, tmp_path, "--lr", "0.0001", "--steps", "8", *more)
     main_contrastive.main([*common, "--run_id", "one"])
     argv = [*common, "--run_id", "two", "--batch_size", "128"]
     process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611",
@@ -306,8 +327,30 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     a, b = (weights(tmp_path / r)["state_dict"] for r in ("one", "two"))
     assert a.keys() == b.keys()
+    if method == "byol":
+        assert a["target.tau"] == b["target.tau"]
+        for key in (k for k in a if ".teacher." in k and k.endswith("weight")):
+            torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
+        return
     assert torch.equal(a["queue.labels"], b["queue.labels"]), "the same images in the same places of the queue"
     torch.testing.assert_close(a["queue.rows"][:256], b["queue.rows"][:256], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(("method", "more"), [("byol", []), ("nnclr", ["--queue_size", "600"])])
+def test_accumulation_moves_teachers_and_queues_once_per_step(tmp_path, few, monkeypatch, method, more):
+    """5 batches an epoch, 2 to a step: three steps, the last of one batch; tau follows the steps of the run."""
+    moved = []
+    whole = Method.advance
+    monkeypatch.setattr(Method, "advance", lambda self, done: (moved.append(done), whole(self, done))[0])
+    argv = ["custom", *words(method, tmp_path, *few, "--accumulate", "2", "--run_id", "r", *more)[1:]]
+    main_contrastive.main(argv)
+    assert moved == pytest.approx([step / 9 for step in range(9)])
+    state = weights(tmp_path / "r")["state_dict"]
+    if method == "byol":
+        assert state["target.tau"].item() == pytest.approx(1 - 0.004 * (1 + math.cos(math.pi * 8 / 9)) / 2)
+    else:
+        assert state["queue.at"] == 3 * 5 * 12
+        assert state["queue.age"].max() == 8, "pushes are steps, not batches"
 
 
 def test_weights_and_biases_offline(tmp_path, few, monkeypatch):

@@ -87,16 +87,20 @@ def add_view_flags(parser: ArgumentParser) -> None:
     g = parser.add_argument_group("views")
     g.add_argument("--large_size", type=number(int, 8), default=224, help="side of a view in pixels")
     g.add_argument("--crop_scale", type=number(float, 0, 1, above=True), nargs=2, default=[0.2, 1.0],
-                   metavar=("LOW", "HIGH"), help="share of the image's area in a view")  # fmt: skip
+                   metavar=("LOW", "HIGH"), help="image's share in a large view; 0.14-1 with small ones")  # fmt: skip
+    g.add_argument("--small_views", type=count, default=0, help="small views beside the large ones (multi-crop)")
+    g.add_argument("--small_size", type=number(int, 8), default=96, help="side of a small view in pixels")
+    g.add_argument("--small_scale", type=number(float, 0, 1, above=True), nargs=2, default=[0.05, 0.14],
+                   metavar=("LOW", "HIGH"), help="image's share in a small view")  # fmt: skip
     g.add_argument("--flip", type=probability, default=0.5, help="probability of a horizontal flip")
     g.add_argument("--jitter", type=probability, default=0.8, help="probability of colour jitter")
     g.add_argument("--jitter_strengths", type=nonnegative_float, nargs=4, default=[0.4, 0.4, 0.2, 0.1],
                    metavar=("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"), help="as in torchvision")  # fmt: skip
     g.add_argument("--gray", type=probability, default=0.2, help="probability of dropping the colours")
     g.add_argument("--blur", type=probability, nargs="+", default=[0.0], metavar="P",
-                   help="probability of a blur; two numbers give each view its own")  # fmt: skip
+                   help="probability of a blur; two: of each large view; three: of small ones too")  # fmt: skip
     g.add_argument("--solarize", type=probability, nargs="+", default=[0.0], metavar="P",
-                   help="probability of solarizing; two numbers give each view its own")  # fmt: skip
+                   help="probability of solarizing; two: of each large view; three: of small ones too")  # fmt: skip
 
 
 def add_optimizer_flags(parser: ArgumentParser) -> None:
@@ -176,29 +180,64 @@ def pretraining_parser(datasets: Sequence[str]) -> Parser:
     return parser
 
 
+MULTI_CROP = {"crop_scale": [0.14, 1.0]}  # SwAV, sec. 3.3: large views begin where small ones end
+ONLY_WITH = (  # flags that do nothing without another one, and what that is
+    (("small_size", "small_scale"), "--small_views", lambda a: a.small_views),
+    (("lars_eta", "lars_clip"), "--optimizer lars", lambda a: a.optimizer == "lars"),
+    (("momentum",), "--optimizer sgd or lars", lambda a: a.optimizer != "adamw"),
+    (("lr_decay_steps", "lr_decay_factor"), "--scheduler step", lambda a: a.scheduler == "step"),
+    (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
+    (("pred_hidden_mlp", "pred_layers"), "a predictor", lambda a: getattr(a, "predictor", True)),
+)
+
+
 def parse(argv: Sequence[str], methods: Mapping[str, Any], datasets: Mapping[str, Any]) -> Namespace:
-    """The typed arguments: shared flags and those of the chosen method, with that method's and data set's defaults."""
+    """The typed arguments: shared flags and those of the chosen method.
+
+    Defaults, from the strongest: what the method asks for, what the data set, what small views ask for, what is usual.
+    """
     first = Parser(add_help=False)
     first.add_argument("--method", default="simclr")
     name = first.parse_known_args(argv)[0].method
     if name not in methods:
         raise UserError(f"unknown method {name!r}{did_you_mean(name, methods)}; choose one of {', '.join(methods)}")
-    parser = pretraining_parser(list(datasets))
-    parser.add_argument("--method", choices=list(methods), default="simclr", help="who learns")
-    methods[name].add_args(parser.add_argument_group(f"method {name}"))
     others = _flags_of_others(name, methods)
-    if argv and argv[0] in datasets:  # so that --help shows this data set's defaults
-        parser.set_defaults(**datasets[argv[0]].views)
+    guess = next((word for word in argv if word in datasets), None)  # so that --help shows this data set's defaults
+    args = _parser(name, methods, datasets, datasets[guess].views if guess else {}).parse_strictly(argv, others)
+    views = (MULTI_CROP if args.small_views else {}) | datasets[args.dataset].views
+    parser = _parser(name, methods, datasets, views)
     args = parser.parse_strictly(argv, others)
-    parser.set_defaults(**datasets[args.dataset].views)
-    args = parser.parse_strictly(argv, others)
-    if args.crop_scale[0] > args.crop_scale[1]:
-        raise UserError(f"--crop_scale {args.crop_scale[0]} {args.crop_scale[1]}: give the smaller share first")
-    if max(len(args.blur), len(args.solarize)) > 2:
-        raise UserError("--blur and --solarize take one probability, or one for each of the two large views")
+    _check(args, parser, methods[name].large_views)
+    return args
+
+
+def _parser(name: str, methods: Mapping[str, Any], datasets: Mapping[str, Any], views: dict[str, Any]) -> Parser:
+    parser = pretraining_parser(list(datasets))
+    parser.set_defaults(**views)
+    parser.add_argument("--method", choices=list(methods), default="simclr", help="who learns")
+    what = (methods[name].__doc__ or "").partition("\n")[0]
+    methods[name].add_args(parser.add_argument_group(f"method {name}", what))
+    return parser
+
+
+def _check(args: Namespace, parser: Parser, large: int) -> None:
+    """Refuse what contradicts itself, and what would be accepted and ignored."""
+    for low, high, flag in ((*args.crop_scale, "crop_scale"), (*args.small_scale, "small_scale")):
+        if low > high:
+            raise UserError(f"--{flag} {low} {high}: give the smaller share first")
+    if max(len(args.blur), len(args.solarize)) > max(1, large + (args.small_views > 0)):
+        raise UserError(
+            f"--blur and --solarize take one probability, or one for each of the {large} large views of {args.method}, "
+            f"and with --small_views one more for the small ones"
+        )
+    if args.small_views and args.small_size > args.large_size:
+        raise UserError(f"--small_size {args.small_size} is larger than --large_size {args.large_size}; lower it")
     if args.jitter_strengths[3] > 0.5:
         raise UserError(f"--jitter_strengths: hue {args.jitter_strengths[3]} given, at most 0.5 (a half turn) possible")
-    return args
+    for names, what, there in ONLY_WITH:
+        for flag in names:
+            if not there(args) and getattr(args, flag, None) != parser.get_default(flag):
+                raise UserError(f"--{flag} does nothing without {what}; add that, or leave --{flag} out")
 
 
 def _flags_of_others(name: str, methods: Mapping[str, Any]) -> dict[str, str]:

@@ -1,5 +1,8 @@
 """name -> (network without its classifier, width of its features)."""
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,13 +13,13 @@ TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "re
 SMALL = 64  # pixels: views up to this side get the 3x3 stem
 
 
-def build_backbone(name: str, stem: str, size: int) -> tuple[nn.Module, int]:
-    """A randomly initialized network that maps (N, 3, size, size) to (N, D), and D.
+def build_backbone(name: str, stem: str, size: int, small_size: int | None = None) -> tuple[nn.Module, int]:
+    """A randomly initialized network that maps (N, 3, size, size), and small views if there are any, to (N, D), and D.
 
     name: one of torchvision's ResNets, else any name of timm. stem: "small" is a 3x3 convolution without max-pool
     in place of the first layers of a ResNet (SimCLR, app. B.9), "imagenet" leaves the network as it is.
     """
-    network = _torchvision(name) if name in TORCHVISION else _timm(name, size)
+    network = _torchvision(name) if name in TORCHVISION else _timm(name, size, several=small_size is not None)
     if stem == "small":
         if not has_imagenet_stem(network):
             raise UserError(f"--stem small replaces the 7x7 stem of a ResNet, which {name} does not have; leave it out")
@@ -24,7 +27,9 @@ def build_backbone(name: str, stem: str, size: int) -> tuple[nn.Module, int]:
         conv = nn.Conv2d(3, channels, kernel_size=3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         network.conv1, network.maxpool = conv, nn.Identity()
-    return network, _feature_width(network, name, size)
+    if small_size is not None:
+        _feature_width(network, name, small_size, "--small_size")
+    return network, _feature_width(network, name, size, "--large_size")
 
 
 def has_imagenet_stem(network: nn.Module) -> bool:
@@ -54,29 +59,32 @@ def _torchvision(name: str) -> nn.Module:
     return network
 
 
-def _timm(name: str, size: int) -> nn.Module:
+def _timm(name: str, size: int, several: bool = False) -> nn.Module:
+    """`several`: a transformer takes views of other sizes than `size` too, its positions interpolated."""
     import timm
 
     if not timm.is_model(name):
         known = [*TORCHVISION, *timm.list_models()]
         raise UserError(f"unknown backbone {name!r}{did_you_mean(name, known)}; any timm name or torchvision ResNet")
-    try:
-        return timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
-    except TypeError:  # convolutional networks take any size and no such argument
-        return timm.create_model(name, pretrained=False, num_classes=0)
-    except (AssertionError, ValueError, RuntimeError) as e:
-        raise UserError(f"{name} cannot be built for views of {size} pixels ({e}); choose another --large_size") from e
+    with contextlib.suppress(TypeError):  # convolutional networks take any size and none of these arguments
+        more: dict[str, Any] = {"img_size": size, "dynamic_img_size": True} if several else {"img_size": size}
+        try:
+            return timm.create_model(name, pretrained=False, num_classes=0, **more)
+        except (AssertionError, ValueError, RuntimeError) as e:
+            reason = f"{name} cannot be built for views of {size} pixels ({e})"
+            raise UserError(f"{reason}; choose another --large_size") from e
+    return timm.create_model(name, pretrained=False, num_classes=0)
 
 
 @torch.no_grad()
-def _feature_width(network: nn.Module, name: str, size: int) -> int:
+def _feature_width(network: nn.Module, name: str, size: int, flag: str) -> int:
     """Width of the features, by running the network once: what it says of itself is not always what it returns."""
     training = network.training
     try:
         shape = network.eval()(torch.zeros(2, 3, size, size)).shape
     except (RuntimeError, AssertionError, ValueError) as e:
         reason = str(e).splitlines()[0]
-        raise UserError(f"{name} cannot see views of {size} pixels ({reason}); choose another --large_size") from e
+        raise UserError(f"{name} cannot see views of {size} pixels ({reason}); choose another {flag}") from e
     network.train(training)
     if len(shape) != 2:
         raise UserError(f"{name} returns features of shape {tuple(shape)}, not (N, D); choose a network with pooling")

@@ -20,6 +20,11 @@ def full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def normalize(z: Tensor) -> Tensor:
     """(..., D) -> unit vectors, in float32 or wider."""
-    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_float32(z), dim=-1)

@@ -57,8 +57,6 @@ def _check_batch(args: Namespace, images: int, per_batch: int, processes: int) -
 
 def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> int:
     if args.scheduler != "warmup_cosine":
-        if args.warmup_epochs is not None:
-            raise UserError(f"--warmup_epochs is for --scheduler warmup_cosine, not for {args.scheduler}; leave it out")
         return 0
     if args.warmup_epochs is None:
         return min(10 * steps_per_epoch, total_steps // 10)
@@ -70,17 +68,21 @@ def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> in
 
 def describe(args: Namespace) -> str:
     """What was typed beside what follows from it, a line each."""
+    small = f" and {args.small_views} of {args.small_size} px" if args.small_views else ""
     warm = f", {args.warmup_steps} steps of warm-up" if args.warmup_steps else ""
     rows = {
         "device": f"{args.processes} x {args.accelerator}, {args.used_precision} ({args.precision_reason})",
         "backbone": f"{args.backbone}, {args.used_stem} stem ({args.stem_reason})",
+        "views": f"{args.large_size} px{small}",
         "batch": f"{args.batch_size} x {args.processes} processes x {args.accumulate} = {args.global_batch} images",
         "learning rate": f"{args.lr:g} x {args.global_batch} / 256 = {args.scaled_lr:g} ({args.optimizer})",
         "schedule": args.scheduler + warm,
         "length": f"{args.total_steps} steps in {args.total_epochs} epochs of {args.optimizer_steps_per_epoch}",
     }
     if args.accumulate > 1:
-        rows["accumulation"] = f"negatives and batch norm see {args.global_batch // args.accumulate} images at a time"
+        rows["accumulation"] = (
+            f"negatives, batch norm and correlations see {args.global_batch // args.accumulate} at a time"
+        )
     if args.knn_every and args.knn_ks != args.knn_k:
         rows["kNN"] = f"k = {args.knn_ks or 'none'} of {args.knn_k}: fewer labelled training images than that"
     if not args.wandb and (args.project != "lookalike" or args.entity or args.offline):

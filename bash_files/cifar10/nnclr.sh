@@ -1,6 +1,6 @@
-# NNCLR, ResNet-18 with the 3x3 stem, CIFAR-10.
-# LARS 0.4 per 256, weight decay 1e-5, temperature 0.2, queue 65,536: settings of the small-scale recipes that
-# solo-learn made common. Not yet measured here.
+# NNCLR, ResNet-18 with the 3x3 stem, CIFAR-10, one GPU.
+# LARS 0.4 per 256, weight decay 1e-5, temperature 0.2, queue 65,536: what solo-learn published for CIFAR-10.
+# Not yet measured here.
 python3 main_contrastive.py cifar10 resnet18 \
     --method nnclr --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \
     --epochs 200 --batch_size 256 --temperature 0.2 --queue_size 65536 \

@@ -1,5 +1,5 @@
-# SimCLR, ResNet-18 with the 3x3 stem, CIFAR-10.
-# LARS 0.4 per 256, weight decay 1e-5, temperature 0.2: settings of the small-scale recipes that solo-learn made common.
+# SimCLR, ResNet-18 with the 3x3 stem, CIFAR-10, one GPU.
+# LARS 0.4 per 256, weight decay 1e-5, temperature 0.2: what solo-learn published for CIFAR-10.
 # Not yet measured here.
 python3 main_contrastive.py cifar10 resnet18 \
     --method simclr --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \

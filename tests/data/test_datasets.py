@@ -1,5 +1,7 @@
 """Data sets: what is read, and what a user is told when it cannot be."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -150,3 +152,10 @@ def test_fingerprint_tells_data_apart(tmp_path):
     assert a != read_folder(tmp_path / "b").fingerprint()
     digits = read_dataset("digits", "none", None, None)
     assert digits.train.fingerprint() != digits.val.fingerprint()
+
+
+def test_labels_beyond_the_classes_are_refused(monkeypatch):
+    few = dataclasses.replace(DATASETS["digits"], classes=7)
+    monkeypatch.setitem(DATASETS, "digits", few)
+    with pytest.raises(UserError, match="the training images of digits have labels up to 9, .* 7 classes, 0 to 6"):
+        read_dataset("digits", "none", None, None)

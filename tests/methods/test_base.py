@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from methods import METHODS
-from methods.base import Features
+from methods.base import Features, view_pairs
 from tests.helpers import Flat, arguments
 from utils.batch import Batch
+from utils.errors import UserError
 
 
 def build(name, *words, classes=10):
@@ -15,23 +16,16 @@ def build(name, *words, classes=10):
     return METHODS[name](arguments(name, "--batch_size", "8", *words, classes=classes), Flat(12), 6)
 
 
-def batch(n=8, seed=0):
+def batch(method, n=8, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return Batch(torch.arange(n), [torch.randn(n, 3, 2, 2, generator=g) for _ in range(2)], torch.arange(n) % 10)
-
-
-def losses(method, b):
-    b = method.prepare(b)
-    feats = [method(v) for v in b.views]
-    out = method.training_loss(Features(feats, []), b)
-    return out, method._probe_step(torch.cat(feats), b.labels.repeat(2)) if method.probe is not None else {}
+    views = [torch.randn(n, 3, 2, 2, generator=g) for _ in range(method.large_views + method.args.small_views)]
+    return Batch(torch.arange(n), views, torch.arange(n) % 10)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_probes_gradient_never_reaches_the_backbone(name):
     method = build(name)
-    _, probe = losses(method, batch())
-    probe["probe_loss"].backward()
+    method.losses(batch(method))["probe_loss"].backward()
     for key, p in method.named_parameters():
         assert (p.grad is not None) == key.startswith("probe."), key
 
@@ -39,9 +33,9 @@ def test_the_probes_gradient_never_reaches_the_backbone(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_methods_gradient_reaches_everything_but_the_probe(name):
     method = build(name)
-    losses(method, batch())[0]["loss"].backward()
+    method.losses(batch(method))["loss"].backward()
     for key, p in method.named_parameters():
-        if key.startswith("probe."):
+        if key.startswith("probe.") or ".teacher." in key:
             assert p.grad is None, key
         else:
             assert p.grad is not None, f"{key} is frozen by accident"
@@ -51,8 +45,8 @@ def test_the_methods_gradient_reaches_everything_but_the_probe(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_everything_logged_is_a_finite_number(name):
-    out, probe = losses(build(name), batch())
-    for key, value in (out | probe).items():
+    method = build(name)
+    for key, value in method.losses(batch(method)).items():
         assert value.ndim == 0, key
         assert torch.isfinite(value), key
 
@@ -61,16 +55,19 @@ def test_everything_logged_is_a_finite_number(name):
 def test_without_labels_there_is_no_probe(name):
     method = build(name, classes=0)
     assert method.probe is None
-    out, _ = losses(method, batch()._replace(labels=torch.full((8,), -1)))
+    out = method.losses(batch(method)._replace(labels=torch.full((8,), -1)))
     assert torch.isfinite(out["loss"])
+    assert not {key for key in out if "probe" in key}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_state_round_trip(name):
     a, b = build(name), build(name, "--seed", "3")
-    losses(a, batch())
+    a.losses(batch(a))
+    a.advance(0.5)
     b.load_state_dict(a.state_dict())
-    assert torch.equal(losses(a.eval(), batch(seed=1))[0]["loss"], losses(b.eval(), batch(seed=1))[0]["loss"])
+    c = batch(a, seed=1)
+    assert torch.equal(a.eval().losses(c)["loss"], b.eval().losses(c)["loss"])
 
 
 def test_probe_ignores_unknown_labels():
@@ -90,3 +87,53 @@ def test_clipping_bounds_the_method_and_not_the_probe():
     mine = [p.grad for k, p in method.named_parameters() if not k.startswith("probe.")]
     assert torch.cat([g.flatten() for g in mine]).norm().item() == pytest.approx(1.0, rel=1e-4)
     assert all((p.grad == 10).all() for p in method.probe.parameters())
+
+
+def test_probe_loss_counts_every_known_label_once_over_ranks(ranks):
+    """Two known labels on one rank and one on the other weigh the same."""
+    one, two = ranks(2).run(unevenly_labelled)
+    alone = unevenly_labelled(0, 1)
+    torch.testing.assert_close((one[0] + two[0]) / 2, alone[0])
+    torch.testing.assert_close((one[1] + two[1]) / 2, alone[1])
+
+
+def unevenly_labelled(rank, world):
+    method, n = build("simclr").eval(), 6
+    feats = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, -1, 2, -1, -1])
+    mine = slice(rank * n // world, (rank + 1) * n // world)
+    loss = method._probe_step(feats[mine], labels[mine])["probe_loss"]
+    loss.backward()
+    return loss.detach(), method.probe[1].weight.grad
+
+
+def test_pairs_of_views_are_ordered_and_never_one_with_itself():
+    assert view_pairs(["a", "b", "c"], ["A", "B"]) == [("b", "A"), ("c", "A"), ("a", "B"), ("c", "B")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_small_views_are_used_or_refused(name):
+    if METHODS[name].no_small_views:
+        with pytest.raises(UserError, match=r"--small_views 2: .*; leave it out") as e:
+            build(name, "--small_views", "2")
+        assert METHODS[name].no_small_views in str(e.value)
+        return
+    method = build(name, "--small_views", "2")
+    seen = batch(method)
+    loss = method.losses(seen)["loss"]
+    for changed in range(4):
+        views = [v + (i == changed) * torch.randn_like(v) for i, v in enumerate(seen.views)]
+        assert method.losses(seen._replace(views=views))["loss"] != loss, f"view {changed} plays no part"
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.no_small_views])
+def test_the_probe_sees_large_views_only(name):
+    method = build(name, "--small_views", "2")
+    judged = []
+    method.probe.register_forward_hook(lambda m, args, out: judged.append(args[0]))
+    method.losses(batch(method))
+    assert judged[0].shape == (16, 6)
+
+
+def test_features_keep_large_and_small_apart():
+    assert Features([1, 2], [3]).all == [1, 2, 3]

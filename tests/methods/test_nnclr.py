@@ -32,24 +32,35 @@ def naive_nnclr(nn, p, t):
 
 
 @pytest.mark.parametrize("n", [2, 5, 9])
+@pytest.mark.parametrize("views", [2, 3, 8])
 @pytest.mark.parametrize("t", [0.1, 0.5])
-def test_agrees_with_the_formula(n, t):
-    nn, p = unit(n, 6, 1), unit(n, 6, 2)
-    assert_close(nnclr_loss(nn, p, t), naive_nnclr(nn, p, t), rtol=0, atol=1e-10)
+def test_agrees_with_the_formula(n, views, t):
+    """Two views are the paper's; with more, each is compared with the neighbours of the large ones but its own."""
+    nn, p = [unit(n, 6, i) for i in range(2)], [unit(n, 6, 10 + i) for i in range(views)]
+    pairs = [naive_nnclr(nn[j], p[i], t) for j in range(2) for i in range(views) if i != j]
+    assert_close(nnclr_loss(nn, p, t), torch.stack(pairs).mean(), rtol=0, atol=1e-10)
 
 
 def test_identical_vectors_give_log_of_the_batch():
-    one = F.normalize(torch.ones(6, 4, dtype=torch.double), dim=1)
+    one = [F.normalize(torch.ones(6, 4, dtype=torch.double), dim=1)] * 2
     assert_close(nnclr_loss(one, one, 0.1), torch.tensor(6.0, dtype=torch.double).log())
 
 
-@given(seed=st.integers(0, 2**31), n=st.integers(2, 8))
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 8), t=st.floats(0.05, 2.0))
 @settings(max_examples=30, deadline=None)
-def test_symmetric_and_independent_of_the_order(seed, n):
-    nn, p = unit(n, 5, seed), unit(n, 5, seed + 1)
+def test_symmetric_and_independent_of_the_order_with_a_lower_bound(seed, n, t):
+    nn, p = [unit(n, 5, seed), unit(n, 5, seed + 1)], [unit(n, 5, seed + 2), unit(n, 5, seed + 3)]
+    loss = nnclr_loss(nn, p, t)
     turn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    assert_close(nnclr_loss(nn[turn], p[turn], 0.2), nnclr_loss(nn, p, 0.2))
-    assert_close(nnclr_loss(p, nn, 0.2), nnclr_loss(nn, p, 0.2))
+    assert_close(nnclr_loss([x[turn] for x in nn], [x[turn] for x in p], t), loss)
+    assert_close(nnclr_loss(p, nn, t), loss)
+    assert_close(nnclr_loss(nn[::-1], p[::-1], t), loss)
+    assert loss >= math.log(1 + (n - 1) * math.exp(-2 / t)) - 1e-9, "nothing is better than all others opposite"
+
+
+def test_gradient_agrees_with_finite_differences():
+    p = [unit(3, 4, i).requires_grad_() for i in range(3)]
+    assert torch.autograd.gradcheck(lambda *x: nnclr_loss([unit(3, 4, 7), unit(3, 4, 8)], list(x), 0.5), p)
 
 
 def build(*words):
@@ -57,26 +68,29 @@ def build(*words):
     return NNCLR(arguments("nnclr", "--batch_size", "4", *words), Flat(12), 6).double()
 
 
-def batch(n=4, seed=0):
+def batch(n=4, seed=0, views=2):
     g = torch.Generator().manual_seed(seed)
-    views = [torch.randn(n, 3, 2, 2, dtype=torch.double, generator=g) for _ in range(2)]
+    views = [torch.randn(n, 3, 2, 2, dtype=torch.double, generator=g) for _ in range(views)]
     return Batch(torch.arange(n), views, torch.arange(n) % 10)
 
 
 def loss_of(method, b):
-    return method.training_loss(Features([method(v) for v in b.views], []), b)
+    feats = [method(v) for v in b.views]
+    return method.training_loss(Features(feats[:2], feats[2:]), b)
 
 
+@pytest.mark.parametrize("views", [2, 4])
 @pytest.mark.parametrize("words", [[], ["--no_predictor"]])
-def test_objective_is_the_mean_of_four_terms(words):
-    method, b = build(*words), batch()
+def test_objective_is_the_mean_over_pairs_of_views_and_both_directions(words, views):
+    method, b = build(*words), batch(views=views)
     rows = method.queue.rows.clone()
     out = loss_of(method, b)
     z = [F.normalize(x, dim=1) for x in (method.projector(method(v)) for v in b.views)]
     p = [F.normalize(method.predictor(method.projector(method(v))), dim=1).detach() for v in b.views]
-    nearest = [rows[(x @ rows.T).argmax(dim=1)] for x in z]
-    expected = (naive_nnclr(nearest[0], p[1], 0.1) + naive_nnclr(nearest[1], p[0], 0.1)) / 2
-    assert_close(out["loss"].detach(), expected, rtol=0, atol=1e-10)
+    nearest = [rows[(x @ rows.T).argmax(dim=1)] for x in z[:2]]
+    pairs = [naive_nnclr(nearest[j], p[i], 0.1) for j in range(2) for i in range(views) if i != j]
+    assert len(pairs) == 2 * (views - 1)
+    assert_close(out["loss"].detach(), sum(pairs) / len(pairs), rtol=0, atol=1e-10)
 
 
 def test_a_batch_never_finds_itself():
@@ -130,6 +144,7 @@ def test_defaults_are_the_papers():
     from utils.args import parse
 
     args = parse(["imagenet", "resnet50", "--method", "nnclr"], METHODS, DATASETS)
-    wanted = {"hidden_mlp": 2048, "proj_dim": 256, "pred_hidden_mlp": 4096, "queue_size": 98304, "temperature": 0.1,
+    wanted = {"hidden_mlp": 2048, "proj_layers": 3, "proj_dim": 256, "pred_hidden_mlp": 4096, "pred_layers": 2,
+              "queue_size": 98304, "temperature": 0.1,
               "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6}  # fmt: skip
     assert {k: getattr(args, k) for k in wanted} == wanted

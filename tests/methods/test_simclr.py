@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 from torch.testing import assert_close
 
-from methods.simclr import nt_xent
+from methods.simclr import SimCLR, nt_xent, supcon
+from tests.helpers import Flat, arguments
+from utils.batch import Batch
+from utils.errors import UserError
 
 
 def naive_nt_xent(views, t):
@@ -87,14 +89,61 @@ def test_half_precision_embeddings_are_compared_in_full(dtype):
     assert_close(half.double(), nt_xent([a.double(), b.double()], 0.05)["loss"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("t", [0.01, 0.1])
-def test_extreme_embeddings_stay_finite(t):
-    same = torch.ones(2, 4)
-    zero = torch.zeros(2, 4)
-    huge = 1e30 * F.one_hot(torch.tensor([0, 1]), 4).float()
-    for views in ([same, same], [zero, zero], [huge, -huge]):
-        z = [v.clone().requires_grad_() for v in views]
-        loss = nt_xent(z, t)["loss"]
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert all(torch.isfinite(v.grad).all() for v in z)
+def naive_supcon(views, labels, t):
+    """Eq. 2 of SupCon, a positive at a time."""
+    z = [(v[i] / v[i].norm(), i) for v in views for i in range(len(v))]
+    total = 0.0
+    for a, (x, i) in enumerate(z):
+        others = [(y, j) for b, (y, j) in enumerate(z) if b != a]
+        normalizer = sum(math.exp(x @ y / t) for y, _ in others)
+        positives = [y for y, j in others if j == i or labels[j] == labels[i] >= 0]
+        total -= sum(math.log(math.exp(x @ y / t) / normalizer) for y in positives) / len(positives)
+    return torch.tensor(total / len(z), dtype=torch.double)
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 1], [3, 3, 3, 3, 3], [0, -1, 1, -1, 0], [-1] * 5, [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("v", [2, 4])
+@pytest.mark.parametrize("t", [0.1, 1.0])
+def test_supcon_agrees_with_the_formula(labels, v, t):
+    views = draw(v, 5, 7)
+    assert_close(supcon(views, torch.tensor(labels), t)["loss"], naive_supcon(views, labels, t), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("labels", [[4, 2, 0, 1, 3], [-1] * 5, [-1, 0, -1, 1, 2]])
+def test_supcon_with_one_image_per_class_is_nt_xent(labels):
+    views = draw(3, 5, 7)
+    a, b = supcon(views, torch.tensor(labels), 0.2), nt_xent(views, 0.2)
+    assert_close(a["loss"], b["loss"], rtol=0, atol=1e-12)
+    assert_close(a["positive_similarity"], b["positive_similarity"], rtol=0, atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**31), n=st.integers(2, 8), classes=st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_supcon_order_names_of_classes_and_scale_do_not_matter(seed, n, classes):
+    g = torch.Generator().manual_seed(seed)
+    (a, b), labels, turn = (
+        draw(2, n, 5, seed),
+        torch.randint(classes, (n,), generator=g),
+        torch.randperm(n, generator=g),
+    )
+    loss = supcon([a, b], labels, 0.2)["loss"]
+    assert_close(supcon([a[turn], b[turn]], labels[turn], 0.2)["loss"], loss)
+    assert_close(supcon([3 * a, 0.1 * b], 7 - labels, 0.2)["loss"], loss)
+    one = [torch.ones(n, 5, dtype=torch.double)] * 2
+    assert_close(supcon(one, labels, 0.2)["loss"], torch.tensor(2.0 * n - 1, dtype=torch.double).log())
+
+
+def test_supcon_gradient_agrees_with_finite_differences():
+    views = [v.requires_grad_() for v in draw(2, 3, 4)]
+    labels = torch.tensor([1, -1, 1])
+    assert torch.autograd.gradcheck(lambda *z: supcon(list(z), labels, 0.5)["loss"], views)
+
+
+def test_supervised_reads_the_labels():
+    torch.manual_seed(0)
+    method = SimCLR(arguments("simclr", "--batch_size", "4", "--supervised"), Flat(12), 6)
+    b = Batch(torch.arange(4), [torch.randn(4, 3, 2, 2) for _ in range(2)], torch.tensor([1, 1, 2, -1]))
+    z = [method.projector(method(v)) for v in b.views]
+    assert_close(method.losses(b)["loss"], supcon(z, b.labels, 0.1)["loss"])
+    with pytest.raises(UserError, match="--supervised needs labels and digits has none here; leave it out"):
+        SimCLR(arguments("simclr", "--supervised", classes=0), Flat(12), 6)

@@ -55,3 +55,16 @@ def test_impossible_combinations_are_refused():
         build_backbone("test_vit", "small", 32)
     with pytest.raises(UserError, match="vgg11 cannot see views of 16 pixels"):
         build_backbone("vgg11", "imagenet", 16)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_resnet"])
+def test_small_views_go_through_the_same_network(name):
+    network, dim = build_backbone(name, "imagenet", 64, 32)
+    plain, _ = build_backbone(name, "imagenet", 64)
+    assert network.state_dict().keys() == plain.state_dict().keys(), "the weights fit the ordinary network"
+    assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == network(torch.zeros(2, 3, 64, 64)).shape == (2, dim)
+
+
+def test_small_views_that_a_network_cannot_see_are_told():
+    with pytest.raises(UserError, match="cannot see views of 20 pixels .*; choose another --small_size"):
+        build_backbone("test_vit", "imagenet", 64, 20)

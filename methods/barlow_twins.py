@@ -1,0 +1,59 @@
+"""Barlow Twins (Zbontar et al., 2021, arXiv:2103.03230)."""
+
+from argparse import ArgumentParser, Namespace
+
+from torch import Tensor, nn
+
+from methods.base import Features, Method
+from utils.args import nonnegative_float, positive_float
+from utils.batch import Batch
+from utils.distributed import mean_over_ranks
+from utils.heads import add_projector_flags, projector
+from utils.precision import at_least_float32, full_precision
+
+
+def standardize(z: Tensor, eps: float = 1e-5) -> Tensor:
+    """(n, D) -> each coordinate with mean 0 and deviation 1 over the global batch."""
+    z = at_least_float32(z)
+    z = z - mean_over_ranks(z.mean(dim=0))
+    return z * (mean_over_ranks(z.square().mean(dim=0)) + eps).rsqrt()
+
+
+@full_precision
+def barlow_twins_loss(z1: Tensor, z2: Tensor, lamb: float) -> dict[str, Tensor]:
+    """Eq. 1:  sum_i (1 - C_ii)^2  +  lambda * sum_i sum_{j != i} C_ij^2
+
+    z1, z2: (n, D) embeddings of two views of this rank's images. C (eq. 2) is their cross-correlation over the global
+    batch. Every average over ranks carries its gradient: the loss is the same on each rank, and so is its gradient.
+    """
+    z1, z2 = standardize(z1), standardize(z2)
+    c = mean_over_ranks(z1.T @ z2 / len(z1))  # (D, D)
+    invariance = (1 - c.diagonal()).square().sum()
+    redundancy = c.square().sum() - c.diagonal().square().sum()
+    return {"loss": invariance + lamb * redundancy, "invariance": invariance, "redundancy": redundancy}
+
+
+class BarlowTwins(Method):
+    """Two views, one network, no negatives: decorrelate the coordinates of the embedding."""
+
+    no_small_views = "the cross-correlation of Barlow Twins compares exactly two views"
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        parser.set_defaults(optimizer="lars", lr=0.2, weight_decay=1.5e-6)  # sec. 2.2
+        add_projector_flags(parser, hidden=8192, dim=8192, layers=3, source="sec. 2.2")
+        parser.add_argument(
+            "--lamb", type=nonnegative_float, default=5e-3, help="weight of the off-diagonal term (eq. 1)"
+        )
+        parser.add_argument("--scale_loss", type=positive_float, default=0.024,
+                            help="factor on the loss; under lars it gives biases and norms the paper's rate of 0.0048, "
+                            "which is 0.024 times that of the weights (sec. 2.2)")  # fmt: skip
+
+    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
+        super().__init__(args, backbone, dim)
+        self.projector = projector(args, dim, last_norm=False, last_bias=False)
+
+    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+        z1, z2 = (self.projector(f) for f in feats.large)
+        out = barlow_twins_loss(z1, z2, self.args.lamb)
+        return out | {"loss": self.args.scale_loss * out["loss"]}

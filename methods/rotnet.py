@@ -1,0 +1,56 @@
+"""RotNet (Gidaris et al., 2018, arXiv:1803.07728)."""
+
+from argparse import ArgumentParser, Namespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Features, Method
+from utils.batch import Batch
+from utils.precision import at_least_float32, full_precision
+
+TURNS = 4  # 0, 90, 180 and 270 degrees: quarter turns leave no trace of resampling (sec. 2.2)
+
+
+def rotations(view: Tensor) -> Tensor:
+    """(N, 3, S, S) -> (4 N, 3, S, S): all as they are, then all turned by a quarter, by two, by three."""
+    return torch.cat([torch.rot90(view, turns, dims=(2, 3)) for turns in range(TURNS)])
+
+
+@full_precision
+def rotation_loss(logits: Tensor) -> dict[str, Tensor]:
+    """Eq. 2 and 3:  -1/4 sum_y log F^y(g(X|y)), mean over the batch.
+
+    logits: (4 n, 4) of this rank's images in the order of `rotations`. rotation_acc: per cent told rightly.
+    """
+    logits = at_least_float32(logits)
+    turns = torch.arange(TURNS, device=logits.device).repeat_interleave(len(logits) // TURNS)  # (4 n,)
+    accuracy = 100 * (logits.argmax(dim=1) == turns).float().mean()
+    return {"loss": F.cross_entropy(logits, turns), "rotation_acc": accuracy}
+
+
+class RotNet(Method):
+    """Tell by how many quarter turns an image was rotated."""
+
+    large_views = 1
+    no_small_views = "RotNet classifies the rotation of whole images; it compares no views"
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        # The schedule of the RotNet in ClusterFit (arXiv:1912.03330); views are cropped and flipped only.
+        parser.set_defaults(
+            optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
+            jitter=0.0, gray=0.0, blur=[0.0], solarize=[0.0],
+        )  # fmt: skip
+
+    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
+        super().__init__(args, backbone, dim)
+        self.head = nn.Linear(dim, TURNS)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """All four rotations of each image in one batch (sec. 3.1); the upright ones, which the probe sees, first."""
+        return batch._replace(views=[rotations(view) for view in batch.views])
+
+    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+        return rotation_loss(self.head(feats.large[0]))

@@ -1,0 +1,72 @@
+"""No NaN and no overflow: half precision, identical views, zero vectors, huge values, a batch of two."""
+
+import itertools
+
+import pytest
+import torch
+
+from methods import METHODS
+from methods.barlow_twins import barlow_twins_loss
+from methods.byol import byol_loss
+from methods.nnclr import nnclr_loss
+from methods.rotnet import rotation_loss
+from methods.simclr import nt_xent, supcon
+from methods.simsiam import simsiam_loss
+from tests.helpers import Flat, arguments
+from utils.batch import Batch
+from utils.precision import normalize
+
+LOSSES = {
+    "barlow_twins": lambda a, b: barlow_twins_loss(a, b, 5e-3)["loss"],
+    "byol": lambda a, b: byol_loss([a, b], [b, a])["loss"],
+    "nnclr": lambda a, b: nnclr_loss([normalize(a).detach()] * 2, [normalize(a), normalize(b)], 0.05),
+    "rotnet": lambda a, b: rotation_loss(torch.cat([a, b, b, a])[:, :4])["loss"],
+    "simclr": lambda a, b: nt_xent([a, b], 0.05)["loss"],
+    "simsiam": lambda a, b: simsiam_loss([a, b], [b, a])["loss"],
+    "supcon": lambda a, b: supcon([a, b], torch.arange(len(a)) % 2, 0.05)["loss"],
+}
+INPUTS = {
+    "identical": lambda n: (torch.ones(n, 6), torch.ones(n, 6)),
+    "equal views": lambda n: (torch.randn(n, 6),) * 2,
+    "zero": lambda n: (torch.zeros(n, 6), torch.zeros(n, 6)),
+    "huge": lambda n: (6e4 * torch.eye(6)[:n], -6e4 * torch.eye(6)[:n]),
+    "tiny": lambda n: (1e-7 * torch.randn(n, 6), 1e-7 * torch.randn(n, 6)),
+    "far": lambda n: (6e4 + torch.randn(n, 6), -6e4 + torch.randn(n, 6)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("name", "what"), itertools.product(LOSSES, INPUTS))
+def test_losses_and_gradients_stay_finite(name, what, dtype):
+    torch.manual_seed(0)
+    for n in (2, 5):
+        views = [v.to(dtype).requires_grad_() for v in INPUTS[what](n)]
+        with torch.autocast("cpu", dtype=torch.bfloat16 if dtype == torch.float32 else dtype):
+            loss = LOSSES[name](*views)
+        assert loss.dtype == torch.float32, "what is compared in half precision is wrong in its second digit"
+        assert torch.isfinite(loss)
+        loss.backward()
+        assert all(v.grad is None or not v.grad.isnan().any() for v in views)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("what", ["noise", "equal views", "identical", "zero", "bright"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_step_of_two_images_stays_finite(name, what, dtype):
+    """Backbone, heads, loss and probe under autocast; every gradient finite."""
+    torch.manual_seed(0)
+    method = METHODS[name](arguments(name, "--batch_size", "2"), Flat(12), 6)
+    view = {
+        "noise": lambda: torch.randn(2, 3, 2, 2),
+        "equal views": lambda: torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)),
+        "identical": lambda: torch.ones(2, 3, 2, 2),
+        "zero": lambda: torch.zeros(2, 3, 2, 2),
+        "bright": lambda: 1e3 * torch.randn(2, 3, 2, 2),
+    }[what]
+    batch = Batch(torch.arange(2), [view() for _ in range(method.large_views)], torch.arange(2))
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        out = method.losses(batch)
+    assert all(torch.isfinite(v) for v in out.values()), out
+    (out["loss"] + out["probe_loss"]).backward()
+    for key, p in method.named_parameters():
+        assert p.grad is None or torch.isfinite(p.grad).all(), key

@@ -1,0 +1,134 @@
+"""Processes 1 = 2 = 3: every method computes on several processes what it computes on one.
+
+    python3 -m tests.prove
+
+prints method x number of processes -> largest relative difference of the loss, of the gradient of every parameter, and
+of what three optimizer steps leave behind: every parameter, buffer, queue row and teacher. All in float64, with real
+batch norm over the global batch; momentum SGD, its schedule and the probe are the application's own.
+"""
+
+import sys
+import tempfile
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from methods import METHODS
+from tests.helpers import Ranks, arguments
+from utils import distributed
+from utils.batch import Batch
+from utils.distributed import mean_over_ranks, synchronize_batch_norm
+from utils.optim import build_optimizer, build_scheduler, parameter_groups
+
+N, STEPS = 12, 3  # images of the global batch, which 1, 2 and 3 divide; optimizer steps
+VARIANTS = {"nnclr": ["--no_predictor"], "simclr": ["--supervised"]}
+SMALL_VIEWS = "--small_views 2"
+TOLERANCE = 1e-9
+
+
+def cases() -> list[str]:
+    """Every method, its variants, and all of them with small views where the method takes them."""
+    out = []
+    for name, method in METHODS.items():
+        for variant in ["", *VARIANTS.get(name, [])]:
+            out += [" ".join([name, variant, small]).strip().replace("  ", " ")
+                    for small in (["", SMALL_VIEWS] if not method.no_small_views else [""])]  # fmt: skip
+    return out
+
+
+class Pooled(nn.Sequential):
+    """A smooth convolutional backbone for views of any size; (N, 3, S, S) -> (N, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 6)
+        )
+
+
+def share(rank: int, world: int, step: int, method) -> Batch:
+    """This rank's part of the global batch of a step; every third label is unknown, unevenly over ranks."""
+    g = torch.Generator().manual_seed(step)
+    mine = slice(rank * N // world, (rank + 1) * N // world)
+    sizes = [6] * method.large_views + [4] * method.args.small_views
+    views = [torch.randn(N, 3, s, s, generator=g, dtype=torch.double)[mine] for s in sizes]
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, -1, 1, -1, 0, -1, -1])
+    return Batch(torch.arange(N)[mine], views, labels[mine])
+
+
+def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dict[str, dict[str, Tensor]]:
+    """Three steps on this rank's share of the batches, gradients averaged as DDP does.
+
+    break_gradient: what a reduction without gradient would do, the field's usual mistake.
+    """
+    backward = distributed._Sum.backward
+    if break_gradient:
+        distributed._Sum.backward = staticmethod(lambda ctx, grad: grad)  # type: ignore[method-assign]
+    try:
+        return _train(rank, world, case)
+    finally:
+        distributed._Sum.backward = backward  # type: ignore[method-assign]
+
+
+def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    name, *words = case.split()
+    args = arguments(name, *words, "--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9")
+    method = METHODS[name](args, Pooled(), 6)
+    synchronize_batch_norm(method, on_cuda=False)
+    method.double().train()
+    optimizer = build_optimizer(parameter_groups(method, args, method.constant_lr), args)
+    scheduler = build_scheduler(optimizer, args)
+    losses, gradients = {}, {}
+    for step in range(STEPS):
+        out = method.losses(share(rank, world, step, method))
+        optimizer.zero_grad()
+        (out["loss"] + out["probe_loss"]).backward()
+        for key, p in method.named_parameters():
+            if p.grad is not None:
+                p.grad = mean_over_ranks(p.grad)
+                gradients[f"{step} {key}"] = p.grad.clone()
+        optimizer.step()
+        scheduler.step()
+        method.advance(step / STEPS)
+        losses |= {f"{step} {key}": mean_over_ranks(out[key].detach()) for key in ("loss", "probe_loss")}
+    return {"loss": losses, "gradient": gradients, "state": dict(method.state_dict())}
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest difference of any tensor, relative to its largest entry (or to a ten-thousandth of the largest of all, so
+    that what is zero but for rounding is not divided by itself)."""
+    assert a.keys() == b.keys()
+    a, b = ({k: v.double() for k, v in x.items() if v.numel()} for x in (a, b))
+    floor = 1e-4 * max(v.abs().max() for v in a.values())
+    return max(float((a[k] - b[k]).abs().max() / a[k].abs().max().clamp(min=floor)) for k in a)
+
+
+def differences(case: str, ranks: Ranks, world: int, **how: bool) -> dict[str, float]:
+    """part -> how far `world` processes are from one, the worst of them."""
+    alone = train(0, 1, case)
+    several = ranks.run(train, case, *how.values())
+    return {part: max(difference(alone[part], one[part]) for one in several) for part in alone}
+
+
+def main() -> None:
+    worst = 0.0
+    print(f"{'':<38}{'processes':>9}  {'loss':>8}  {'gradient':>8}  {'3 steps':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        pools = {world: Ranks(world, folder) for world in (1, 2, 3)}
+        for case, world in product(cases(), pools):
+            far = differences(case, pools[world], world)
+            worst = max(worst, *far.values())
+            print(
+                f"{case if world == 1 else '':<38}{world:>9}  " + "  ".join(f"{x:8.1e}" for x in far.values()),
+                flush=True,
+            )
+        for pool in pools.values():
+            pool.close()
+    print(f"largest: {worst:.1e}, allowed: {TOLERANCE:.0e}")
+    sys.exit(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
