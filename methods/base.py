@@ -40,6 +40,11 @@ def view_pairs(views: Sequence[Tensor], large: Sequence[Tensor]) -> list[tuple[T
     return [(a, b) for j, b in enumerate(large) for i, a in enumerate(views) if i != j]
 
 
+def fast_layout(x: Tensor) -> Tensor:
+    """(N, 3, H, W) in the memory layout that convolutions are fastest in: channels last on CPU and CUDA."""
+    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
+
+
 class Method(LightningModule):
     """One objective on top of one backbone.
 
@@ -83,9 +88,7 @@ class Method(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalized images -> (N, D) features."""
-        if x.device.type != "mps":  # channels last is what convolutions on CPU and CUDA are fastest in
-            x = x.contiguous(memory_format=torch.channels_last)
-        return self.backbone(x)
+        return self.backbone(fast_layout(x))
 
     def compile_networks(self) -> None:
         """Compile what takes the time: the backbone and the teachers."""
@@ -95,6 +98,7 @@ class Method(LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """What `training_loss` returns, and the online probe's loss and accuracy where there are labels."""
         batch = self.prepare(batch)
+        batch = batch._replace(views=[fast_layout(view) for view in batch.views])
         feats = [self(view) for view in batch.views]  # batch norm sees one view at a time, as in the papers
         large = len(feats) - self.args.small_views
         out = self.training_loss(Features(feats[:large], feats[large:]), batch)

@@ -13,8 +13,10 @@ from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from methods import METHODS
+from methods.base import Method
 from tests.helpers import Ranks, arguments
 from utils import distributed
 from utils.batch import Batch
@@ -46,7 +48,18 @@ class Pooled(nn.Sequential):
         )
 
 
-def share(rank: int, world: int, step: int, method) -> Batch:
+class Losses(nn.Module):
+    """What DDP wraps: it wants the losses from `forward`."""
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.method.losses(batch)
+
+
+def share(rank: int, world: int, step: int, method: Method) -> Batch:
     """This rank's part of the global batch of a step; every third label is unknown, unevenly over ranks."""
     g = torch.Generator().manual_seed(step)
     mine = slice(rank * N // world, (rank + 1) * N // world)
@@ -57,7 +70,7 @@ def share(rank: int, world: int, step: int, method) -> Batch:
 
 
 def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dict[str, dict[str, Tensor]]:
-    """Three steps on this rank's share of the batches, gradients averaged as DDP does.
+    """Three steps on this rank's share of the batches, under DDP where there are ranks.
 
     break_gradient: what a reduction without gradient would do, the field's usual mistake.
     """
@@ -79,14 +92,16 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     method.double().train()
     optimizer = build_optimizer(parameter_groups(method, args, method.constant_lr), args)
     scheduler = build_scheduler(optimizer, args)
+    step_losses: nn.Module = Losses(method)
+    if torch.distributed.is_initialized():
+        step_losses = DistributedDataParallel(step_losses, broadcast_buffers=False)
     losses, gradients = {}, {}
     for step in range(STEPS):
-        out = method.losses(share(rank, world, step, method))
+        out = step_losses(share(rank, world, step, method))
         optimizer.zero_grad()
         (out["loss"] + out["probe_loss"]).backward()
         for key, p in method.named_parameters():
             if p.grad is not None:
-                p.grad = mean_over_ranks(p.grad)
                 gradients[f"{step} {key}"] = p.grad.clone()
         optimizer.step()
         scheduler.step()

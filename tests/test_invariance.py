@@ -28,6 +28,8 @@ def batch_norm(rank: int, world: int) -> dict:
     mine = x[rank * 6 // world : (rank + 1) * 6 // world].clone().requires_grad_()
     (layer(mine).pow(3).sum()).backward()
     grad = {k: mean_over_ranks(p.grad) * world for k, p in layer.named_parameters()}
+    layer.requires_grad_(False)
+    assert not any(p.requires_grad for p in synchronize_batch_norm(nn.Sequential(layer), on_cuda=False).parameters())
     return {"grad": grad, "buffers": dict(layer.named_buffers()), "x": mine.grad}
 
 

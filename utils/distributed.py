@@ -104,8 +104,10 @@ def synchronize_batch_norm(module: nn.Module, on_cuda: bool) -> nn.Module:
             new = CPUSyncBatchNorm(
                 child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
             )
-            new.load_state_dict(child.state_dict(), strict=False)
+            for part, p in child.named_parameters(recurse=False):
+                getattr(new, part).requires_grad_(p.requires_grad)  # a teacher's stays without gradient
             new.to(next(iter(child.state_dict().values()), torch.empty(0)))  # the same device and precision
+            new.load_state_dict(child.state_dict(), strict=False)
             for part, inner in child.named_children():
                 new.add_module(part, inner)
             setattr(module, name, new)
