@@ -25,7 +25,7 @@ SEEDS = (0, 1, 2)
 MARGIN = 4.0  # points of kNN on 2,000 images, whose own deviation is one
 CASES = {  # method and its words -> epochs
     "barlow_twins --hidden_mlp 512 --proj_dim 512": 10,
-    "byol --hidden_mlp 512 --proj_dim 128 --pred_hidden_mlp 512 --tau 0.99 --batch_size 64 --lr 0.004": 12,
+    "byol --hidden_mlp 512 --proj_dim 128 --pred_hidden_mlp 512 --tau 0.9 --lr 0.004": 12,
     "nnclr --hidden_mlp 512 --proj_dim 64 --temperature 0.2 --queue_size 1024 --no_predictor": 10,
     "rotnet --scheduler warmup_cosine": 6,
     "simclr --hidden_mlp 512 --proj_dim 64 --temperature 0.2": 8,
