@@ -22,8 +22,10 @@ def test_every_parameter_is_in_one_group_and_biases_and_norms_do_not_decay(name)
     m, args = method(name, "--weight_decay", "0.5")
     groups = parameter_groups(m, args)
     owner = {id(p): g for g in groups for p in g["params"]}
-    assert len(owner) == sum(len(g["params"]) for g in groups) == len(list(m.parameters()))
-    for key, p in m.named_parameters():
+    trained = {key: p for key, p in m.named_parameters() if p.requires_grad}
+    assert all((".teacher." in key) != (key in trained) for key, _ in m.named_parameters())
+    assert len(owner) == sum(len(g["params"]) for g in groups) == len(trained)
+    for key, p in trained.items():
         group = owner[id(p)]
         if key.startswith("probe."):
             assert (group["lr"], group["weight_decay"]) == (args.probe_rate, 0), key
