@@ -7,6 +7,7 @@ of what three optimizer steps leave behind: every parameter, buffer, queue row a
 batch norm over the global batch; momentum SGD, its schedule and the probe are the application's own.
 """
 
+import functools
 import sys
 import tempfile
 from itertools import product
@@ -119,11 +120,16 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[k] - b[k]).abs().max() / a[k].abs().max().clamp(min=floor)) for k in a)
 
 
+@functools.cache
+def alone(case: str) -> dict[str, dict[str, Tensor]]:
+    """What one process computes, without a process group."""
+    return train(0, 1, case)
+
+
 def differences(case: str, ranks: Ranks, world: int, **how: bool) -> dict[str, float]:
     """part -> how far `world` processes are from one, the worst of them."""
-    alone = train(0, 1, case)
     several = ranks.run(train, case, *how.values())
-    return {part: max(difference(alone[part], one[part]) for one in several) for part in alone}
+    return {part: max(difference(whole, one[part]) for one in several) for part, whole in alone(case).items()}
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ CASES = {  # method and its words -> epochs
 }
 FEWER = "--small_views 2 --small_size 24 --small_scale 0.2 0.5"  # what regresses targets needs more of the image
 SMALL_VIEWS = {"": ("--small_views 4 --small_scale 0.1 0.3", 0.75),  # and what share of the epochs that leaves time for
-               "byol": (FEWER, 1.0), "simsiam": (FEWER, 1.2)}  # fmt: skip
+               "byol": (FEWER, 1.0), "simsiam": (f"{FEWER} --lr 0.004", 1.2)}  # fmt: skip
 
 
 def cases() -> dict[str, int]:
