@@ -22,16 +22,14 @@ from utils.errors import run
 from utils.logs import Progress, Speed, build_loggers
 from utils.resolve import describe, resolve
 from utils.run import (
-    check_same_data,
     check_same_run,
     prepare_folder,
-    read_json,
     resumed_words,
     split_resume,
     write_summary,
 )
 from utils.trainer import build_trainer
-from utils.weights import describe_backbone
+from utils.weights import describe_backbone, start_from
 
 
 def main(argv: list[str]) -> None:
@@ -51,14 +49,16 @@ def main(argv: list[str]) -> None:
     backbone, dim = build_backbone(
         args.backbone, args.used_stem, args.large_size, args.small_size if args.small_views else None
     )
+    if not resume:
+        start_from(args, backbone, say)
+        if args.dry_run:
+            return
     method = METHODS[args.method](args, backbone, dim)
     say(f"{args.method} on {args.dataset}: {len(data.train):,} training images, {data.classes or 'no'} classes")
     say("\n".join([f"  {'pipeline':<14} {pipeline} ({reason})", describe(args), *(f"  note: {n}" for n in data.notes)]))
     module = build_pipeline(pipeline, data, view_specs(args, method.large_views), args)
 
     fingerprint = data.train.fingerprint()
-    if resume:
-        check_same_data(read_json(resume / "args.json"), fingerprint, args.global_batch)
     folder = prepare_folder(resume, typed, args, words, fingerprint)
     say(f"  {'run folder':<14} {folder}")
     if args.processes > 1:

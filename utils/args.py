@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from utils.errors import UserError, did_you_mean
+from utils.keys import SKIPPED
 
 
 def number(kind: type, low: float = float("-inf"), high: float = float("inf"), above: bool = False) -> Callable:
@@ -147,23 +148,68 @@ def add_run_flags(parser: ArgumentParser) -> None:
 
 def add_logging_flags(parser: ArgumentParser) -> None:
     g = parser.add_argument_group("logging")
-    g.add_argument("--name", help="name of the run; by default the method")
     g.add_argument("--log_every", type=positive_int, default=10, help="batches between two rows of metrics.csv")
     g.add_argument("--knn_every", type=count, default=5, help="epochs between two kNN checks; 0: none")
     g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K")
+    add_dashboard_flags(g)
+
+
+def add_dashboard_flags(g: Any) -> None:
+    g.add_argument("--name", help="name of the run; by default the method, or linear")
     g.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
     g.add_argument("--project", default="lookalike", help="W&B project; only --wandb reads it")
     g.add_argument("--entity", help="W&B entity; only --wandb reads it")
     g.add_argument("--offline", action="store_true", help="W&B without a network; only --wandb reads it")
 
 
+def add_weight_flags(parser: ArgumentParser, required: bool) -> None:
+    g = parser.add_argument_group("weights")
+    g.add_argument("--pretrained_feature_extractor", required=required, metavar="WEIGHTS",
+                   help="run folder, checkpoint or .safetensors file to start from, ours or anyone's")  # fmt: skip
+    g.add_argument(
+        "--state_dict_key", metavar="KEY", help="where its tensors are, as a.b; by default they are looked for"
+    )
+    g.add_argument("--remove_prefix", default="", metavar="TEXT", help="taken away at the start of their names")
+    g.add_argument("--append_prefix", default="", metavar="TEXT", help="then put before their names")
+    g.add_argument("--skip_layers", nargs="+", default=list(SKIPPED), metavar="TEXT",
+                   help="parts of names of tensors that need not be there")  # fmt: skip
+    g.add_argument("--dry_run", action="store_true", help="report what of the backbone the file holds, and end")
+
+
+def add_classifier_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("classifier of linear and finetune")
+    g.add_argument("--epochs", type=positive_int, default=100)
+    g.add_argument("--optimizer", choices=["adamw", "lars", "sgd"], default="sgd")
+    g.add_argument("--lr", type=positive_float, nargs="+", default=[0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
+                   help="per 256 images; of several, the best on a held-out tenth of the training images")  # fmt: skip
+    g.add_argument("--weight_decay", type=nonnegative_float, default=0.0)
+    g.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd and lars")
+    g.add_argument("--lars_eta", type=positive_float, default=0.001, help="trust coefficient of lars")
+    g.add_argument("--lars_clip", action="store_true", help="never let lars raise the rate above the schedule's")
+    g.add_argument("--scheduler", choices=["cosine", "step", "none"], default="cosine")
+    g.add_argument("--lr_decay_steps", type=positive_int, nargs="+", default=[60, 80], metavar="EPOCH", help="of step")
+    g.add_argument("--lr_decay_factor", type=positive_float, default=0.1, help="of step")
+
+
 def add_evaluation_flags(parser: ArgumentParser, evaluations: Sequence[str]) -> None:
     g = parser.add_argument_group("evaluation")
-    g.add_argument("--pretrained_feature_extractor", required=True, metavar="RUN", help="run folder or .safetensors")
-    g.add_argument("--evaluation", nargs="+", choices=evaluations, default=["probe", "knn"], help="what to measure")
+    g.add_argument(
+        "--evaluation",
+        nargs="+",
+        choices=["all", *evaluations],
+        help="what to measure; linear and knn unless --export is all that is asked for",
+    )
+    g.add_argument("--large_size", type=number(int, 8), help="side of an image in pixels; that of the pretraining")
+    g.add_argument("--features_dir", metavar="DIR", help="of features; by default in the run folder, not resumable")
+    g.add_argument("--label_fraction", type=number(float, 0, 1, above=True), default=1.0, metavar="SHARE",
+                   help="of the labels of each class in linear and finetune, as 0.01 or 0.1")  # fmt: skip
+    g.add_argument("--export", nargs=2, metavar=("torchvision|timm|onnx", "FILE"),
+                   help="write the backbone for others, with a model card beside it")  # fmt: skip
     g.add_argument("--baselines", action="store_true", help="judge raw pixels and the untrained backbone too")
     g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K")
-    g.add_argument("--shots", type=positive_int, default=5, help="labels per class in fewshot")
+    g.add_argument(
+        "--shots", type=positive_int, nargs="+", default=[1, 2, 4, 8, 16], help="labels per class in fewshot"
+    )
     g.add_argument("--draws", type=positive_int, default=5, help="draws of them")
 
 
@@ -176,6 +222,7 @@ def pretraining_parser(datasets: Sequence[str]) -> Parser:
     add_trainer_flags(parser)
     add_machine_flags(parser)
     add_run_flags(parser)
+    add_weight_flags(parser, required=False)
     add_logging_flags(parser)
     return parser
 
@@ -187,8 +234,31 @@ ONLY_WITH = (  # flags that do nothing without another one, and what that is
     (("momentum",), "--optimizer sgd or lars", lambda a: a.optimizer != "adamw"),
     (("lr_decay_steps", "lr_decay_factor"), "--scheduler step", lambda a: a.scheduler == "step"),
     (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
+    (
+        ("state_dict_key", "remove_prefix", "append_prefix", "skip_layers", "dry_run"),
+        "--pretrained_feature_extractor",
+        lambda a: a.pretrained_feature_extractor,
+    ),
     (("pred_hidden_mlp", "pred_layers"), "a predictor", lambda a: getattr(a, "predictor", True)),
 )
+
+
+def parse_judging(argv: Sequence[str], datasets: Sequence[str], evaluations: Sequence[str]) -> Namespace:
+    """The arguments of main_linear.py; `evaluation` holds the names that are meant."""
+    parser = Parser(description="Judge a pretrained backbone, or hand it on.")
+    add_data_flags(parser, datasets)
+    add_weight_flags(parser, required=True)
+    add_evaluation_flags(parser, evaluations)
+    add_classifier_flags(parser)
+    add_machine_flags(parser)
+    add_run_flags(parser)
+    add_dashboard_flags(parser.add_argument_group("logging"))
+    args = parser.parse_strictly(argv, {})
+    usual = [] if args.export else ["linear", "knn"]
+    # transfer is probe and kNN under another name; features are files, as large as the data set
+    every = [name for name in evaluations if name not in ("transfer", "features")]
+    wanted = every if "all" in (args.evaluation or ()) else args.evaluation or usual
+    return Namespace(**vars(args) | {"evaluation": wanted})
 
 
 def parse(argv: Sequence[str], methods: Mapping[str, Any], datasets: Mapping[str, Any]) -> Namespace:

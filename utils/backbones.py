@@ -38,16 +38,21 @@ def has_imagenet_stem(network: nn.Module) -> bool:
     return isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7) and hasattr(network, "maxpool")
 
 
-def choose_stem(wanted: str, name: str, size: int) -> tuple[str, str]:
-    """(stem, reason) for --stem auto: the 3x3 stem where views have at most 64 pixels and the network takes it."""
+def choose_stem(wanted: str, name: str, size: int, seen: str | None = None) -> tuple[str, str]:
+    """(stem, reason) for --stem auto: the 3x3 stem where views have at most 64 pixels and the network takes it.
+
+    seen: the stem of weights that a ResNet is to be filled with, which decides.
+    """
     if wanted != "auto":
         return wanted, "as given"
-    if size > SMALL:
+    if size > SMALL and seen is None:
         return "imagenet", f"views of {size} pixels"
     with torch.device("meta"):
         network = _torchvision(name) if name in TORCHVISION else _timm(name, size)
     if not has_imagenet_stem(network):
         return "imagenet", f"{name} has no 7x7 stem to replace"
+    if seen is not None:
+        return seen, "as in the weights"
     return "small", f"3x3 without max-pool, for views of {size} pixels; --stem imagenet keeps the ordinary one"
 
 

@@ -129,6 +129,7 @@ def prepare_folder(
 ) -> Path:
     """The run folder with its args.json: a new one, or the one to go on in. Only the first rank writes."""
     if resume:
+        check_same_data(read_json(resume / "args.json"), fingerprint, resolved.global_batch)
         return resume
     run_id = new_run_id(typed, typed.name or typed.method)
     if launched_rank() != 0:

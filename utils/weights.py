@@ -1,20 +1,32 @@
-"""Weights out to anyone, and in again."""
+"""Weights in from anywhere, out under the names of their own library."""
 
 import os
+import re
 from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.keys import KeyFlags, Match, check_finite, find_tensors, key_flags, levels
+from utils.run import read_json
+
+TOLD = ("method", "dataset", "backbone", "used_stem", "large_size", "seed")  # what a run says of its backbone
+# Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
+HARMLESS: list[Any] = [Namespace, np.dtype, np.float64().__reduce__()[0],
+            *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")}]  # fmt: skip
 
 
 def describe_backbone(args: Namespace) -> dict[str, str]:
     """What somebody needs to know to use the weights: safetensors metadata, all text."""
-    names = ("method", "dataset", "backbone", "used_stem", "large_size", "seed")
-    return {name: str(getattr(args, name)) for name in names}
+    return {name: str(getattr(args, name)) for name in TOLD}
 
 
 def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> None:
@@ -26,19 +38,51 @@ def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> 
 
 
 def find_weights(source: str) -> Path:
-    """The .safetensors file behind a run folder or a path."""
-    path = Path(source)
+    """The file behind a run folder (its backbone, else its checkpoint) or a path."""
+    path = Path(source).expanduser()
     if path.is_dir():
-        path = path / "backbone.safetensors"
-        if not path.exists():
-            raise UserError(f"{source} has no backbone.safetensors; name a run folder that main_contrastive.py wrote")
+        here = [path / name for name in ("backbone.safetensors", "last.ckpt")]
+        if not any(p.is_file() for p in here):
+            raise UserError(f"{source} has no backbone.safetensors and no last.ckpt; name a run folder or a file")
+        return next(p for p in here if p.is_file())
     if not path.is_file():
-        raise UserError(f"{source} does not exist; name a run folder or a .safetensors file")
+        raise UserError(f"{source} does not exist; name a run folder or a file of weights")
     return path
 
 
+def read_tree(path: Path) -> Mapping[str, Any]:
+    """The (nested) dictionary of tensors in a .safetensors file or a torch checkpoint, read without running code."""
+    if path.suffix == ".safetensors":
+        read_metadata(path)  # readable at all
+        return load_file(path)
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # truncated, tampered with, or wanting to run code: torch raises many kinds
+        raise UserError(_unreadable(path, str(e))) from e
+    if isinstance(tree, Tensor) or not isinstance(tree, Mapping):
+        raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors; save a state_dict")
+    return tree
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    wanted = re.search(r"(?:GLOBAL|global) (\w[\w.]*)", reason)
+    if "eights only load failed" in reason and wanted:
+        return (
+            f"{path} is a pickle that wants to run {wanted[1]} and was not opened; where you trust it, keep its "
+            f"tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'tensors.pth')"
+        )
+    return f"{path} is not a readable checkpoint ({next(iter(reason.splitlines()), 'empty')}); is it whole?"
+
+
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `describe_backbone` wrote, and where training stood."""
+    """What a run told of the backbone in this file: method, data set, backbone, stem, size; {} of a foreign file."""
+    if path.suffix != ".safetensors":
+        beside = path.parent / "args.json"
+        if path.suffix != ".ckpt" or not beside.is_file():
+            return {}
+        resolved = read_json(beside).get("resolved", {})
+        return {name: str(resolved[name]) for name in TOLD if name in resolved}
     try:
         with safe_open(path, "pt") as f:
             return f.metadata() or {}
@@ -46,15 +90,68 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise UserError(f"{path} is not a readable .safetensors file ({e})") from e
 
 
-def load_backbone(path: Path, backbone: nn.Module) -> None:
-    """Load every tensor of the backbone; one that is missing, left over or misshapen is an error."""
-    read_metadata(path)  # readable at all
-    tensors, wanted = load_file(path), backbone.state_dict()
-    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    wrong = [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape]
-    if missing or extra or wrong:
+def guess_stem(tree: Mapping[str, Any]) -> str | None:
+    """ "small" or "imagenet" by the kernel of the first convolution of a ResNet; None where there is none."""
+    sides: set[int] = set()
+    for _, tensors in levels(tree):
+        for key, v in tensors.items():
+            if v.ndim == 4 and v.shape[1] == 3 and f".{key}".endswith((".conv1.weight", ".0.weight")):
+                sides.add(int(v.shape[-1]))
+    return {7: "imagenet", 3: "small"}.get(sides.pop()) if len(sides) == 1 else None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights, read: its path, its (nested) tensors, and what a run of ours told of them (else nothing)."""
+
+    path: Path
+    tree: Mapping[str, Any]
+    told: dict[str, str]
+
+
+def open_weights(source: str) -> Weights:
+    """A run folder, a checkpoint or a .safetensors file, ours or anyone's."""
+    path = find_weights(source)
+    return Weights(path, read_tree(path), read_metadata(path))
+
+
+def load_backbone(
+    weights: Weights, backbone: nn.Module, flags: KeyFlags | None = None, say: Callable[[str], Any] = lambda _: None
+) -> Match:
+    """Fill the backbone. `say` is given the report in every case; one tensor missing or misshapen is an error."""
+    path = weights.path
+    try:
+        match = find_tensors(weights.tree, backbone, flags or KeyFlags())
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from e
+    say(f"{path}\n{match.table()}")
+    if not match.complete:
         raise UserError(
-            f"{path} does not fit the backbone: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unexpected "
-            f"{extra[:3]}, {len(wrong)} of another shape {wrong[:3]}; name the backbone and --stem it was trained with"
+            f"{path} does not fit the backbone: {len(match.tensors)} tensors found under {match.where}, "
+            f"{len(match.missing)} missing {match.missing[:3]}, {len(match.unexpected)} unexpected "
+            f"{match.unexpected[:3]}, {len(match.mismatched)} of another shape {match.mismatched[:3]}; "
+            f"name the backbone and --stem that it has"
         )
-    backbone.load_state_dict(tensors)
+    check_finite(match.tensors, str(path))
+    backbone.load_state_dict(match.tensors, strict=False)
+    return match
+
+
+def check_told(args: Namespace, weights: Weights, stem: str) -> None:
+    """Weights of another backbone, stem or data set than named are refused, unless transfer is meant."""
+    path, told = weights.path, weights.told
+    if told.get("backbone", args.backbone) != args.backbone:
+        raise UserError(f"{path} holds a {told['backbone']}, not a {args.backbone}; name that backbone")
+    if args.stem not in ("auto", stem):
+        raise UserError(f"{path} was trained with the {stem} stem, not {args.stem}; leave --stem out")
+    if told.get("dataset", args.dataset) != args.dataset and "transfer" not in args.evaluation:
+        raise UserError(
+            f"{path} was trained on {told['dataset']}, not on {args.dataset}; to judge it there, say "
+            f"--evaluation transfer"
+        )
+
+
+def start_from(args: Namespace, backbone: nn.Module, say: Callable[[str], Any]) -> None:
+    """Fill the backbone from --pretrained_feature_extractor, where it is given."""
+    if args.pretrained_feature_extractor:
+        load_backbone(open_weights(args.pretrained_feature_extractor), backbone, key_flags(args), say)

@@ -24,7 +24,7 @@ from utils.run import (
     resumed_words,
     split_resume,
 )
-from utils.weights import find_weights, load_backbone, read_metadata, save_backbone
+from utils.weights import find_weights, load_backbone, open_weights, save_backbone
 
 
 def test_metrics_have_a_row_per_point_and_a_column_per_metric(tmp_path):
@@ -92,17 +92,17 @@ def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path, content):
 def test_weights_go_out_and_come_in(tmp_path):
     a, b = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     save_backbone(tmp_path / "backbone.safetensors", a, {"backbone": "two layers"})
-    path = find_weights(str(tmp_path))
-    assert read_metadata(path) == {"backbone": "two layers"}
-    load_backbone(path, b)
+    weights = open_weights(str(tmp_path))
+    assert weights.told == {"backbone": "two layers"}
+    load_backbone(weights, b)
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-@pytest.mark.parametrize("other", [nn.Linear(3, 4), nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))])
+@pytest.mark.parametrize("other", [nn.Linear(5, 4), nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))])
 def test_weights_that_do_not_fit_are_refused(tmp_path, other):
     save_backbone(tmp_path / "w.safetensors", nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), {})
     with pytest.raises(UserError, match="does not fit the backbone: .*missing.*unexpected.*another shape"):
-        load_backbone(tmp_path / "w.safetensors", other)
+        load_backbone(open_weights(str(tmp_path / "w.safetensors")), other)
 
 
 def test_weights_that_are_not_there_or_broken(tmp_path):
@@ -112,7 +112,7 @@ def test_weights_that_are_not_there_or_broken(tmp_path):
         find_weights(str(tmp_path / "gone"))
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a readable .safetensors"):
-        load_backbone(tmp_path / "x.safetensors", nn.Linear(1, 1))
+        open_weights(str(tmp_path / "x.safetensors"))
 
 
 def folder_args(tmp_path, **more):
