@@ -4,74 +4,96 @@ python3 main_linear.py digits resnet18 --pretrained_feature_extractor trained_mo
 """
 
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from data.datasets import DATASETS, read_dataset
+from data.datasets import DATASETS, Data, read_dataset
 from data.pipelines import build_pipeline, choose_pipeline
 from data.views import ViewSpec
-from evaluation.features import extract
-from evaluation.judge import EVALUATIONS, RawPixels, table
-from utils.args import Parser, add_data_flags, add_evaluation_flags, add_machine_flags, add_run_flags
+from evaluation.judge import EVALUATIONS, Numbers, RawPixels, Subject, judge, table
+from utils.args import parse_judging
 from utils.backbones import build_backbone, choose_stem
+from utils.distributed import join, leave, rank, same_on_all_ranks
 from utils.errors import UserError, run
-from utils.hardware import choose_hardware
+from utils.export import check_target, export_backbone, run_card
+from utils.hardware import choose_device, spread
+from utils.keys import key_flags
+from utils.logs import log_rows
 from utils.run import create_folder, new_run_id, provenance, write_json
-from utils.weights import find_weights, load_backbone, read_metadata
+from utils.weights import Weights, check_told, guess_stem, load_backbone, open_weights
 
 
-def parse(argv: list[str]) -> Namespace:
-    parser = Parser(description="Judge a pretrained backbone.")
-    add_data_flags(parser, list(DATASETS))
-    add_evaluation_flags(parser, list(EVALUATIONS))
-    add_machine_flags(parser)
-    add_run_flags(parser)
-    return parser.parse_strictly(argv, {})
-
-
-def backbones(args: Namespace) -> tuple[dict[str, nn.Module], int]:
-    """(row of the table -> network, side of a view): the pretrained backbone and, with --baselines, what to beat."""
-    path = find_weights(args.pretrained_feature_extractor)
-    told = read_metadata(path)
-    if told.get("backbone", args.backbone) != args.backbone:
-        raise UserError(f"{path} holds a {told['backbone']}, not a {args.backbone}; name that backbone")
-    size = int(told.get("large_size", DATASETS[args.dataset].views.get("large_size", 224)))
-    stem = told.get("used_stem") or choose_stem(args.stem, args.backbone, size)[0]
-    if args.stem not in ("auto", stem):
-        raise UserError(f"{path} was trained with the {stem} stem, not {args.stem}; leave --stem out")
+def backbones(args: Namespace, weights: Weights, stem: str, size: int) -> dict[str, nn.Module]:
+    """Row of the table -> network: with --baselines what to beat, and last the pretrained backbone."""
     rows: dict[str, nn.Module] = {}
-    torch.manual_seed(int(told.get("seed", args.seed)))  # the weights that the run started from
+    torch.manual_seed(int(weights.told.get("seed", args.seed)))  # the weights that the run started from
     untrained, _ = build_backbone(args.backbone, stem, size)
     if args.baselines:
         rows |= {"raw pixels": RawPixels(), f"{args.backbone}, untrained": untrained}
     pretrained, _ = build_backbone(args.backbone, stem, size)
-    load_backbone(path, pretrained)
-    return rows | {f"{args.backbone}, {told.get('method', 'pretrained')}": pretrained}, size
+    load_backbone(weights, pretrained, key_flags(args), print if rank() == 0 else lambda _: None)
+    return rows | {f"{args.backbone}, {weights.told.get('method', 'pretrained')}": pretrained}
 
 
-def main(argv: list[str]) -> None:
-    args = parse(argv)
-    hardware = choose_hardware(args)
-    networks, size = backbones(args)
+def read(args: Namespace) -> Data:
     data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir)
-    if not data.labelled or data.val is None:
-        raise UserError(
-            f"{args.dataset} has no labels to judge by or no validation images; name --train_dir and --val_dir"
-        )
+    if data.labelled and data.val is not None:
+        return data
+    raise UserError(f"{args.dataset} has no labels to judge by or no validation images; name --train_dir and --val_dir")
+
+
+def evaluate(
+    args: Namespace, data: Data, networks: dict[str, nn.Module], size: int, folder: Path
+) -> dict[str, Numbers]:
+    """Row of the table -> its numbers."""
     pipeline, _ = choose_pipeline(args.pipeline, data, size)
-    module = build_pipeline(pipeline, data, [ViewSpec(size)], args)
-    device = torch.device(hardware.accelerator, args.gpus[0] if args.gpus else 0)
-    folder = create_folder(args, new_run_id(args, "linear"))
-    rows = {}
-    for name, network in networks.items():
-        network.to(device)
-        train, val = (extract(network, module.plain_dataloader(s, device), f"{name}, {s}") for s in ("train", "val"))
-        rows[name] = {k: v for e in args.evaluation for k, v in EVALUATIONS[e](train, val, args, data.classes).items()}
+    module = build_pipeline(pipeline, data, [ViewSpec(size, count=2)], args)
+    flip = DATASETS[args.dataset].views.get("flip", 0.5)
+    crops = module.with_views([ViewSpec(size, scale=(0.08, 1.0), flip=flip, jitter=0.0, gray=0.0)])
+    on = choose_device(args)
+    return {name: judge(Subject(name, net, module, crops, on, args, folder)) for name, net in networks.items()}
+
+
+def report(args: Namespace, argv: list[str], data: Data, rows: dict[str, Numbers], folder: Path) -> None:
+    """The table on the screen, in the folder and on the dashboard."""
+    assert data.val is not None
     told = f"{args.dataset}: top-1 in per cent on {len(data.val):,} held-out images, {len(data.train):,} for training"
     print(f"\n{told}\n\n{table(rows)}\n\n{folder}")
     write_json(folder / "args.json", {"argv": argv, "typed": vars(args)} | provenance())
     write_json(folder / "summary.json", rows)
+    log_rows(args, folder, rows)
+
+
+def main(argv: list[str]) -> None:
+    args = parse_judging(argv, list(DATASETS), list(EVALUATIONS))
+    spread(args, argv)
+    join(choose_device(args).type == "cuda")
+    told = (weights := open_weights(args.pretrained_feature_extractor)).told
+    size = args.large_size or int(told.get("large_size", DATASETS[args.dataset].views.get("large_size", 224)))
+    stem = told.get("used_stem") or choose_stem(args.stem, args.backbone, size, guess_stem(weights.tree))[0]
+    check_told(args, weights, stem)
+    if args.export:
+        check_target(args.export[0], Path(args.export[1]))
+    networks = backbones(args, weights, stem, size)
+    if args.dry_run:
+        return
+    rows: dict[str, Numbers] = {}
+    if args.evaluation:
+        data = read(args)
+        run_id = same_on_all_ranks(new_run_id(args, args.name or "linear"))
+        folder = create_folder(args, run_id) if rank() == 0 else Path(args.output) / run_id
+        rows = evaluate(args, data, networks, size, folder)
+        if rank() == 0:
+            report(args, argv, data, rows, folder)
+    if args.export and rank() == 0:
+        (*_, (name, network)) = networks.items()
+        info = DATASETS.get(told.get("dataset", ""))
+        inputs = {"mean": str(info.mean), "std": str(info.std)} if info else {}
+        card = run_card(weights, args.backbone, stem, rows.get(name, {})) | inputs
+        print("\n".join(map(str, export_backbone(args.export[0], Path(args.export[1]), network, card, size))))
+    leave()
 
 
 if __name__ == "__main__":

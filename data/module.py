@@ -1,9 +1,11 @@
 """What the pipelines share: the order of an epoch, where a resumed run goes on, clean images, the last touches."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -22,12 +24,13 @@ Address = tuple[int, list[int]]  # an epoch and the images of one batch
 class EpochOrder:
     """Batches of this rank in the order that belongs to (seed, epoch), from batch `start` on.
 
-    Step t of an epoch takes the next batch_size * ranks images of the permutation, and rank r the r-th part of them:
-    gathered in rank order they are what one process would have taken. The incomplete last step is left out.
+    rows: the images that are dealt out, all n by default. Step t of an epoch takes the next batch_size * ranks images
+    of the permutation, and rank r the r-th part of them: gathered in rank order they are what one process would have
+    taken. The incomplete last step is left out.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int):
-        self.n, self.batch_size, self.seed = n, batch_size, seed
+    def __init__(self, n: int, batch_size: int, seed: int, rows: NDArray | None = None):
+        self.n, self.batch_size, self.seed, self.rows = n, batch_size, seed, rows
         self.epoch = self.start = 0
         self.sampler = self  # where Lightning looks for set_epoch
 
@@ -39,6 +42,7 @@ class EpochOrder:
 
     def __iter__(self) -> Iterator[Address]:
         order = epoch_order(self.n, self.seed, self.epoch)
+        order = order if self.rows is None else self.rows[order]
         start, self.start = self.start, 0
         for step in range(start, len(self)):
             at = (step * world_size() + rank()) * self.batch_size
@@ -100,6 +104,10 @@ class ByAddress(Dataset):
         return []
 
 
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.index.to(device), [v.to(device) for v in batch.views], batch.labels.to(device))
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -143,6 +151,23 @@ class DataModule(LightningDataModule):
             self, self._loader(self.clean_set(images), InOrder(len(images), self.batch_size)), split, device
         )
 
+    def augmented(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:
+        """Finished batches of the augmented views of the training images `rows`, as epoch 0 draws them."""
+        parts = [(0, list(rows[at : at + self.batch_size])) for at in range(0, len(rows), self.batch_size)]
+        for batch in self._loader(self.view_set(), parts):
+            yield self.finish(_moved(batch, device), "train", 0)
+
+    def training(self, rows: NDArray, device: torch.device) -> "TrainingBatches":
+        """Augmented batches of the training images `rows`, epoch after epoch."""
+        order = EpochOrder(len(rows), min(self.batch_size, max(1, len(rows) // world_size())), self.seed, rows)
+        return TrainingBatches(self, self._loader(self.view_set(), order), order, device)
+
+    def with_views(self, specs: list[ViewSpec]) -> "DataModule":
+        """The same images under other views; what was decoded is shared."""
+        other = copy.copy(self)
+        other.specs = expand(specs)
+        return other
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         assert self.trainer is not None
         training = self.trainer.training
@@ -159,6 +184,22 @@ class DataModule(LightningDataModule):
         )
 
 
+class TrainingBatches:
+    """Finished augmented batches on the device; len() counts those of an epoch."""
+
+    def __init__(self, module: DataModule, loader: DataLoader, order: EpochOrder, device: torch.device):
+        self.module, self.loader, self.order, self.device = module, loader, order, device
+        self.batch_size = order.batch_size
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        self.order.set_epoch(epoch)
+        for batch in self.loader:
+            yield self.module.finish(_moved(batch, self.device), "train", epoch)
+
+
 class PlainLoader:
     """Clean batches of one split, finished on the device; len() counts batches, `images` the images of the split."""
 
@@ -171,7 +212,4 @@ class PlainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            moved = Batch(
-                batch.index.to(self.device), [v.to(self.device) for v in batch.views], batch.labels.to(self.device)
-            )
-            yield self.module.finish(moved, self.split, -1)
+            yield self.module.finish(_moved(batch, self.device), self.split, -1)

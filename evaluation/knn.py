@@ -21,18 +21,22 @@ def neighbours(bank: Tensor, queries: Tensor, k: int, at_once: int = 2**26) -> t
     return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
 
 
-def knn_accuracy(train: Features, val: Features, ks: Sequence[int], classes: int) -> dict[int, float]:
-    """k -> top-1 accuracy in per cent of the vote of the k nearest training images, each weighted exp(cosine / 0.07).
+def knn_guess(train: Features, val: Features, ks: Sequence[int], classes: int) -> dict[int, Tensor]:
+    """k -> (N,) the class that the k nearest training images vote for, each weighted exp(cosine / 0.07).
 
-    Rows without a label take no part. k is at most the number of labelled training images.
+    Training rows without a label take no part. k is at most the number of labelled training images.
     """
-    train, val = train.labelled(), val.labelled()
+    train = train.labelled()
     if max(ks) > len(train.x):
         raise ValueError(f"k = {max(ks)} neighbours of {len(train.x)} labelled training images")
     cosine, rows = neighbours(train.x, val.x, max(ks))
     weight, label = (cosine / TEMPERATURE).exp(), train.y[rows]
-    accuracy = {}
-    for k in ks:
-        votes = torch.zeros(len(val.x), classes, dtype=weight.dtype).scatter_add_(1, label[:, :k], weight[:, :k])
-        accuracy[k] = 100 * (votes.argmax(dim=1) == val.y).double().mean().item()
-    return accuracy
+    empty = torch.zeros(len(val.x), classes, dtype=weight.dtype)
+    return {k: empty.scatter_add(1, label[:, :k], weight[:, :k]).argmax(dim=1) for k in ks}
+
+
+def knn_accuracy(train: Features, val: Features, ks: Sequence[int], classes: int) -> dict[int, float]:
+    """k -> top-1 accuracy in per cent on the rows of `val` whose label is known."""
+    val = val.labelled()
+    guessed = knn_guess(train, val, ks, classes)
+    return {k: 100 * (guess == val.y).double().mean().item() for k, guess in guessed.items()}

@@ -91,29 +91,13 @@ class Pictures(Callback):
             bank = Features(bank.x[offset:], bank.y[offset:])
         if not len(queries.x) or not len(bank.x):
             return
-        chosen, rows = pictures.nearest_rows(bank, queries, k=8, count=10, seed=self.seed)
-        right = (bank.y[rows] == queries.y[chosen][:, None]).numpy() if data.classes else None
-        pictures.neighbour_grid(
-            self._path("neighbours"),
-            [_show(images, int(i)) for i in chosen],
-            [[_show(data.train, int(i) + offset) for i in row] for row in rows],
-            right,
-            [_name(data.train, int(y)) for y in queries.y[chosen]] if data.classes else [],
-        )
+        pictures.neighbours(self._path("neighbours"), bank, queries, data.train, images, offset, self.seed)
 
     def _embedding(self, data: Any) -> None:
         features = self.knn.val or self.knn.train
         assert features is not None
         if len(features.x) >= 4:
             pictures.embedding(self._path("embedding"), features, data.train.classes, self.seed)
-
-
-def _show(images: Any, i: int) -> Any:
-    return images.decode(i).permute(1, 2, 0).numpy()
-
-
-def _name(images: Any, label: int) -> str:
-    return images.classes[label] if images.classes else str(label)
 
 
 def online_callbacks(args: Any, folder: Path, has_val: bool) -> list[Callback]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation.features import Features
-from evaluation.knn import neighbours
+from evaluation.knn import neighbours as nearest
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  # the backend must be chosen first
 
 POINTS = 2000  # at most, in an embedding
+FEW = 25  # classes whose names and numbers fit a confusion matrix
 RIGHT, WRONG = "#2a9d4e", "#c8352c"
 
 
@@ -66,6 +68,49 @@ def neighbour_grid(
     _save(figure, path)
 
 
+def neighbours(path: Path, bank: Features, queries: Features, train: Any, asked: Any, offset: int, seed: int) -> None:
+    """Ten queries, spread over the classes, beside their eight nearest training images.
+
+    train, asked: the images behind the rows of the bank, which starts at training image `offset`, and of the queries.
+    """
+    chosen, rows = nearest_rows(bank, queries, k=8, count=10, seed=seed)
+    labelled = bool((bank.y >= 0).any())
+    neighbour_grid(
+        path,
+        [_show(asked, int(i)) for i in chosen],
+        [[_show(train, int(i) + offset) for i in row] for row in rows],
+        (bank.y[rows] == queries.y[chosen][:, None]).numpy() if labelled else None,
+        [_name(train, int(y)) for y in queries.y[chosen]] if labelled else [],
+    )
+
+
+def _show(images: Any, i: int) -> NDArray:
+    return images.decode(i).permute(1, 2, 0).numpy()
+
+
+def _name(images: Any, label: int) -> str:
+    return images.classes[label] if images.classes else str(label)
+
+
+def confusion(path: Path, right: Tensor, guessed: Tensor, names: list[str]) -> None:
+    """How often images of a class (row) are taken for another (column), in per cent of the row; both (N,)."""
+    classes = int(max(right.max(), guessed.max())) + 1
+    counts = torch.bincount(right * classes + guessed, minlength=classes**2).view(classes, classes).float()
+    share = (100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.set(xlabel="taken for", ylabel="class", title=f"{100 * (right == guessed).float().mean():.1f} % right")
+    if classes <= FEW:
+        labels = names or [str(c) for c in range(classes)]
+        axes.set_xticks(range(classes), labels[:classes], rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(classes), labels[:classes], fontsize=8)
+        for r, c in np.argwhere(share >= 0.5):
+            axes.text(c, r, f"{share[r, c]:.0f}", ha="center", va="center", fontsize=7,
+                      color="white" if share[r, c] > 50 else "black")  # fmt: skip
+    figure.colorbar(shown, ax=axes, label="per cent of the class", shrink=0.8)
+    _save(figure, path)
+
+
 def embedding(path: Path, features: Features, names: list[str], seed: int) -> None:
     """Features in the plane by t-SNE (van der Maaten and Hinton, 2008), coloured by class where labels exist."""
     from sklearn.manifold import TSNE
@@ -96,7 +141,7 @@ def nearest_rows(bank: Features, queries: Features, k: int, count: int, seed: in
         turn[i] = seen.get(label, 0)
         seen[label] = int(turn[i]) + 1
     chosen = order[turn.argsort(stable=True)[:count]]
-    return chosen, neighbours(bank.x, queries.x[chosen], min(k, len(bank.x)))[1]
+    return chosen, nearest(bank.x, queries.x[chosen], min(k, len(bank.x)))[1]
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
 
 import main_contrastive
@@ -18,6 +20,7 @@ import main_linear
 from methods import METHODS
 from methods.base import Method
 from tests.helpers import TINY, class_folders, small, write_image
+from utils.backbones import build_backbone
 from utils.errors import Stopped, UserError
 from utils.logs import Progress
 from utils.run import read_metrics
@@ -96,8 +99,9 @@ def interrupt_at(monkeypatch, step):
 def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_never_stopped(tmp_path, monkeypatch, few, method, more):
     argv = ["custom", *words(method, tmp_path, *few, *more.split())[1:]]
     main_contrastive.main([*argv, "--run_id", "whole"])
-    main_contrastive.main([*argv, "--run_id", "twice"])
-    assert_same_run(tmp_path / "whole", tmp_path / "twice")
+    if method == "nnclr":  # the others differ in their losses, not in where their randomness comes from
+        main_contrastive.main([*argv, "--run_id", "twice"])
+        assert_same_run(tmp_path / "whole", tmp_path / "twice")
     with monkeypatch.context() as m:
         interrupt_at(m, 8)  # of 5 steps per epoch
         with pytest.raises(Stopped, match=r"after step 8; go on with: .* --resume"):
@@ -190,8 +194,36 @@ def test_a_run_leaves_what_the_design_says(tmp_path, few, capsys):
 def judge(output, run, few, *more):
     data = few[:2]  # main_linear.py takes the size of the views from the weights
     main_linear.main(["custom", TINY[1], *data, "--pretrained_feature_extractor", str(output / run), "--evaluation",
-                      "probe", "knn", "fewshot", "--knn_k", "5", "--baselines", "--output", str(output),
+                      "probe", "knn", "fewshot", "--shots", "5", "--knn_k", "5", "--baselines", "--output", str(output),
                       "--run_id", "judged", *more])  # fmt: skip
+
+
+def test_pretraining_starts_from_given_weights(tmp_path, few, capsys):
+    argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--lr", "1e-30", "--weight_decay", "0"]
+    main_contrastive.main([*argv, "--seed", "5", "--run_id", "first"])
+    main_contrastive.main([*argv, "--run_id", "second", "--pretrained_feature_extractor", str(tmp_path / "first")])
+    said = capsys.readouterr().out
+    assert re.search(r"loaded +\d+ +conv1", said)
+    a, b = (weights(tmp_path / run)["state_dict"] for run in ("first", "second"))
+    names = [k for k in a if k.startswith("backbone.") and k.endswith("weight")]
+    assert names
+    assert all(torch.allclose(a[k], b[k], rtol=0, atol=1e-20) for k in names), "seed 5, though this run's own is 0"
+    again = [*argv, "--run_id", "dry", "--pretrained_feature_extractor", str(tmp_path / "first" / "last.ckpt")]
+    main_contrastive.main([*again, "--dry_run"])
+    assert "found under state_dict backbone.*" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+    told = mistake(
+        [
+            *argv,
+            "--pretrained_feature_extractor",
+            str(tmp_path / "first"),
+            "--remove_prefix",
+            "x",
+            "--append_prefix",
+            "y",
+        ]
+    )
+    assert "does not fit the backbone: 0 tensors found" in told
 
 
 def test_judging_refuses_what_does_not_fit(tmp_path, few):
@@ -203,6 +235,69 @@ def test_judging_refuses_what_does_not_fit(tmp_path, few):
     with pytest.raises(UserError, match="has no labels to judge by"):
         main_linear.main(["custom", TINY[1], "--data_folder", few[1], "--train_dir", "train/c0",
                           "--pretrained_feature_extractor", str(tmp_path / "r")])  # fmt: skip
+
+
+def test_foreign_weights_are_judged_reported_and_handed_on(tmp_path, few, capsys):
+    """A checkpoint of another tool -> report -> table -> a file that timm loads."""
+    backbone, _ = build_backbone(TINY[1], "imagenet", 16)
+    foreign = tmp_path / "moco.pth"
+    tensors = {f"module.encoder_q.{k}": v for k, v in backbone.state_dict().items()}
+    torch.save({"state_dict": tensors | {"module.queue": torch.ones(2)}, "arch": "r"}, foreign)
+    common = ["custom", TINY[1], *few[:4], "--pretrained_feature_extractor", str(foreign), "--output", str(tmp_path)]
+    main_linear.main([*common, "--dry_run"])
+    said = capsys.readouterr().out
+    assert "found under state_dict module.encoder_q.*" in said
+    assert "linear probe" not in said
+    out = tmp_path / "out.pth"
+    main_linear.main(
+        [*common, "--evaluation", "knn", "quality", "--knn_k", "5", "--run_id", "j", "--export", "timm", str(out)]
+    )
+    said = capsys.readouterr().out
+    assert "RankMe" in said
+    assert f"{out}\n{tmp_path / 'out.md'}" in said
+    assert "kNN 5" in (tmp_path / "out.md").read_text()
+    timm.create_model(TINY[1], num_classes=0).load_state_dict(torch.load(out, weights_only=True))
+    with pytest.raises(UserError, match="out.pth exists and is not overwritten"):
+        main_linear.main([*common, "--export", "timm", str(out)])
+
+
+def test_a_run_is_exported_with_its_card_without_being_judged(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    run, out = str(tmp_path / "r"), tmp_path / "x.safetensors"
+    main_linear.main(["custom", TINY[1], "--pretrained_feature_extractor", run, "--export", "timm", str(out),
+                      "--output", str(tmp_path)])  # fmt: skip
+    card = out.with_suffix(".md").read_text()
+    for fact in ("pretrained by: simclr", "python3 main_contrastive.py custom", "steps: 1", "data set: custom"):
+        assert fact in card
+    with pytest.raises(UserError, match="was trained on custom, not on digits; .* --evaluation transfer"):
+        main_linear.main(["digits", TINY[1], "--pretrained_feature_extractor", run])
+    main_linear.main(["digits", TINY[1], "--pretrained_feature_extractor", run, "--evaluation", "transfer", "--knn_k",
+                      "5", "--output", str(tmp_path), "--run_id", "t"])  # fmt: skip
+    rows = json.loads((tmp_path / "t" / "summary.json").read_text())
+    assert set(next(iter(rows.values()))) >= {"transfer linear probe", "transfer kNN 5"}
+
+
+@pytest.mark.pictures
+def test_two_processes_judge_as_one(tmp_path, few):
+    """torchrun on CPU: the same numbers, files once, one table."""
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    argv = ["custom", TINY[1], *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r"), "--evaluation",
+            "linear", "knn", "probe", "features", "pictures", "--knn_k", "5", "--lr", "0.1", "1", "--epochs", "3",
+            "--num_workers", "0", "--output", str(tmp_path)]  # fmt: skip
+    main_linear.main([*argv, "--batch_size", "12", "--run_id", "one"])
+    process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29612", "main_linear.py",
+                     *argv, "--batch_size", "6", "--run_id", "two"])  # fmt: skip
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    assert said.count("top-1 in per cent") == 1
+    one, two = (json.loads((tmp_path / r / "summary.json").read_text()) for r in ("one", "two"))
+    for row in one:
+        assert one[row] == pytest.approx(two[row], abs=0.01)
+    files = [{p.relative_to(tmp_path / r) for p in (tmp_path / r).rglob("*.*")} for r in ("one", "two")]
+    assert files[0] == files[1]
+    assert sum(p.suffix == ".png" for p in files[0]) == 3
+    a, b = (np.load(next((tmp_path / r).rglob("val/features.npy"))) for r in ("one", "two"))
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.pictures

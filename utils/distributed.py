@@ -26,6 +26,31 @@ def launched_rank() -> int:
     return next((int(os.environ[k]) for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), 0)
 
 
+def join(cuda: bool) -> None:
+    """Form a group with the processes that torchrun started beside this one, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+
+
+def leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for the other ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def same_on_all_ranks(text: str) -> str:
+    """The first rank's text, on every rank."""
+    box = [text]
+    if world_size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
 class _Sum(torch.autograd.Function):
     """All-reduce forward and all-reduce of the gradient backward."""
 

@@ -1,6 +1,7 @@
 """What this machine has, and what of it the run uses."""
 
 import os
+import sys
 from argparse import Namespace
 from dataclasses import dataclass
 
@@ -33,6 +34,21 @@ def choose_hardware(args: Namespace) -> Hardware:
     if accelerator == "cuda" and here > torch.cuda.device_count():
         raise UserError(f"{here} processes were started on this machine, which has {torch.cuda.device_count()} GPUs")
     return Hardware(accelerator, args.gpus or here, nodes, here * nodes)
+
+
+def spread(args: Namespace, argv: list[str]) -> None:
+    """Start this program again as one process per CUDA device where it is alone and there are several to use."""
+    hardware = choose_hardware(args)
+    if hardware.accelerator == "cuda" and hardware.processes > 1 and "LOCAL_RANK" not in os.environ:
+        many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(hardware.processes)]
+        os.execv(sys.executable, [sys.executable, *many, sys.argv[0], *argv])
+
+
+def choose_device(args: Namespace) -> torch.device:
+    """The device of this process: of several that torchrun started, each takes its own."""
+    accelerator = choose_hardware(args).accelerator
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device(accelerator, (args.gpus[local] if args.gpus else local) if accelerator == "cuda" else 0)
 
 
 def _check_gpus(gpus: list[int]) -> None:

@@ -158,7 +158,7 @@ def build_loggers(args: Namespace, folder: Path, resumed: bool) -> list[Logger]:
 
             loggers.append(
                 WandbLogger(
-                    name=args.name or args.method,
+                    name=args.name or getattr(args, "method", "linear"),
                     project=args.project,
                     entity=args.entity,
                     id=folder.name,
@@ -171,6 +171,14 @@ def build_loggers(args: Namespace, folder: Path, resumed: bool) -> list[Logger]:
         except ModuleNotFoundError as e:
             raise UserError(f"--wandb needs Weights & Biases ({e}): pip install -r requirements.txt") from e
     return loggers
+
+
+def log_rows(args: Namespace, folder: Path, rows: dict[str, dict[str, float]]) -> None:
+    """A table of numbers as one point "<row>/<column>" of metrics.csv, and of the dashboard."""
+    numbers = {f"{row}/{name}": value for row, columns in rows.items() for name, value in columns.items()}
+    for logger in build_loggers(args, folder, resumed=False):
+        logger.log_metrics(numbers, 0)
+        logger.finalize("success")
 
 
 def log_pictures(loggers: list[Logger], pictures: list[Path]) -> None:

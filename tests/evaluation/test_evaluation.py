@@ -1,6 +1,7 @@
 """Judging: numbers against loops and scikit-learn, features in order, pictures that are there."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from data.pipelines import build_pipeline
 from data.views import ViewSpec
 from evaluation import pictures
 from evaluation.features import Features, extract
-from evaluation.judge import EVALUATIONS, RawPixels, table
+from evaluation.judge import EVALUATIONS, RawPixels, Subject, judge, table
 from evaluation.knn import knn_accuracy, neighbours
 from evaluation.linear import fewshot_accuracy, fit_and_score, probe_accuracy
 from tests.helpers import arguments
@@ -126,20 +127,69 @@ def test_features_do_not_depend_on_the_number_of_processes(ranks):
         assert torch.equal(other_y, y)
 
 
-def test_every_evaluation_fills_its_columns():
-    args = Namespace(seed=0, knn_k=[5, 500], shots=4, draws=2)
-    rows = {}
-    for name, network in (("raw pixels", RawPixels()), ("position", Position())):
-        module = digits()
-        train, val = (extract(network, module.plain_dataloader(s, torch.device("cpu"))) for s in ("train", "val"))
-        train = Features(train.x[:200, :50], train.y[:200])
-        val = Features(val.x[:, :50], val.y)
-        rows[name] = {k: v for e in EVALUATIONS.values() for k, v in e(train, val, args, 10).items()}
+class Few(Subject):
+    """A subject with fewer and narrower clean features, so that every evaluation takes moments."""
+
+    def _clean(self, split):
+        features = super()._clean(split)
+        rows = 200 if split == "train" else None
+        return Features(features.x[:rows, :50], features.y[:rows])
+
+
+def judge_args(folder, **more):
+    usual = {"features_dir": str(folder), "dataset": "digits", "seed": 0, "knn_k": [5], "shots": [2], "draws": 2,
+             "evaluation": list(EVALUATIONS), "lr": [0.1, 1.0], "epochs": 1, "optimizer": "sgd", "momentum": 0.9,
+             "weight_decay": 0.0, "scheduler": "cosine", "lr_decay_steps": [60], "lr_decay_factor": 0.1,
+             "label_fraction": 1.0}  # fmt: skip
+    return Namespace(**usual | more)
+
+
+def subject(network, args, title="x"):
+    module, folder = digits(), Path(args.features_dir)
+    crops = module.with_views([ViewSpec(32, jitter=0.0)])
+    return Few(title, network, module, crops, torch.device("cpu"), args, folder)
+
+
+@pytest.fixture
+def no_embedding(monkeypatch):
+    """t-SNE takes longer than all the rest."""
+    monkeypatch.setattr("evaluation.pictures.embedding", lambda *args: None)
+
+
+def test_every_evaluation_fills_its_columns(tmp_path, no_embedding):
+    args = judge_args(tmp_path, knn_k=[5, 500], shots=[1, 4])
+    networks = {"raw pixels": RawPixels(), "position": Position()}
+    rows = {name: judge(subject(net, args, title=name)) for name, net in networks.items()}
     text = table(rows)
-    assert {"40 labels", "kNN 5", "linear probe"} <= set(rows["position"])
+    assert {"10 labels", "40 labels", "kNN 5", "linear probe", "RankMe", "alignment", "transfer kNN 5"} <= set(
+        rows["position"]
+    )
     assert "kNN 500" not in rows["position"], "there are only 200 images"
     assert len({len(line) for line in text.splitlines()}) == 1, "columns are aligned"
     assert f"{rows['raw pixels']['kNN 5']:.1f}" in text
+    assert f"{rows['raw pixels']['uniformity']:.3f}" in text
+
+
+def test_a_number_that_a_row_lacks_is_a_dash():
+    lines = table({"raw": {"kNN 5": 50.0}, "net": {"kNN 5": 60.0, "std": 0.01234}}).splitlines()
+    assert lines[2].split() == ["raw", "50.0", "-"]
+    assert lines[3].split() == ["net", "60.0", "0.0123"]
+
+
+def test_pairs_are_two_views_of_the_same_images(tmp_path):
+    a, b = subject(RawPixels(), judge_args(tmp_path)).pair()
+    assert a.shape == b.shape == (1438, 3 * 32 * 32)
+    assert not torch.equal(a, b)
+    near = torch.cosine_similarity(a, b).mean()
+    assert near > torch.cosine_similarity(a, b.roll(1, dims=0)).mean() + 0.05
+
+
+def test_judging_changes_nothing_in_the_network(tmp_path, no_embedding):
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(8))
+    network(torch.zeros(2, 3, 32, 32))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    judge(subject(network, judge_args(tmp_path)))
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in before.items())
 
 
 def assert_drawn(path):
@@ -156,6 +206,8 @@ def test_pictures(tmp_path):
     right = np.array([[True, False], [False, True]])
     pictures.neighbour_grid(tmp_path / "n.png", [image, image], [[image, image]] * 2, right, ["cat", "dog"])
     pictures.neighbour_grid(tmp_path / "n2.png", [image], [[image, image]], None, [])
+    pictures.confusion(tmp_path / "m.png", blobs().y, blobs().y.roll(1), ["a", "b", "c"])
+    pictures.confusion(tmp_path / "m100.png", torch.arange(100), torch.arange(100), [])
     for path in tmp_path.iterdir():
         assert_drawn(path)
 
