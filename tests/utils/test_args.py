@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from data.datasets import DATASETS
+from evaluation.judge import EVALUATIONS
 from methods import METHODS
 from tests.helpers import arguments
 from utils import hardware
-from utils.args import parse
+from utils.args import parse, parse_judging
 from utils.errors import UserError
 from utils.resolve import describe, resolve
 
@@ -35,6 +36,17 @@ def refused(text):
 def test_the_documented_command():
     args = typed(COMMAND)
     assert (args.method, args.gpus, args.temperature, args.hidden_mlp) == ("simclr", [0, 1], 0.2, 2048)
+
+
+def test_the_documented_command_of_the_second_half():
+    text = """imagenet100 resnet18 --data_folder /datasets --train_dir imagenet-100/train
+        --val_dir imagenet-100/test --epochs 100 --optimizer sgd --scheduler step --lr 0.1 --lr_decay_steps 60 80
+        --weight_decay 0 --batch_size 128 --gpus 0 1 --num_workers 10 --name simclr-linear-eval
+        --pretrained_feature_extractor trained_models/RUN_ID --project contrastive_learning"""
+    args = parse_judging(shlex.split(text), list(DATASETS), list(EVALUATIONS))
+    assert (args.lr, args.lr_decay_steps, args.evaluation) == ([0.1], [60, 80], ["linear", "knn"])
+    more = parse_judging([*shlex.split(text), "--evaluation", "all"], list(DATASETS), list(EVALUATIONS))
+    assert set(EVALUATIONS) - set(more.evaluation) == {"features", "transfer"}
 
 
 @pytest.mark.parametrize(
