@@ -15,7 +15,7 @@ def test_any_number_of_processes_computes_the_same(case, world, ranks):
         assert far < TOLERANCE, f"{part} differs"
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", [case for case in cases() if "small_views" not in case])
 def test_a_reduction_without_gradient_would_be_seen(case, ranks):
     far = differences(case, ranks(2), 2, break_gradient=True)
     assert far["gradient"] > 1e-3
