@@ -19,7 +19,7 @@ from utils.distributed import mean_over_ranks, rank
 from utils.ema import EMA
 from utils.errors import UserError
 from utils.optim import build_optimizer, build_scheduler, parameter_groups
-from utils.precision import at_least_float32
+from utils.precision import at_least_float32, normalize
 from utils.queue import FeatureQueue
 
 
@@ -38,6 +38,17 @@ class Features:
 def view_pairs(views: Sequence[Tensor], large: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """(something of view v, something of large view l) for all v != l; `views` begins with the large ones."""
     return [(a, b) for j, b in enumerate(large) for i, a in enumerate(views) if i != j]
+
+
+def agreement(p: list[Tensor], z: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(mean cosine of predictions with targets, deviation of the coordinates of a unit target).
+
+    p: (n, D) of all views, large ones first. z: (n, D) of the large ones, whose gradient is stopped. The cosine is
+    averaged over images and over all pairs of a view and another, large one.
+    """
+    targets = [normalize(x).detach() for x in z]
+    cosines = [(a * b).sum(dim=1).mean() for a, b in view_pairs([normalize(x) for x in p], targets)]
+    return torch.stack(cosines).mean(), targets[0].std(dim=0).mean()
 
 
 def fast_layout(x: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 from argparse import ArgumentParser, Namespace
 
-import torch
 from torch import Tensor, nn
 
-from methods.base import Features, Method, view_pairs
+from methods.base import Features, Method, agreement
 from utils.args import probability
 from utils.batch import Batch
 from utils.ema import EMA
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
-from utils.precision import full_precision, normalize
+from utils.precision import full_precision
 
 
 @full_precision
@@ -21,9 +20,8 @@ def byol_loss(p: list[Tensor], target: list[Tensor]) -> dict[str, Tensor]:
     of the large ones. target_std: deviation of the coordinates of target / |target|; 1 / sqrt(D) is healthy, 0 is not.
     Deviation: the paper has two views; with more, twice the mean over all pairs of a view and another, large one.
     """
-    target = [normalize(x).detach() for x in target]
-    losses = [2 - 2 * (a * b).sum(dim=1).mean() for a, b in view_pairs([normalize(x) for x in p], target)]
-    return {"loss": 2 * torch.stack(losses).mean(), "target_std": target[0].std(dim=0).mean()}
+    cosine, std = agreement(p, target)
+    return {"loss": 2 * (2 - 2 * cosine), "target_std": std}
 
 
 class BYOL(Method):

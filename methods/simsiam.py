@@ -2,13 +2,12 @@
 
 from argparse import ArgumentParser, Namespace
 
-import torch
 from torch import Tensor, nn
 
-from methods.base import Features, Method, view_pairs
+from methods.base import Features, Method, agreement
 from utils.batch import Batch
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
-from utils.precision import full_precision, normalize
+from utils.precision import full_precision
 
 
 @full_precision
@@ -19,9 +18,8 @@ def simsiam_loss(p: list[Tensor], z: list[Tensor]) -> dict[str, Tensor]:
     z_std: deviation of the coordinates of z / |z|; 1 / sqrt(D) is healthy, 0 is collapse (sec. 4.1).
     Deviation: the paper has two views; with more, the mean over all pairs of a view and another, large one.
     """
-    targets = [normalize(x).detach() for x in z]
-    losses = [-(a * b).sum(dim=1).mean() for a, b in view_pairs([normalize(x) for x in p], targets)]
-    return {"loss": torch.stack(losses).mean(), "z_std": targets[0].std(dim=0).mean()}
+    cosine, std = agreement(p, z)
+    return {"loss": -cosine, "z_std": std}
 
 
 class SimSiam(Method):

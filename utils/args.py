@@ -104,18 +104,23 @@ def add_view_flags(parser: ArgumentParser) -> None:
                    help="probability of solarizing; two: of each large view; three: of small ones too")  # fmt: skip
 
 
-def add_optimizer_flags(parser: ArgumentParser) -> None:
-    g = parser.add_argument_group("optimizer")
+def _add_update_flags(g: Any) -> None:
+    """What pretraining and the classifiers of an evaluation have in common."""
     g.add_argument("--optimizer", choices=["adamw", "lars", "sgd"], default="sgd")
-    g.add_argument("--lr", type=positive_float, default=0.3, help="learning rate per 256 images of the global batch")
-    g.add_argument("--weight_decay", type=nonnegative_float, default=1e-4, help="on weights, not on biases and norms")
     g.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd and lars")
     g.add_argument("--lars_eta", type=positive_float, default=0.001, help="trust coefficient of lars")
     g.add_argument("--lars_clip", action="store_true", help="never let lars raise the rate above the schedule's")
-    g.add_argument("--scheduler", choices=["warmup_cosine", "cosine", "step", "none"], default="warmup_cosine")
-    g.add_argument("--warmup_epochs", type=nonnegative_float, help="of warmup_cosine; 10, or a tenth of a shorter run")
     g.add_argument("--lr_decay_steps", type=positive_int, nargs="+", default=[60, 80], metavar="EPOCH", help="of step")
     g.add_argument("--lr_decay_factor", type=positive_float, default=0.1, help="of step")
+
+
+def add_optimizer_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("optimizer")
+    _add_update_flags(g)
+    g.add_argument("--lr", type=positive_float, default=0.3, help="learning rate per 256 images of the global batch")
+    g.add_argument("--weight_decay", type=nonnegative_float, default=1e-4, help="on weights, not on biases and norms")
+    g.add_argument("--scheduler", choices=["warmup_cosine", "cosine", "step", "none"], default="warmup_cosine")
+    g.add_argument("--warmup_epochs", type=nonnegative_float, help="of warmup_cosine; 10, or a tenth of a shorter run")
     g.add_argument("--accumulate", type=positive_int, default=1, help="batches per optimizer step")
     g.add_argument("--clip_grad", type=positive_float, help="largest norm of the gradient")
     g.add_argument("--probe_lr", type=positive_float, help="of the online probe; 0.1, or 0.001 with adamw")
@@ -179,16 +184,11 @@ def add_weight_flags(parser: ArgumentParser, required: bool) -> None:
 def add_classifier_flags(parser: ArgumentParser) -> None:
     g = parser.add_argument_group("classifier of linear and finetune")
     g.add_argument("--epochs", type=positive_int, default=100)
-    g.add_argument("--optimizer", choices=["adamw", "lars", "sgd"], default="sgd")
+    _add_update_flags(g)
     g.add_argument("--lr", type=positive_float, nargs="+", default=[0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
                    help="per 256 images; of several, the best on a held-out tenth of the training images")  # fmt: skip
     g.add_argument("--weight_decay", type=nonnegative_float, default=0.0)
-    g.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help="of sgd and lars")
-    g.add_argument("--lars_eta", type=positive_float, default=0.001, help="trust coefficient of lars")
-    g.add_argument("--lars_clip", action="store_true", help="never let lars raise the rate above the schedule's")
     g.add_argument("--scheduler", choices=["cosine", "step", "none"], default="cosine")
-    g.add_argument("--lr_decay_steps", type=positive_int, nargs="+", default=[60, 80], metavar="EPOCH", help="of step")
-    g.add_argument("--lr_decay_factor", type=positive_float, default=0.1, help="of step")
 
 
 def add_evaluation_flags(parser: ArgumentParser, evaluations: Sequence[str]) -> None:
