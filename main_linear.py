@@ -1,10 +1,12 @@
-"""Judge a pretrained backbone: weights -> data -> evaluations -> table.
+"""Judge pretrained backbones, or hand one on: weights -> data -> evaluations -> table.
 
 python3 main_linear.py digits resnet18 --pretrained_feature_extractor trained_models/RUN --evaluation probe knn fewshot
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,36 +14,33 @@ from torch import nn
 from data.datasets import DATASETS, Data, read_dataset
 from data.pipelines import build_pipeline, choose_pipeline
 from data.views import ViewSpec
-from evaluation.judge import EVALUATIONS, Numbers, RawPixels, Subject, judge, table
+from evaluation.judge import EVALUATIONS, RawPixels, Subject, judge, plan
+from evaluation.report import Numbers, report
 from utils.args import parse_judging
-from utils.backbones import build_backbone, choose_stem
+from utils.backbones import build_backbone
 from utils.distributed import join, leave, rank, same_on_all_ranks
-from utils.errors import UserError, run
+from utils.errors import run
 from utils.export import check_target, export_backbone, run_card
 from utils.hardware import choose_device, spread
 from utils.keys import key_flags
-from utils.logs import log_rows
-from utils.run import create_folder, new_run_id, provenance, write_json
-from utils.weights import Weights, check_told, guess_stem, load_backbone, open_weights
+from utils.run import create_folder, new_run_id
+from utils.weights import Weights, check_classes, check_told, choose_size, load_backbone, open_all, stem_of
 
 
-def backbones(args: Namespace, weights: Weights, stem: str, size: int) -> dict[str, nn.Module]:
-    """Row of the table -> network: with --baselines what to beat, and last the pretrained backbone."""
+def backbones(args: Namespace, sources: list[Weights], size: int, say: Callable[[str], Any]) -> dict[str, nn.Module]:
+    """Row of the table -> network: with --baselines what to beat, then the pretrained backbones, the last one last."""
     rows: dict[str, nn.Module] = {}
-    torch.manual_seed(int(weights.told.get("seed", args.seed)))  # the weights that the run started from
-    untrained, _ = build_backbone(args.backbone, stem, size)
     if args.baselines:
+        torch.manual_seed(int(sources[0].told.get("seed", args.seed)))  # the weights that the run started from
+        untrained, _ = build_backbone(args.backbone, stem_of(args, sources[0], size), size)
         rows |= {"raw pixels": RawPixels(), f"{args.backbone}, untrained": untrained}
-    pretrained, _ = build_backbone(args.backbone, stem, size)
-    load_backbone(weights, pretrained, key_flags(args), print if rank() == 0 else lambda _: None)
-    return rows | {f"{args.backbone}, {weights.told.get('method', 'pretrained')}": pretrained}
-
-
-def read(args: Namespace) -> Data:
-    data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir)
-    if data.labelled and data.val is not None:
-        return data
-    raise UserError(f"{args.dataset} has no labels to judge by or no validation images; name --train_dir and --val_dir")
+    for weights in sources:
+        check_told(args, weights, stem := stem_of(args, weights, size))
+        network, _ = build_backbone(args.backbone, stem, size)
+        load_backbone(weights, network, key_flags(args), say)
+        title = weights.name if len(sources) > 1 else weights.told.get("method", "pretrained")
+        rows[f"{args.backbone}, {title}"] = network
+    return rows
 
 
 def evaluate(
@@ -56,42 +55,38 @@ def evaluate(
     return {name: judge(Subject(name, net, module, crops, on, args, folder)) for name, net in networks.items()}
 
 
-def report(args: Namespace, argv: list[str], data: Data, rows: dict[str, Numbers], folder: Path) -> None:
-    """The table on the screen, in the folder and on the dashboard."""
-    assert data.val is not None
-    told = f"{args.dataset}: top-1 in per cent on {len(data.val):,} held-out images, {len(data.train):,} for training"
-    print(f"\n{told}\n\n{table(rows)}\n\n{folder}")
-    write_json(folder / "args.json", {"argv": argv, "typed": vars(args)} | provenance())
-    write_json(folder / "summary.json", rows)
-    log_rows(args, folder, rows)
-
-
 def main(argv: list[str]) -> None:
     args = parse_judging(argv, list(DATASETS), list(EVALUATIONS))
     spread(args, argv)
     join(choose_device(args).type == "cuda")
-    told = (weights := open_weights(args.pretrained_feature_extractor)).told
-    size = args.large_size or int(told.get("large_size", DATASETS[args.dataset].views.get("large_size", 224)))
-    stem = told.get("used_stem") or choose_stem(args.stem, args.backbone, size, guess_stem(weights.tree))[0]
-    check_told(args, weights, stem)
+    say = print if rank() == 0 else lambda *_: None
+    sources = open_all(args.pretrained_feature_extractor)
+    size = choose_size(args, sources, DATASETS[args.dataset].views.get("large_size", 224))
     if args.export:
         check_target(args.export[0], Path(args.export[1]))
-    networks = backbones(args, weights, stem, size)
+    networks = backbones(args, sources, size, say)
     if args.dry_run:
         return
     rows: dict[str, Numbers] = {}
     if args.evaluation:
-        data = read(args)
+        data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir)
+        for note in data.notes:
+            say(f"  note: {note}")
+        for weights in sources:
+            check_classes(args, weights.told, DATASETS[args.dataset].classes, data.classes)
+        planned = plan(args, data.train.labels, None if data.val is None else data.val.labels, say)
         run_id = same_on_all_ranks(new_run_id(args, args.name or "linear"))
         folder = create_folder(args, run_id) if rank() == 0 else Path(args.output) / run_id
-        rows = evaluate(args, data, networks, size, folder)
+        rows = evaluate(planned, data, networks, size, folder)
         if rank() == 0:
-            report(args, argv, data, rows, folder)
+            held = f"on {len(data.val):,} held-out images, " if data.val is not None else ""
+            told = f"{args.dataset}: top-1 in per cent {held}{len(data.train):,} for training"
+            report(args, argv, told, rows, folder)
     if args.export and rank() == 0:
         (*_, (name, network)) = networks.items()
-        info = DATASETS.get(told.get("dataset", ""))
-        inputs = {"mean": str(info.mean), "std": str(info.std)} if info else {}
-        card = run_card(weights, args.backbone, stem, rows.get(name, {})) | inputs
+        told_by = DATASETS.get(sources[-1].told.get("dataset", ""))
+        inputs = {"mean": str(told_by.mean), "std": str(told_by.std)} if told_by else {}
+        card = run_card(sources[-1], args.backbone, stem_of(args, sources[-1], size), rows.get(name, {})) | inputs
         print("\n".join(map(str, export_backbone(args.export[0], Path(args.export[1]), network, card, size))))
     leave()
 

@@ -39,7 +39,7 @@ def main() -> None:
     train, val = features(50_000, 0), features(10_000, 1)
     subjects: dict[str, Callable[[], object]] = {
         "kNN, k = 20 and 200": lambda: knn_accuracy(train, val, [20, 200], CLASSES),
-        "probe, penalty chosen": lambda: probe_accuracy(train, val, 0),
+        "probe, penalty chosen": lambda: probe_accuracy(train, val, 0, torch.device("cpu")),
         "quality of 10,000": lambda: quality(val.x),
     }
     device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

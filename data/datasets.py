@@ -116,6 +116,10 @@ class Data:
     def labelled(self) -> bool:
         return self.classes > 0
 
+    def splits(self) -> dict[str, Images]:
+        """ "train", and "val" where there is one."""
+        return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
+
 
 def read_dataset(name: str, data_folder: str, train_dir: str | None, val_dir: str | None) -> Data:
     """The data set `name`; class folders when a directory is named or the data set has no loader of its own."""

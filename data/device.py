@@ -37,7 +37,7 @@ def host_memory() -> int:
 def bytes_needed(data: Data, size: int) -> int:
     """Bytes of all images as the stores keep them, at most; read from no file."""
     side = stored_side(size)
-    return sum(len(images) * 3 * side * side for images in (data.train, data.val) if images is not None)
+    return sum(len(images) * 3 * side * side for images in data.splits().values())
 
 
 class Store:
@@ -89,9 +89,7 @@ class DeviceModule(DataModule):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.num_workers = 0
-        self.stores = {"train": Store(self.data.train, self.size)}
-        if self.data.val is not None:
-            self.stores["val"] = Store(self.data.val, self.size)
+        self.stores = {split: Store(images, self.size) for split, images in self.data.splits().items()}
 
     def view_set(self) -> ByAddress:
         return ByAddress(self.data.train)

@@ -145,8 +145,7 @@ class DataModule(LightningDataModule):
 
     def plain_dataloader(self, split: str, device: torch.device) -> "PlainLoader":
         """This rank's share of the clean images of "train" or "val", as finished batches on the device."""
-        images = self.data.train if split == "train" else self.data.val
-        assert images is not None, "no validation set"
+        images = self.data.splits()[split]
         return PlainLoader(
             self, self._loader(self.clean_set(images), InOrder(len(images), self.batch_size)), split, device
         )

@@ -24,7 +24,7 @@ def choose_pipeline(wanted: str, data: Data, size: int) -> tuple[str, str]:
 def build_pipeline(name: str, data: Data, specs: list[ViewSpec], args: Namespace) -> DataModule:
     """The data module of `name`, after every image was found readable (in a very large folder: after the start)."""
     if name != "device":
-        for images in (data.train, data.val):
-            if images is not None and len(images) <= CHECKED:
+        for images in data.splits().values():
+            if len(images) <= CHECKED:
                 images.sizes()
     return PIPELINES[name](data, specs, args.batch_size, args.seed, args.num_workers)

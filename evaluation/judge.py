@@ -1,7 +1,7 @@
-"""The evaluations of main_linear.py by name, what they judge, and the table that they fill."""
+"""The evaluations of main_linear.py by name, and what they judge."""
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,50 @@ from evaluation.features import Features, extract
 from evaluation.knn import knn_accuracy, knn_guess
 from evaluation.linear import fewshot_accuracy, probe_accuracy
 from evaluation.quality import quality
+from evaluation.report import Numbers
 from evaluation.store import fingerprint, write_features
 from evaluation.train import finetune_accuracy, linear_accuracy
 from utils.distributed import rank
+from utils.errors import UserError
 
-Numbers = dict[str, float]
+LABEL_FREE = ("features", "pictures", "quality")  # evaluations that need neither labels nor held-out images
+KNN_K, SHOTS = (20, 200), (1, 2, 4, 8, 16)  # where none are named: those that the data set is large enough for
 PAIRS = 2048  # training images whose two views say how well views agree
 ROWS = 10_000  # held-out images at most whose features' spread is measured: its cost grows with their square
 WIDEST = 16_384  # features wider than that have no spectrum in memory: raw pixels of large views
-DECIMALS = {"alpha-ReQ": 3, "alignment": 3, "uniformity": 3, "std": 4}  # in the table; accuracies have one
+
+
+def plan(args: Namespace, train: Tensor, val: Tensor | None, say: Callable[[str], Any]) -> Namespace:
+    """The arguments with neighbours and shots that these labels allow; what they do not allow is refused, or said.
+
+    train, val: labels (N,), -1 unknown, of the training and the held-out images.
+    """
+    needy = [name for name in args.evaluation if name not in LABEL_FREE]
+    known = train[train >= 0]
+    if needy and (val is None or not len(known) or not bool((val >= 0).any())):
+        lacks = "validation images" if val is None else "labels"
+        raise UserError(
+            f"--evaluation {needy[0]} needs labels and validation images, {args.dataset} has no {lacks} here; name "
+            f"--train_dir and --val_dir with class folders, or ask for {', '.join(LABEL_FREE)}"
+        )
+    least = int(known.unique(return_counts=True)[1].min()) if len(known) else 0
+    ks = _fitting("knn_k", args.knn_k, KNN_K, len(known), "labelled training images", say if "knn" in needy else None)
+    shots = _fitting(
+        "shots", args.shots, SHOTS, least, "images in the smallest class", say if "fewshot" in needy else None
+    )
+    return Namespace(**vars(args) | {"knn_k": ks, "shots": shots})
+
+
+def _fitting(
+    flag: str, typed: list[int] | None, usual: tuple[int, ...], most: int, what: str, say: Callable | None
+) -> list[int]:
+    """Typed numbers, all of which must be possible; or those of the usual ones that are, and a word on the others."""
+    if typed is not None and max(typed) > most:
+        raise UserError(f"--{flag} {max(typed)}: there are {most} {what}; lower it")
+    left_out = [n for n in usual if n > most]
+    if typed is None and left_out and say is not None:
+        say(f"  note: --{flag} {' '.join(map(str, left_out))} left out: there are {most} {what}")
+    return typed if typed is not None else [n for n in usual if n <= most]
 
 
 class RawPixels(nn.Module):
@@ -59,8 +94,14 @@ class Subject:
         return self._clean("train")
 
     @cached_property
-    def val(self) -> Features:
-        return self._clean("val")
+    def val(self) -> Features | None:
+        """None where the data set has no held-out images."""
+        return self._clean("val") if "val" in self.data.data.splits() else None
+
+    @property
+    def labelled_val(self) -> Features:
+        assert self.val is not None, "`plan` refuses what needs labels where there are none"
+        return self.val.labelled()
 
     def training(self, rows: Tensor) -> Any:
         """Epochs of augmented batches of some training images."""
@@ -78,14 +119,14 @@ class Subject:
 
 def probe(subject: Subject) -> Numbers:
     """Logistic regression on all labels."""
-    accuracy, strength = probe_accuracy(subject.train, subject.val, subject.args.seed)
+    accuracy, strength = probe_accuracy(subject.train, subject.labelled_val, subject.args.seed, subject.device)
     return {"linear probe": accuracy, "linear probe C": strength}
 
 
 def knn(subject: Subject) -> Numbers:
-    """Weighted nearest neighbours; k beyond the labelled training images is left out."""
-    ks = [k for k in subject.args.knn_k if k <= len(subject.train.labelled().x)]
-    found = knn_accuracy(subject.train, subject.val, ks, subject.classes) if ks else {}
+    """Weighted nearest neighbours, for each k of --knn_k."""
+    ks = subject.args.knn_k
+    found = knn_accuracy(subject.train, subject.labelled_val, ks, subject.classes, subject.device) if ks else {}
     return {f"kNN {k}": accuracy for k, accuracy in found.items()}
 
 
@@ -94,7 +135,9 @@ def fewshot(subject: Subject) -> Numbers:
     args = subject.args
     out: Numbers = {}
     for shots in args.shots:
-        mean, deviation = fewshot_accuracy(subject.train, subject.val, shots, args.draws, args.seed)
+        mean, deviation = fewshot_accuracy(
+            subject.train, subject.labelled_val, shots, args.draws, args.seed, subject.device
+        )
         name = f"{shots * subject.classes} labels"
         out |= {name: mean, f"{name} +-": deviation}
     return out
@@ -102,7 +145,7 @@ def fewshot(subject: Subject) -> Numbers:
 
 def label_free(subject: Subject) -> Numbers:
     """Rank and spectrum, spread and agreement of the features; of raw pixels of large views nothing."""
-    x = subject.val.x
+    x = (subject.val or subject.train).x
     if x.shape[1] > WIDEST:
         return {}
     rows = torch.linspace(0, len(x) - 1, min(len(x), ROWS)).long()
@@ -131,22 +174,23 @@ def _fraction(args: Namespace) -> str:
 
 def draw(subject: Subject) -> Numbers:
     """Nearest neighbours, the plane and who is taken for whom, as PNG in the folder; drawn by the first rank."""
-    train, val, images = subject.train, subject.val, subject.data.data
-    labelled, k = val.labelled(), min(20, len(train.labelled().x))
+    train, val, images, args = subject.train, subject.val, subject.data.data, subject.args
+    k = min(20, len(train.labelled().x))
     if rank() == 0:
         paths = [subject.folder / f"{subject.short}_{name}.png" for name in ("neighbours", "embedding", "confusion")]
-        pictures.neighbours(paths[0], train, val, images.train, images.val, 0, subject.args.seed)
-        pictures.embedding(paths[1], val, images.train.classes, subject.args.seed)
-        guess = knn_guess(train, labelled, [k], subject.classes)[k]
-        pictures.confusion(paths[2], labelled.y, guess, images.train.classes)
+        pictures.neighbours(paths[0], train, val, images, args.seed)
+        pictures.embedding(paths[1], val or train, images.train.classes, args.seed, args.embedding)
+        if k and val is not None and len(val.labelled().x):
+            guess = knn_guess(train, val.labelled(), [k], subject.classes, subject.device)[k]
+            pictures.confusion(paths[2], val.labelled().y, guess, images.train.classes)
     return {}
 
 
 def features(subject: Subject) -> Numbers:
-    """Features, labels and indices of both splits as .npy, below --features_dir or the folder."""
+    """Features, labels and indices of each split as .npy, below --features_dir or the folder."""
     root = Path(subject.args.features_dir or subject.folder / "features") / subject.short
     made_of = {"weights": fingerprint(subject.network), "size": subject.data.size, "dataset": subject.args.dataset}
-    for split, images in (("train", subject.data.data.train), ("val", subject.data.data.val)):
+    for split, images in subject.data.data.splits().items():
         loader = subject.data.plain_dataloader(split, subject.device)
         about = made_of | {f"{split} images": images.fingerprint()}
         write_features(subject.network, loader, split, root / split, about)
@@ -174,19 +218,3 @@ EVALUATIONS: dict[str, Callable[[Subject], Numbers]] = {
 def judge(subject: Subject) -> Numbers:
     """Every number of --evaluation for one row of the table."""
     return {name: number for e in subject.args.evaluation for name, number in EVALUATIONS[e](subject).items()}
-
-
-def table(rows: Mapping[str, Numbers]) -> str:
-    """A line per row, a column per number, accuracies in per cent; a deviation beside its mean."""
-    columns = [c for c in dict.fromkeys(c for n in rows.values() for c in n) if not c.endswith((" +-", " C", " lr"))]
-    lines = [["", *columns]] + [[name, *(_cell(numbers, c) for c in columns)] for name, numbers in rows.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
-
-
-def _cell(numbers: Numbers, column: str) -> str:
-    if column not in numbers:
-        return "-"
-    deviation = f" +- {numbers[f'{column} +-']:.1f}" if f"{column} +-" in numbers else ""
-    return f"{numbers[column]:.{DECIMALS.get(column, 1)}f}" + deviation

@@ -43,7 +43,7 @@ class OnlineKNN(Callback):
         self.extract(trainer, pl_module)
         assert self.train is not None
         assert self.val is not None
-        accuracy = knn_accuracy(self.train, self.val, self.ks, self.classes)
+        accuracy = knn_accuracy(self.train, self.val, self.ks, self.classes, pl_module.device)
         pl_module.log_dict({f"knn_{k}": a for k, a in accuracy.items()}, on_step=False, on_epoch=True)
 
 
@@ -82,16 +82,9 @@ class Pictures(Callback):
             pictures.curves(self._path("curves"), columns)
 
     def _neighbours(self, data: Any) -> None:
-        bank, queries, images = self.knn.train, self.knn.val, data.val
-        assert bank is not None
-        offset = 0
-        if queries is None:  # no validation set: the first hundred training images ask the others
-            offset = min(100, len(bank.x) // 2)
-            queries, images = Features(bank.x[:offset], bank.y[:offset]), data.train
-            bank = Features(bank.x[offset:], bank.y[offset:])
-        if not len(queries.x) or not len(bank.x):
-            return
-        pictures.neighbours(self._path("neighbours"), bank, queries, data.train, images, offset, self.seed)
+        assert self.knn.train is not None
+        if len(self.knn.train.x) > 1:
+            pictures.neighbours(self._path("neighbours"), self.knn.train, self.knn.val, data, self.seed)
 
     def _embedding(self, data: Any) -> None:
         features = self.knn.val or self.knn.train

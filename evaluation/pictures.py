@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evaluation.features import Features
 from evaluation.knn import neighbours as nearest
+from utils.errors import UserError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  # the backend must be chosen first
@@ -68,19 +69,24 @@ def neighbour_grid(
     _save(figure, path)
 
 
-def neighbours(path: Path, bank: Features, queries: Features, train: Any, asked: Any, offset: int, seed: int) -> None:
-    """Ten queries, spread over the classes, beside their eight nearest training images.
+def neighbours(path: Path, bank: Features, queries: Features | None, data: Any, seed: int) -> None:
+    """Ten held-out images, spread over the classes, beside their eight nearest training images.
 
-    train, asked: the images behind the rows of the bank, which starts at training image `offset`, and of the queries.
+    bank, queries: features of `data.train` and of `data.val`. Without held-out images the first hundred training
+    images ask the others.
     """
+    first, asked = 0, data.val
+    if queries is None:
+        first, asked = min(100, len(bank.x) // 2), data.train
+        queries, bank = Features(bank.x[:first], bank.y[:first]), Features(bank.x[first:], bank.y[first:])
     chosen, rows = nearest_rows(bank, queries, k=8, count=10, seed=seed)
     labelled = bool((bank.y >= 0).any())
     neighbour_grid(
         path,
         [_show(asked, int(i)) for i in chosen],
-        [[_show(train, int(i) + offset) for i in row] for row in rows],
+        [[_show(data.train, int(i) + first) for i in row] for row in rows],
         (bank.y[rows] == queries.y[chosen][:, None]).numpy() if labelled else None,
-        [_name(train, int(y)) for y in queries.y[chosen]] if labelled else [],
+        [_name(data.train, int(y)) for y in queries.y[chosen]] if labelled else [],
     )
 
 
@@ -111,13 +117,39 @@ def confusion(path: Path, right: Tensor, guessed: Tensor, names: list[str]) -> N
     _save(figure, path)
 
 
-def embedding(path: Path, features: Features, names: list[str], seed: int) -> None:
-    """Features in the plane by t-SNE (van der Maaten and Hinton, 2008), coloured by class where labels exist."""
+def _tsne(x: NDArray, seed: int) -> NDArray:
+    """(N, D) -> (N, 2): van der Maaten and Hinton, 2008."""
     from sklearn.manifold import TSNE
 
+    return TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
+
+
+def _pca(x: NDArray, seed: int) -> NDArray:
+    """(N, D) -> (N, 2): the two directions of largest variance."""
+    from sklearn.decomposition import PCA
+
+    return PCA(n_components=2, random_state=seed).fit_transform(x)
+
+
+def _umap(x: NDArray, seed: int) -> NDArray:
+    """(N, D) -> (N, 2): McInnes et al., 2018, arXiv:1802.03426."""
+    try:
+        from umap import UMAP
+    except ImportError as e:
+        raise UserError(f"--embedding umap needs umap-learn ({e}): pip install -r requirements-umap.txt") from e
+    # One job: only then does a seed give the same picture again.
+    return UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)
+
+
+PLANES = {"pca": ("PCA", _pca), "tsne": ("t-SNE", _tsne), "umap": ("UMAP", _umap)}
+
+
+def embedding(path: Path, features: Features, names: list[str], seed: int, how: str = "tsne") -> None:
+    """Features in the plane, coloured by class where labels exist. how: one of PLANES."""
     order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
     x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
-    flat = TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
+    name, plane = PLANES[how]
+    flat = plane(x, seed)
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     if (y >= 0).any():
         for label in np.unique(y[y >= 0])[:20]:  # more colours than that cannot be told apart
@@ -127,7 +159,7 @@ def embedding(path: Path, features: Features, names: list[str], seed: int) -> No
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     else:
         axes.scatter(flat[:, 0], flat[:, 1], s=12, color="#336699")
-    axes.set(xticks=[], yticks=[], title=f"{len(x):,} images by t-SNE of their features")
+    axes.set(xticks=[], yticks=[], title=f"{len(x):,} images by {name} of their features")
     _save(figure, path)
 
 

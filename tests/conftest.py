@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers import Ranks
+from tests.helpers import Ranks, class_folders
 
 torch.set_num_threads(1)  # small tensors: one thread is faster than two that wait for each other
 
@@ -21,6 +21,21 @@ def pytest_terminal_summary(terminalreporter, config):
         head = ("kNN 20 on 2,000 images, seeds 0 1 2", "untrained", "trained", "least gain", "seconds")
         for row in (head, *rows):
             terminalreporter.write_line(f"{row[0]:<38}{row[1]:<20}{row[2]:<20}{row[3]:>10}{row[4]:>9}")
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Words that read 60 small images in class folders, 5 steps of 12 an epoch."""
+    class_folders(tmp_path / "images" / "train", classes=3, each=20)
+    class_folders(tmp_path / "images" / "val", classes=3, each=8)
+    return ["--data_folder", str(tmp_path / "images"), "--large_size", "16", "--batch_size", "12", "--knn_k", "5"]
+
+
+@pytest.fixture
+def no_embedding(request, monkeypatch):
+    """t-SNE takes longer than these runs; the tests that look at the pictures keep it."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr("evaluation.pictures.embedding", lambda *args: None)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """What several tests need: small arguments, small networks, small images, several processes."""
 
+import os
+import subprocess
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from utils.resolve import resolve
 
 # Sizes of heads and queues with which a method takes milliseconds, for those that have them.
 SIZES = {"--hidden_mlp": "16", "--proj_dim": "8", "--pred_hidden_mlp": "16", "--queue_size": "40"}
+ROOT = Path(__file__).resolve().parent.parent
 TINY = ["digits", "test_resnet.r160_in1k", "--precision", "32", "--num_workers", "0"]
 
 
@@ -34,6 +38,23 @@ def arguments(method: str, *words: str, images: int = 1438, classes: int = 10) -
     """Resolved arguments of a small run."""
     argv = [*TINY, "--method", method, *small(method, *words)]
     return resolve(parse(argv, METHODS, DATASETS), images, images, classes)
+
+
+def words(method, output, *more):
+    """A run of three short epochs on the digits."""
+    queue = ["--queue_size", "300"] if method == "nnclr" and "--queue_size" not in more else []
+    return [*TINY, "--method", method, *small(method, *queue), "--batch_size", "256", "--epochs", "3",
+            "--optimizer", "sgd", "--log_every", "1", "--knn_every", "2", "--output", str(output), *more]  # fmt: skip
+
+
+def judge(output, run, few, *more):
+    """The quick evaluations of a run on `few`."""
+    import main_linear  # here: the processes of Ranks do without
+
+    data = few[:2]  # main_linear.py takes the size of the views from the weights
+    main_linear.main(["custom", TINY[1], *data, "--pretrained_feature_extractor", str(output / run), "--evaluation",
+                      "probe", "knn", "fewshot", "--shots", "5", "--knn_k", "5", "--baselines", "--output", str(output),
+                      "--run_id", "judged", *more])  # fmt: skip
 
 
 class Flat(nn.Module):
@@ -64,6 +85,20 @@ def class_folders(root: Path, classes: int = 2, each: int = 6, size: tuple[int, 
         for i in range(each):
             write_image(root / f"c{c}" / f"{i}.png", size=size, seed=100 * c + i)
     return root
+
+
+def start(argv, **kwargs):
+    """python3 with these words, on one thread and without a GPU; its output in one stream."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
+
+
+def pile(folder):
+    """Images without labels."""
+    for i in range(6):
+        write_image(folder / "pile" / f"{i}.png", seed=i)
+    return str(folder / "pile")
 
 
 def _serve(rank: int, world: int, store: str, pipe) -> None:

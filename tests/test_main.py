@@ -2,52 +2,23 @@
 
 import json
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-import timm
 import torch
 
 import main_contrastive
-import main_linear
 from methods import METHODS
 from methods.base import Method
-from tests.helpers import TINY, class_folders, small, write_image
-from utils.backbones import build_backbone
+from tests.helpers import TINY, class_folders, judge, pile, small, start, words, write_image
 from utils.errors import Stopped, UserError
 from utils.logs import Progress
 from utils.run import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("no_embedding")
 CLOCK = ("images_per_second", "data_wait")
-
-
-@pytest.fixture(autouse=True)
-def no_embedding(request, monkeypatch):
-    """t-SNE takes longer than these runs; the tests that look at the pictures keep it."""
-    if "pictures" not in request.keywords:
-        monkeypatch.setattr("evaluation.pictures.embedding", lambda *args: None)
-
-
-@pytest.fixture
-def few(tmp_path):
-    """Words that read 60 small images in class folders, 5 steps of 12 an epoch."""
-    class_folders(tmp_path / "images" / "train", classes=3, each=20)
-    class_folders(tmp_path / "images" / "val", classes=3, each=8)
-    return ["--data_folder", str(tmp_path / "images"), "--large_size", "16", "--batch_size", "12", "--knn_k", "5"]
-
-
-def words(method, output, *more):
-    queue = ["--queue_size", "300"] if method == "nnclr" and "--queue_size" not in more else []
-    return [*TINY, "--method", method, *small(method, *queue), "--batch_size", "256", "--epochs", "3",
-            "--optimizer", "sgd", "--log_every", "1", "--knn_every", "2", "--output", str(output), *more]  # fmt: skip
 
 
 def weights(folder):
@@ -192,13 +163,6 @@ def test_a_run_leaves_what_the_design_says(tmp_path, few, capsys):
     assert json.loads((tmp_path / "judged" / "summary.json").read_text()).keys() >= {"raw pixels"}
 
 
-def judge(output, run, few, *more):
-    data = few[:2]  # main_linear.py takes the size of the views from the weights
-    main_linear.main(["custom", TINY[1], *data, "--pretrained_feature_extractor", str(output / run), "--evaluation",
-                      "probe", "knn", "fewshot", "--shots", "5", "--knn_k", "5", "--baselines", "--output", str(output),
-                      "--run_id", "judged", *more])  # fmt: skip
-
-
 def test_pretraining_starts_from_given_weights(tmp_path, few, capsys):
     argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--lr", "1e-30", "--weight_decay", "0"]
     main_contrastive.main([*argv, "--seed", "5", "--run_id", "first"])
@@ -225,80 +189,6 @@ def test_pretraining_starts_from_given_weights(tmp_path, few, capsys):
         ]
     )
     assert "does not fit the backbone: 0 tensors found" in told
-
-
-def test_judging_refuses_what_does_not_fit(tmp_path, few):
-    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
-    with pytest.raises(UserError, match="--stem small|was trained with the imagenet stem, not small"):
-        judge(tmp_path, "r", few, "--stem", "small")
-    with pytest.raises(UserError, match="holds a test_resnet.r160_in1k, not a resnet18"):
-        main_linear.main(["custom", "resnet18", *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r")])
-    with pytest.raises(UserError, match="has no labels to judge by"):
-        main_linear.main(["custom", TINY[1], "--data_folder", few[1], "--train_dir", "train/c0",
-                          "--pretrained_feature_extractor", str(tmp_path / "r")])  # fmt: skip
-
-
-def test_foreign_weights_are_judged_reported_and_handed_on(tmp_path, few, capsys):
-    """A checkpoint of another tool -> report -> table -> a file that timm loads."""
-    backbone, _ = build_backbone(TINY[1], "imagenet", 16)
-    foreign = tmp_path / "moco.pth"
-    tensors = {f"module.encoder_q.{k}": v for k, v in backbone.state_dict().items()}
-    torch.save({"state_dict": tensors | {"module.queue": torch.ones(2)}, "arch": "r"}, foreign)
-    common = ["custom", TINY[1], *few[:4], "--pretrained_feature_extractor", str(foreign), "--output", str(tmp_path)]
-    main_linear.main([*common, "--dry_run"])
-    said = capsys.readouterr().out
-    assert "found under state_dict module.encoder_q.*" in said
-    assert "linear probe" not in said
-    out = tmp_path / "out.pth"
-    main_linear.main(
-        [*common, "--evaluation", "knn", "quality", "--knn_k", "5", "--run_id", "j", "--export", "timm", str(out)]
-    )
-    said = capsys.readouterr().out
-    assert "RankMe" in said
-    assert f"{out}\n{tmp_path / 'out.md'}" in said
-    assert "kNN 5" in (tmp_path / "out.md").read_text()
-    timm.create_model(TINY[1], num_classes=0).load_state_dict(torch.load(out, weights_only=True))
-    with pytest.raises(UserError, match="out.pth exists and is not overwritten"):
-        main_linear.main([*common, "--export", "timm", str(out)])
-
-
-def test_a_run_is_exported_with_its_card_without_being_judged(tmp_path, few):
-    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
-    run, out = str(tmp_path / "r"), tmp_path / "x.safetensors"
-    main_linear.main(["custom", TINY[1], "--pretrained_feature_extractor", run, "--export", "timm", str(out),
-                      "--output", str(tmp_path)])  # fmt: skip
-    card = out.with_suffix(".md").read_text()
-    for fact in ("pretrained by: simclr", "python3 main_contrastive.py custom", "steps: 1", "data set: custom"):
-        assert fact in card
-    with pytest.raises(UserError, match="was trained on custom, not on digits; .* --evaluation transfer"):
-        main_linear.main(["digits", TINY[1], "--pretrained_feature_extractor", run])
-    main_linear.main(["digits", TINY[1], "--pretrained_feature_extractor", run, "--evaluation", "transfer", "--knn_k",
-                      "5", "--output", str(tmp_path), "--run_id", "t"])  # fmt: skip
-    rows = json.loads((tmp_path / "t" / "summary.json").read_text())
-    assert set(next(iter(rows.values()))) >= {"transfer linear probe", "transfer kNN 5"}
-
-
-@pytest.mark.pictures
-def test_two_processes_judge_as_one(tmp_path, few):
-    """torchrun on CPU: the same numbers, files once, one table."""
-    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
-    argv = ["custom", TINY[1], *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r"), "--evaluation",
-            "linear", "knn", "probe", "features", "pictures", "--knn_k", "5", "--lr", "0.1", "1", "--epochs", "3",
-            "--num_workers", "0", "--output", str(tmp_path)]  # fmt: skip
-    main_linear.main([*argv, "--batch_size", "12", "--run_id", "one"])
-    process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29612", "main_linear.py",
-                     *argv, "--batch_size", "6", "--run_id", "two"])  # fmt: skip
-    said = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, said
-    assert said.count("top-1 in per cent") == 1
-    one, two = (json.loads((tmp_path / r / "summary.json").read_text()) for r in ("one", "two"))
-    for row in one:
-        assert one[row] == pytest.approx(two[row], abs=0.01)
-    files = [{p.relative_to(tmp_path / r) for p in (tmp_path / r).rglob("*.*")} for r in ("one", "two")]
-    assert files[0] == files[1]
-    assert sum(p.suffix == ".png" for p in files[0]) == 3
-    a, b = (np.load(next((tmp_path / r).rglob("val/features.npy"))) for r in ("one", "two"))
-    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.pictures
@@ -332,13 +222,6 @@ def test_labels_play_no_part(tmp_path):
         results.append(torch.load(tmp_path / f"run-{name}" / "last.ckpt", weights_only=True)["state_dict"])
     shared = [k for k in results[0] if not k.startswith("probe.")]
     assert all(torch.equal(results[0][k], results[1][k]) for k in shared)
-
-
-def pile(folder):
-    """Images without labels."""
-    for i in range(6):
-        write_image(folder / "pile" / f"{i}.png", seed=i)
-    return str(folder / "pile")
 
 
 def mistake(argv):
@@ -382,12 +265,6 @@ def test_a_resumed_run_may_not_change(tmp_path):
 def test_an_infinite_loss_stops_the_run_with_advice(tmp_path):
     argv = words("simclr", tmp_path, "--lr", "1e30", "--run_id", "r")
     assert re.search(r"the loss is (nan|inf) at step \d+; lower --lr", mistake(argv))
-
-
-def start(argv, **kwargs):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
 
 
 def test_ctrl_c_in_a_terminal(tmp_path):

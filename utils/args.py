@@ -167,10 +167,11 @@ def add_dashboard_flags(g: Any) -> None:
     g.add_argument("--offline", action="store_true", help="W&B without a network; only --wandb reads it")
 
 
-def add_weight_flags(parser: ArgumentParser, required: bool) -> None:
+def add_weight_flags(parser: ArgumentParser, judged: bool) -> None:
     g = parser.add_argument_group("weights")
-    g.add_argument("--pretrained_feature_extractor", required=required, metavar="WEIGHTS",
-                   help="run folder, checkpoint or .safetensors file to start from, ours or anyone's")  # fmt: skip
+    what = "run folder, checkpoint or .safetensors file, ours or anyone's"
+    g.add_argument("--pretrained_feature_extractor", required=judged, metavar="WEIGHTS", nargs="+" if judged else None,
+                   help=f"{what}; several are judged side by side" if judged else f"{what}, to start from")  # fmt: skip
     g.add_argument(
         "--state_dict_key", metavar="KEY", help="where its tensors are, as a.b; by default they are looked for"
     )
@@ -206,11 +207,13 @@ def add_evaluation_flags(parser: ArgumentParser, evaluations: Sequence[str]) -> 
     g.add_argument("--export", nargs=2, metavar=("torchvision|timm|onnx", "FILE"),
                    help="write the backbone for others, with a model card beside it")  # fmt: skip
     g.add_argument("--baselines", action="store_true", help="judge raw pixels and the untrained backbone too")
-    g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K")
-    g.add_argument(
-        "--shots", type=positive_int, nargs="+", default=[1, 2, 4, 8, 16], help="labels per class in fewshot"
-    )
+    g.add_argument("--knn_k", type=positive_int, nargs="+", metavar="K", help="neighbours; by default 20 and 200")
+    g.add_argument("--shots", type=positive_int, nargs="+", metavar="N",
+                   help="labels per class in fewshot; by default 1 2 4 8 16")  # fmt: skip
     g.add_argument("--draws", type=positive_int, default=5, help="draws of them")
+    g.add_argument(
+        "--embedding", choices=["pca", "tsne", "umap"], default="tsne", help="of pictures: into the plane by"
+    )
 
 
 def pretraining_parser(datasets: Sequence[str]) -> Parser:
@@ -222,17 +225,20 @@ def pretraining_parser(datasets: Sequence[str]) -> Parser:
     add_trainer_flags(parser)
     add_machine_flags(parser)
     add_run_flags(parser)
-    add_weight_flags(parser, required=False)
+    add_weight_flags(parser, judged=False)
     add_logging_flags(parser)
     return parser
 
 
 MULTI_CROP = {"crop_scale": [0.14, 1.0]}  # SwAV, sec. 3.3: large views begin where small ones end
-ONLY_WITH = (  # flags that do nothing without another one, and what that is
-    (("small_size", "small_scale"), "--small_views", lambda a: a.small_views),
+UPDATES = (  # flags that do nothing without another one, and what that is
     (("lars_eta", "lars_clip"), "--optimizer lars", lambda a: a.optimizer == "lars"),
     (("momentum",), "--optimizer sgd or lars", lambda a: a.optimizer != "adamw"),
     (("lr_decay_steps", "lr_decay_factor"), "--scheduler step", lambda a: a.scheduler == "step"),
+)
+PRETRAINING = (
+    *UPDATES,
+    (("small_size", "small_scale"), "--small_views", lambda a: a.small_views),
     (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
     (
         ("state_dict_key", "remove_prefix", "append_prefix", "skip_layers", "dry_run"),
@@ -243,11 +249,30 @@ ONLY_WITH = (  # flags that do nothing without another one, and what that is
 )
 
 
+def _of(*evaluations: str) -> tuple[str, Callable[[Namespace], bool]]:
+    return f"--evaluation {' or '.join(evaluations)}", lambda a: bool({*a.evaluation} & {*evaluations})
+
+
+JUDGING = (
+    (
+        ("epochs", "optimizer", "lr", "weight_decay", "scheduler", "label_fraction", "momentum", "lars_eta",
+         "lars_clip", "lr_decay_steps", "lr_decay_factor"),
+        *_of("linear", "finetune"),
+    ),
+    *UPDATES,
+    (("knn_k",), *_of("knn", "transfer")),
+    (("shots", "draws"), *_of("fewshot")),
+    (("embedding",), *_of("pictures")),
+    (("features_dir",), *_of("features")),
+    (("baselines",), "an evaluation", lambda a: a.evaluation),
+)  # fmt: skip
+
+
 def parse_judging(argv: Sequence[str], datasets: Sequence[str], evaluations: Sequence[str]) -> Namespace:
     """The arguments of main_linear.py; `evaluation` holds the names that are meant."""
     parser = Parser(description="Judge a pretrained backbone, or hand it on.")
     add_data_flags(parser, datasets)
-    add_weight_flags(parser, required=True)
+    add_weight_flags(parser, judged=True)
     add_evaluation_flags(parser, evaluations)
     add_classifier_flags(parser)
     add_machine_flags(parser)
@@ -258,7 +283,11 @@ def parse_judging(argv: Sequence[str], datasets: Sequence[str], evaluations: Seq
     # transfer is probe and kNN under another name; features are files, as large as the data set
     every = [name for name in evaluations if name not in ("transfer", "features")]
     wanted = every if "all" in (args.evaluation or ()) else args.evaluation or usual
-    return Namespace(**vars(args) | {"evaluation": wanted})
+    args = Namespace(**vars(args) | {"evaluation": wanted})
+    if args.export and len(args.pretrained_feature_extractor) > 1:
+        raise UserError("--export writes one backbone, several were named; name the one that is meant")
+    _check_used(args, parser, JUDGING)
+    return args
 
 
 def parse(argv: Sequence[str], methods: Mapping[str, Any], datasets: Mapping[str, Any]) -> Namespace:
@@ -304,7 +333,11 @@ def _check(args: Namespace, parser: Parser, large: int) -> None:
         raise UserError(f"--small_size {args.small_size} is larger than --large_size {args.large_size}; lower it")
     if args.jitter_strengths[3] > 0.5:
         raise UserError(f"--jitter_strengths: hue {args.jitter_strengths[3]} given, at most 0.5 (a half turn) possible")
-    for names, what, there in ONLY_WITH:
+    _check_used(args, parser, PRETRAINING)
+
+
+def _check_used(args: Namespace, parser: Parser, rules: Sequence[tuple]) -> None:
+    for names, what, there in rules:
         for flag in names:
             if not there(args) and getattr(args, flag, None) != parser.get_default(flag):
                 raise UserError(f"--{flag} does nothing without {what}; add that, or leave --{flag} out")

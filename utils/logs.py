@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,12 @@ def build_loggers(args: Namespace, folder: Path, resumed: bool) -> list[Logger]:
     return loggers
 
 
-def log_rows(args: Namespace, folder: Path, rows: dict[str, dict[str, float]]) -> None:
-    """A table of numbers as one point "<row>/<column>" of metrics.csv, and of the dashboard."""
+def log_rows(args: Namespace, folder: Path, rows: Mapping[str, Mapping[str, float]], pictures: list[Path]) -> None:
+    """A table of numbers as one point "<row>/<column>" of metrics.csv, and with the pictures on the dashboard."""
     numbers = {f"{row}/{name}": value for row, columns in rows.items() for name, value in columns.items()}
-    for logger in build_loggers(args, folder, resumed=False):
+    loggers = build_loggers(args, folder, resumed=False)
+    log_pictures(loggers, pictures)
+    for logger in loggers:
         logger.log_metrics(numbers, 0)
         logger.finalize("success")
 

@@ -3,7 +3,7 @@
 import os
 import re
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from utils.backbones import choose_stem
 from utils.errors import UserError
 from utils.keys import KeyFlags, Match, check_finite, find_tensors, key_flags, levels
 from utils.run import read_json
 
-TOLD = ("method", "dataset", "backbone", "used_stem", "large_size", "seed")  # what a run says of its backbone
+TOLD = (
+    "method",
+    "dataset",
+    "backbone",
+    "used_stem",
+    "large_size",
+    "num_classes",
+    "seed",
+)  # what a run says of its backbone
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
 HARMLESS: list[Any] = [Namespace, np.dtype, np.float64().__reduce__()[0],
             *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")}]  # fmt: skip
@@ -108,11 +117,38 @@ class Weights:
     tree: Mapping[str, Any]
     told: dict[str, str]
 
+    @property
+    def name(self) -> str:
+        """What tells it from others: the folder of a run, the name of a file."""
+        return self.path.parent.name if self.told else self.path.stem
+
 
 def open_weights(source: str) -> Weights:
     """A run folder, a checkpoint or a .safetensors file, ours or anyone's."""
     path = find_weights(source)
     return Weights(path, read_tree(path), read_metadata(path))
+
+
+def open_all(sources: Sequence[str]) -> list[Weights]:
+    """Several of them, which must be told apart in a table."""
+    opened = [open_weights(source) for source in sources]
+    names = [weights.name for weights in opened]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--pretrained_feature_extractor names {twice[0]} twice; rename one of the folders or files")
+    return opened
+
+
+def choose_size(args: Namespace, sources: Sequence[Weights], usual: int) -> int:
+    """Side of an image in pixels: --large_size, else that of the pretraining, which is one for all, else `usual`."""
+    sizes = {int(weights.told.get("large_size", usual)) for weights in sources}
+    if len(sizes) > 1 and not args.large_size:
+        raise UserError(f"the weights were trained on views of {sorted(sizes)} pixels; choose one by --large_size")
+    return args.large_size or sizes.pop()
+
+
+def stem_of(args: Namespace, weights: Weights, size: int) -> str:
+    """ "small" or "imagenet": as a run told, else as the tensors look, else as --stem says."""
+    return weights.told.get("used_stem") or choose_stem(args.stem, args.backbone, size, guess_stem(weights.tree))[0]
 
 
 def load_backbone(
@@ -148,6 +184,22 @@ def check_told(args: Namespace, weights: Weights, stem: str) -> None:
         raise UserError(
             f"{path} was trained on {told['dataset']}, not on {args.dataset}; to judge it there, say "
             f"--evaluation transfer"
+        )
+
+
+def check_classes(args: Namespace, told: Mapping[str, str], usual: int | None, classes: int) -> None:
+    """Refuse another number of classes than the weights, or else the data set (`usual`), have: other images."""
+    if "transfer" in args.evaluation or not classes:
+        return
+    seen = int(told.get("num_classes", 0))
+    if seen and seen != classes:
+        raise UserError(
+            f"{args.dataset} has {classes} classes here, but the weights were trained on one of {seen}; name "
+            f"its folder, or say --evaluation transfer"
+        )
+    if not seen and usual and usual != classes:
+        raise UserError(
+            f"{args.dataset} has {usual} classes, but {classes} are here; name another folder, or call it custom"
         )
 
 

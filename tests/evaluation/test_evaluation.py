@@ -1,5 +1,6 @@
 """Judging: numbers against loops and scikit-learn, features in order, pictures that are there."""
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from data.pipelines import build_pipeline
 from data.views import ViewSpec
 from evaluation import pictures
 from evaluation.features import Features, extract
-from evaluation.judge import EVALUATIONS, RawPixels, Subject, judge, table
+from evaluation.judge import EVALUATIONS, RawPixels, Subject, judge, plan
 from evaluation.knn import knn_accuracy, neighbours
-from evaluation.linear import fewshot_accuracy, fit_and_score, probe_accuracy
+from evaluation.linear import STRENGTHS, _objective, fewshot_accuracy, fit, fit_and_score, probe_accuracy
+from evaluation.report import table
 from tests.helpers import arguments
 from utils.errors import UserError
+
+CPU = torch.device("cpu")
 
 
 def blobs(n=60, d=5, classes=3, seed=0, unknown=0):
@@ -64,28 +68,59 @@ def test_a_bank_that_holds_the_queries_is_always_right():
     assert knn_accuracy(blobs(), blobs(), [1], 3)[1] == 100
 
 
-def test_probe_is_scikit_learns_logistic_regression():
-    train, val = blobs(300), blobs(100, seed=1)
+@pytest.mark.parametrize("strength", [1e-4, 0.1, 100])
+def test_logistic_regression_is_scikit_learns(monkeypatch, strength):
+    """To the optimum, in float64: both stop early by default, where the loss is flat."""
+    monkeypatch.setattr("evaluation.linear.GRADIENT", 1e-9)
+    train, val = (Features(f.x.double() * 3 + 5, f.y) for f in (blobs(300), blobs(100, seed=1)))
     scaler = StandardScaler().fit(train.x)
-    model = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(scaler.transform(train.x), train.y)
-    assert fit_and_score(train, val, 0.1) == pytest.approx(100 * model.score(scaler.transform(val.x), val.y), abs=1.01)
-    accuracy, strength = probe_accuracy(train, val, seed=0)
-    assert accuracy > 60
-    assert 1e-4 <= strength <= 100
+    model = LogisticRegression(C=strength, max_iter=5000, tol=1e-10).fit(scaler.transform(train.x), train.y)
+    ours = fit(train, strength, CPU)
+    np.testing.assert_allclose(ours.weight.T, model.coef_, atol=1e-4)
+    found = (((val.x - ours.mean) / ours.std) @ ours.weight + ours.bias).softmax(dim=1)
+    np.testing.assert_allclose(found, model.predict_proba(scaler.transform(val.x)), atol=2e-5)
+    assert ours.accuracy(val) == pytest.approx(100 * model.score(scaler.transform(val.x), val.y))
+
+
+def test_logistic_regression_in_chunks_from_elsewhere_and_with_missing_classes():
+    train, val = blobs(300), blobs(100, seed=1)
+    whole, y = fit(train, 0.1, CPU), train.y
+    w = torch.cat([whole.weight, whole.bias[None]])
+    w.grad = torch.zeros_like(w)
+    x = (train.x - whole.mean) / whole.std
+    once, gradient = _objective(w, x, y, 0.1), w.grad.clone()
+    assert _objective(w, x, y, 0.1, at_once=50).item() == pytest.approx(once.item(), rel=1e-6)
+    torch.testing.assert_close(w.grad, gradient, rtol=0, atol=1e-6)
+    assert gradient.abs().max() < 1e-5, "it stands at the optimum"
+    warm = fit(train, 0.1, CPU, start=fit(train, 100, CPU))
+    torch.testing.assert_close(warm.weight, whole.weight, rtol=0, atol=1e-3)
+    few = Features(train.x[y != 1], y[y != 1])
+    assert fit(few, 0.1, CPU).classes.tolist() == [0, 2]
+    assert fit(few, 0.1, CPU).accuracy(Features(val.x, torch.ones_like(val.y))) == 0
+    with pytest.raises(UserError, match="all 100 labelled training images are of one class"):
+        fit(Features(train.x[y == 1], y[y == 1]), 0.1, CPU)
+
+
+def test_the_penalty_is_chosen_without_the_validation_set():
+    train, val = blobs(300), blobs(100, seed=1)
+    accuracy, strength = probe_accuracy(train, val, 0, CPU)
+    assert strength in STRENGTHS
+    assert accuracy == fit_and_score(train, val, strength, CPU)
+    assert probe_accuracy(train, Features(val.x, val.y.roll(1)), 0, CPU)[1] == strength
 
 
 def test_fewshot_draws_the_same_number_of_each_class(monkeypatch):
     drawn = []
 
-    def remember(train, val, strength):
+    def remember(train, val, strength, device):
         drawn.append(train.y)
         return 0.0
 
     monkeypatch.setattr("evaluation.linear.fit_and_score", remember)
-    fewshot_accuracy(blobs(unknown=3), blobs(seed=1), shots=4, draws=3, seed=0)
+    fewshot_accuracy(blobs(unknown=3), blobs(seed=1), shots=4, draws=3, seed=0, device=CPU)
     assert [torch.bincount(y).tolist() for y in drawn] == [[4, 4, 4]] * 3
     with pytest.raises(UserError, match="--shots 30 needs as many images of each class; class 0 has 20"):
-        fewshot_accuracy(blobs(), blobs(), shots=30, draws=1, seed=0)
+        fewshot_accuracy(blobs(), blobs(), shots=30, draws=1, seed=0, device=CPU)
 
 
 class Position(nn.Module):
@@ -105,18 +140,16 @@ def test_features_come_in_data_set_order_and_leave_the_network_as_it_was():
     network[0].eval()
     module = digits()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    features = extract(network, module.plain_dataloader("train", torch.device("cpu")))
+    features = extract(network, module.plain_dataloader("train", CPU))
     assert torch.equal(features.y, module.data.train.labels)
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in before.items())
     assert (network.training, network[0].training, network[1].training) == (True, False, True)
-    alone = network.eval()(
-        module.finish(next(iter(module.plain_dataloader("train", torch.device("cpu")))), "train", -1).views[0]
-    )
+    alone = network.eval()(module.finish(next(iter(module.plain_dataloader("train", CPU))), "train", -1).views[0])
     torch.testing.assert_close(features.x[:100], alone)
 
 
 def sharded(rank, world):
-    features = extract(Position(), digits().plain_dataloader("val", torch.device("cpu")))
+    features = extract(Position(), digits().plain_dataloader("val", CPU))
     return features.x, features.y
 
 
@@ -140,14 +173,14 @@ def judge_args(folder, **more):
     usual = {"features_dir": str(folder), "dataset": "digits", "seed": 0, "knn_k": [5], "shots": [2], "draws": 2,
              "evaluation": list(EVALUATIONS), "lr": [0.1, 1.0], "epochs": 1, "optimizer": "sgd", "momentum": 0.9,
              "weight_decay": 0.0, "scheduler": "cosine", "lr_decay_steps": [60], "lr_decay_factor": 0.1,
-             "label_fraction": 1.0}  # fmt: skip
+             "label_fraction": 1.0, "embedding": "tsne"}  # fmt: skip
     return Namespace(**usual | more)
 
 
 def subject(network, args, title="x"):
     module, folder = digits(), Path(args.features_dir)
     crops = module.with_views([ViewSpec(32, jitter=0.0)])
-    return Few(title, network, module, crops, torch.device("cpu"), args, folder)
+    return Few(title, network, module, crops, CPU, args, folder)
 
 
 @pytest.fixture
@@ -157,17 +190,43 @@ def no_embedding(monkeypatch):
 
 
 def test_every_evaluation_fills_its_columns(tmp_path, no_embedding):
-    args = judge_args(tmp_path, knn_k=[5, 500], shots=[1, 4])
+    args = judge_args(tmp_path, shots=[1, 4])
     networks = {"raw pixels": RawPixels(), "position": Position()}
     rows = {name: judge(subject(net, args, title=name)) for name, net in networks.items()}
     text = table(rows)
     assert {"10 labels", "40 labels", "kNN 5", "linear probe", "RankMe", "alignment", "transfer kNN 5"} <= set(
         rows["position"]
     )
-    assert "kNN 500" not in rows["position"], "there are only 200 images"
     assert len({len(line) for line in text.splitlines()}) == 1, "columns are aligned"
     assert f"{rows['raw pixels']['kNN 5']:.1f}" in text
     assert f"{rows['raw pixels']['uniformity']:.3f}" in text
+
+
+Y = torch.tensor([0] * 30 + [1] * 6 + [-1] * 9)  # labels
+
+
+def test_what_is_not_named_is_what_the_labels_allow(tmp_path):
+    said = []
+    args = plan(judge_args(tmp_path, knn_k=None, shots=None), Y, Y, said.append)
+    assert (args.knn_k, args.shots) == ([20], [1, 2, 4])
+    assert said == ["  note: --knn_k 200 left out: there are 36 labelled training images",
+                    "  note: --shots 8 16 left out: there are 6 images in the smallest class"]  # fmt: skip
+    assert plan(judge_args(tmp_path, knn_k=[36], shots=[6]), Y, Y, said.append).knn_k == [36]
+
+
+@pytest.mark.parametrize(
+    ("more", "labels", "val", "message"),
+    [
+        ({"knn_k": [20, 37]}, Y, Y, "--knn_k 37: there are 36 labelled training images; lower it"),
+        ({"shots": [7]}, Y, Y, "--shots 7: there are 6 images in the smallest class; lower it"),
+        ({}, Y, None, "needs labels and validation images, digits has no validation images here"),
+        ({}, Y.new_full((9,), -1), Y, "--evaluation fewshot needs labels .* digits has no labels here"),
+        ({}, Y, Y.new_full((9,), -1), "digits has no labels here; name --train_dir and --val_dir"),
+    ],
+)
+def test_what_the_labels_do_not_allow_is_refused(tmp_path, more, labels, val, message):
+    with pytest.raises(UserError, match=message):
+        plan(judge_args(tmp_path, **more), labels, val, print)
 
 
 def test_a_number_that_a_row_lacks_is_a_dash():
@@ -201,6 +260,7 @@ def test_pictures(tmp_path):
     pictures.curves(tmp_path / "c.png", {"loss": [(0, 2.0), (5, 1.0)], "knn_20": [(5, 80.0)]})
     pictures.curves(tmp_path / "only loss.png", {"loss": [(0, 2.0), (5, 1.0)]})
     pictures.embedding(tmp_path / "e.png", blobs(), [], seed=0)
+    pictures.embedding(tmp_path / "pca.png", blobs(), [], seed=0, how="pca")
     pictures.embedding(tmp_path / "no labels.png", Features(blobs().x, torch.full((60,), -1)), [], seed=0)
     image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     right = np.array([[True, False], [False, True]])
@@ -210,6 +270,24 @@ def test_pictures(tmp_path):
     pictures.confusion(tmp_path / "m100.png", torch.arange(100), torch.arange(100), [])
     for path in tmp_path.iterdir():
         assert_drawn(path)
+
+
+def test_the_plane_of_pca_is_that_of_the_largest_singular_values():
+    x = blobs().x.double() * torch.tensor([1, 5, 0.1, 3, 0.2])
+    u, s, _ = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+    np.testing.assert_allclose(abs(pictures._pca(x.numpy(), 0)), (u * s)[:, :2].abs(), atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*n_jobs.*", "ignore:.*force_all_finite.*")
+def test_umap_keeps_apart_what_is_apart(tmp_path, monkeypatch):
+    pytest.importorskip("umap", reason="umap-learn is in requirements-umap.txt")
+    y = torch.arange(60) % 2
+    flat = torch.tensor(pictures.PLANES["umap"][1]((torch.randn(60, 4) + 20 * y[:, None]).numpy(), 0))
+    apart = torch.cdist(flat, flat)
+    assert apart[y == 0][:, y == 1].min() > apart[y == 0][:, y == 0].median()
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match="--embedding umap needs umap-learn .* pip install -r requirements-umap.txt"):
+        pictures.embedding(tmp_path / "u.png", blobs(), [], seed=0, how="umap")
 
 
 def test_queries_are_spread_over_the_classes():

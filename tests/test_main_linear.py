@@ -1,0 +1,190 @@
+"""Judging as a user types it: from weights of any source to a table, pictures and files; mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import main_contrastive
+import main_linear
+from tests.helpers import TINY, class_folders, judge, pile, start, words
+from utils import hardware
+from utils.args import parse_judging
+from utils.backbones import build_backbone
+from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("no_embedding")
+
+
+def test_judging_refuses_what_does_not_fit(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    with pytest.raises(UserError, match="--stem small|was trained with the imagenet stem, not small"):
+        judge(tmp_path, "r", few, "--stem", "small")
+    with pytest.raises(UserError, match="holds a test_resnet.r160_in1k, not a resnet18"):
+        main_linear.main(["custom", "resnet18", *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r")])
+    with pytest.raises(UserError, match="--evaluation linear needs labels and validation images, custom has no"):
+        main_linear.main(["custom", TINY[1], "--data_folder", few[1], "--train_dir", "train/c0",
+                          "--pretrained_feature_extractor", str(tmp_path / "r")])  # fmt: skip
+    class_folders(tmp_path / "images" / "train", classes=4, each=2)
+    with pytest.raises(UserError, match="custom has 4 classes here, but the weights were trained on one of 3"):
+        judge(tmp_path, "r", few)
+    assert not (tmp_path / "judged").exists()
+
+
+def test_foreign_weights_are_judged_reported_and_handed_on(tmp_path, few, capsys):
+    """A checkpoint of another tool -> report -> table -> a file that timm loads."""
+    backbone, _ = build_backbone(TINY[1], "imagenet", 16)
+    foreign = tmp_path / "moco.pth"
+    tensors = {f"module.encoder_q.{k}": v for k, v in backbone.state_dict().items()}
+    torch.save({"state_dict": tensors | {"module.queue": torch.ones(2)}, "arch": "r"}, foreign)
+    common = ["custom", TINY[1], *few[:4], "--pretrained_feature_extractor", str(foreign), "--output", str(tmp_path)]
+    main_linear.main([*common, "--dry_run"])
+    said = capsys.readouterr().out
+    assert "found under state_dict module.encoder_q.*" in said
+    assert "linear probe" not in said
+    out = tmp_path / "out.pth"
+    main_linear.main(
+        [*common, "--evaluation", "knn", "quality", "--knn_k", "5", "--run_id", "j", "--export", "timm", str(out)]
+    )
+    said = capsys.readouterr().out
+    assert "RankMe" in said
+    assert f"{out}\n{tmp_path / 'out.md'}" in said
+    assert "kNN 5" in (tmp_path / "out.md").read_text()
+    timm.create_model(TINY[1], num_classes=0).load_state_dict(torch.load(out, weights_only=True))
+    with pytest.raises(UserError, match="out.pth exists and is not overwritten"):
+        main_linear.main([*common, "--export", "timm", str(out)])
+
+
+def test_a_run_is_exported_with_its_card_without_being_judged(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    run, out = str(tmp_path / "r"), tmp_path / "x.safetensors"
+    main_linear.main(["custom", TINY[1], "--pretrained_feature_extractor", run, "--export", "timm", str(out),
+                      "--output", str(tmp_path)])  # fmt: skip
+    card = out.with_suffix(".md").read_text()
+    for fact in ("pretrained by: simclr", "python3 main_contrastive.py custom", "steps: 1", "data set: custom"):
+        assert fact in card
+    with pytest.raises(UserError, match="was trained on custom, not on digits; .* --evaluation transfer"):
+        main_linear.main(["digits", TINY[1], "--pretrained_feature_extractor", run])
+    main_linear.main(["digits", TINY[1], "--pretrained_feature_extractor", run, "--evaluation", "transfer", "--knn_k",
+                      "5", "--output", str(tmp_path), "--run_id", "t"])  # fmt: skip
+    rows = json.loads((tmp_path / "t" / "summary.json").read_text())
+    assert set(next(iter(rows.values()))) >= {"transfer linear probe", "transfer kNN 5"}
+
+
+@pytest.mark.pictures
+def test_two_processes_judge_as_one(tmp_path, few):
+    """torchrun on CPU: the same numbers, files once, one table."""
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    argv = ["custom", TINY[1], *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r"), "--evaluation",
+            "linear", "knn", "probe", "features", "pictures", "--knn_k", "5", "--lr", "0.1", "1", "--epochs", "3",
+            "--num_workers", "0", "--output", str(tmp_path)]  # fmt: skip
+    main_linear.main([*argv, "--batch_size", "12", "--run_id", "one"])
+    process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29612", "main_linear.py",
+                     *argv, "--batch_size", "6", "--run_id", "two"])  # fmt: skip
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    assert said.count("top-1 in per cent") == 1
+    one, two = (json.loads((tmp_path / r / "summary.json").read_text()) for r in ("one", "two"))
+    for row in one:
+        assert one[row] == pytest.approx(two[row], abs=0.01)
+    files = [{p.relative_to(tmp_path / r) for p in (tmp_path / r).rglob("*.*")} for r in ("one", "two")]
+    assert files[0] == files[1]
+    assert sum(p.suffix == ".png" for p in files[0]) == 3
+    a, b = (np.load(next((tmp_path / r).rglob("val/features.npy"))) for r in ("one", "two"))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_several_weights_stand_side_by_side(tmp_path, few, capsys):
+    for run, seed in (("a", "1"), ("b", "2")):
+        main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", run,
+                               "--seed", seed])  # fmt: skip
+    both = [str(tmp_path / run) for run in ("a", "b")]
+    argv = ["custom", TINY[1], *few[:2], "--evaluation", "knn", "--knn_k", "5", "--output", str(tmp_path)]
+    main_linear.main([*argv, "--pretrained_feature_extractor", *both, "--run_id", "both"])
+    rows = json.loads((tmp_path / "both" / "summary.json").read_text())
+    assert list(rows) == [f"{TINY[1]}, a", f"{TINY[1]}, b"]
+    for run in ("a", "b"):
+        main_linear.main([*argv, "--pretrained_feature_extractor", str(tmp_path / run), "--run_id", f"only-{run}"])
+        (alone,) = json.loads((tmp_path / f"only-{run}" / "summary.json").read_text()).values()
+        assert rows[f"{TINY[1]}, {run}"] == alone
+    with pytest.raises(UserError, match="names a twice; rename"):
+        main_linear.main([*argv, "--pretrained_feature_extractor", both[0], both[0]])
+    with pytest.raises(UserError, match="--export writes one backbone, several were named"):
+        main_linear.main([*argv, "--pretrained_feature_extractor", *both, "--export", "timm", str(tmp_path / "x")])
+
+
+def test_a_pile_of_images_is_judged_without_labels(tmp_path, capsys):
+    weights = tmp_path / "w.pth"
+    torch.save(build_backbone(TINY[1], "imagenet", 32)[0].state_dict(), weights)
+    main_linear.main(["custom", TINY[1], "--data_folder", pile(tmp_path), "--large_size", "32", "--output",
+                      str(tmp_path), "--run_id", "r", "--pretrained_feature_extractor", str(weights), "--evaluation",
+                      "quality", "pictures", "features"])  # fmt: skip
+    (numbers,) = json.loads((tmp_path / "r" / "summary.json").read_text()).values()
+    assert numbers.keys() == {"RankMe", "alpha-ReQ", "alignment", "uniformity", "std"}
+    assert len(list((tmp_path / "r").glob("*_neighbours.png"))) == 1
+    assert len(np.load(next((tmp_path / "r").rglob("train/features.npy")))) == 6
+    said = capsys.readouterr().out
+    assert "note: " in said
+    assert "pile of 6 images" in said
+    with pytest.raises(UserError, match="--evaluation knn needs labels .*, or ask for features, pictures, quality"):
+        main_linear.main(["custom", TINY[1], "--data_folder", pile(tmp_path), "--large_size", "32",
+                          "--pretrained_feature_extractor", str(weights), "--evaluation", "quality",
+                          "knn"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--evaluation knn --lr 1", "--lr does nothing without --evaluation linear or finetune"),
+        ("--evaluation probe --label_fraction 0.1", "--label_fraction does nothing without --evaluation linear"),
+        ("--evaluation linear --knn_k 5", "--knn_k does nothing without --evaluation knn or transfer"),
+        ("--evaluation knn --shots 5", "--shots does nothing without --evaluation fewshot"),
+        ("--evaluation knn --embedding pca", "--embedding does nothing without --evaluation pictures"),
+        ("--evaluation knn --features_dir d", "--features_dir does nothing without --evaluation features"),
+        ("--optimizer adamw --momentum 0.5", "--momentum does nothing without --optimizer sgd or lars"),
+        ("--export timm f --baselines", "--baselines does nothing without an evaluation"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(words, message):
+    evaluations = ("features", "fewshot", "finetune", "knn", "linear", "pictures", "probe", "transfer")
+    argv = ["digits", "resnet18", "--pretrained_feature_extractor", "w", *words.split()]
+    with pytest.raises(UserError, match=message):
+        parse_judging(argv, ["digits"], evaluations)
+
+
+def test_several_gpus_start_a_process_each(monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execv", lambda program, words: started.append(words))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("sys.argv", ["main_linear.py", "x"])
+    argv = ["digits", "resnet18", "--pretrained_feature_extractor", "w", "--gpus", "1", "3"]
+    args = parse_judging(argv, ["digits"], ["knn", "linear"])
+    hardware.spread(args, argv)
+    assert started[0][1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main_linear.py",
+                              *argv]  # fmt: skip
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    hardware.spread(args, argv)
+    assert len(started) == 1, "those that were started start no more"
+    assert hardware.choose_device(args) == torch.device("cuda", 3)
+    monkeypatch.delenv("LOCAL_RANK")
+    args.gpus = [2]
+    hardware.spread(args, argv)
+    assert len(started) == 1, "one device needs no other process"
+    assert hardware.choose_device(args) == torch.device("cuda", 2)
+
+
+def test_the_table_and_the_pictures_go_to_weights_and_biases(tmp_path, few, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    process = start(["main_linear.py", "custom", TINY[1], *few[:2], "--pretrained_feature_extractor",
+                     str(tmp_path / "r"), "--evaluation", "knn", "pictures", "--embedding", "pca", "--knn_k", "5",
+                     "--output", str(tmp_path), "--run_id", "j", "--wandb", "--offline", "--project", "p"])  # fmt: skip
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    (offline,) = (tmp_path / "j" / "wandb").glob("offline-run-*-j")
+    logged = {p.name.split("_")[-3] for p in (offline / "files" / "media" / "images").glob("*.png")}
+    assert logged == {"neighbours", "embedding", "confusion"}
+    assert b"kNN 5" in next(offline.glob("*.wandb")).read_bytes()
