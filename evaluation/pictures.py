@@ -152,7 +152,10 @@ def embedding(path: Path, features: Features, names: list[str], seed: int, how: 
     flat = plane(x, seed)
     figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     if (y >= 0).any():
-        for label in np.unique(y[y >= 0])[:20]:  # more colours than that cannot be told apart
+        named = np.unique(y[y >= 0])[:20]  # more colours than that cannot be told apart
+        rest = ~np.isin(y, named)
+        axes.scatter(flat[rest, 0], flat[rest, 1], s=6, color="#dddddd", label="others" if rest.any() else None)
+        for label in named:
             at = y == label
             color = plt.get_cmap("tab10" if y.max() < 10 else "tab20")(int(label) % 20)
             axes.scatter(flat[at, 0], flat[at, 1], s=12, color=color, label=names[label] if names else str(label))
