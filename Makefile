@@ -1,7 +1,7 @@
 # make demo    pretrain NNCLR on real digits, judge it, draw it       (CPU, minutes, nothing downloaded)
 # make test    lint, types and the fast tests
 # make prove   every method on 1, 2 and 3 processes: how far loss, gradient and parameters are apart
-# make bench   images per second of a whole training run beside the bare step; seconds of the evaluations
+# make bench   images per second of a whole training run beside the bare step; seconds of the evaluations and of k-means
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements.txt | $(PY)
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-umap.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-umap.txt requirements-faiss.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	@touch $@
 
@@ -47,9 +47,10 @@ prove: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(PY) -m bench.train
 	$(PY) -m bench.judge
+	$(PY) -m bench.kmeans
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -21,13 +21,7 @@ from utils.distributed import launched_rank, synchronize_batch_norm
 from utils.errors import run
 from utils.logs import Progress, Speed, build_loggers
 from utils.resolve import describe, resolve
-from utils.run import (
-    check_same_run,
-    prepare_folder,
-    resumed_words,
-    split_resume,
-    write_summary,
-)
+from utils.run import check_same_run, prepare_folder, resumed_words, split_resume, write_summary
 from utils.trainer import build_trainer
 from utils.weights import describe_backbone, start_from
 
@@ -43,7 +37,8 @@ def main(argv: list[str]) -> None:
     typed = parse(words, METHODS, DATASETS)
 
     data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir)
-    args = resolve(typed, len(data.train), int((data.train.labels >= 0).sum()), data.classes)
+    known = int((data.train.labels >= 0).sum())
+    args = resolve(typed, len(data.train), known, data.classes, data.train.fingerprint())
     pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size)
     pl.seed_everything(args.seed, verbose=False)
     backbone, dim = build_backbone(
@@ -58,8 +53,7 @@ def main(argv: list[str]) -> None:
     say("\n".join([f"  {'pipeline':<14} {pipeline} ({reason})", describe(args), *(f"  note: {n}" for n in data.notes)]))
     module = build_pipeline(pipeline, data, view_specs(args, method.large_views), args)
 
-    fingerprint = data.train.fingerprint()
-    folder = prepare_folder(resume, typed, args, words, fingerprint)
+    folder = prepare_folder(resume, typed, args, words)
     say(f"  {'run folder':<14} {folder}")
     if args.processes > 1:
         synchronize_batch_norm(method, args.accelerator == "cuda")

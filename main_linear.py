@@ -74,13 +74,16 @@ def main(argv: list[str]) -> None:
             say(f"  note: {note}")
         for weights in sources:
             check_classes(args, weights.told, DATASETS[args.dataset].classes, data.classes)
-        planned = plan(args, data.train.labels, None if data.val is None else data.val.labels, say)
+        made_from = {"source": str(sources[-1].path), "home": sources[-1].home(args.output)}
+        planned = plan(
+            Namespace(**vars(args) | made_from), data.train.labels, None if data.val is None else data.val.labels, say
+        )
         run_id = same_on_all_ranks(new_run_id(args, args.name or "linear"))
         folder = create_folder(args, run_id) if rank() == 0 else Path(args.output) / run_id
         rows = evaluate(planned, data, networks, size, folder)
         if rank() == 0:
-            held = f"on {len(data.val):,} held-out images, " if data.val is not None else ""
-            told = f"{args.dataset}: top-1 in per cent {held}{len(data.train):,} for training"
+            held = f", {len(data.val):,} held out" if data.val is not None else ""
+            told = f"{args.dataset}: {len(data.train):,} training images{held}; accuracies are top-1 in per cent"
             report(args, argv, told, rows, folder)
     if args.export and rank() == 0:
         (*_, (name, network)) = networks.items()

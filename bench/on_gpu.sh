@@ -29,5 +29,12 @@ barlow_twins --method barlow_twins --hidden_mlp 2048 --proj_dim 2048 --scale_los
 simsiam --method simsiam
 rotnet --method rotnet --scheduler cosine
 END
+    images=(--data_folder "$CIFAR10" --train_dir train --val_dir test)
+    timeout 120 $PYTHON main_linear.py cifar10 resnet18 "${images[@]}" --pretrained_feature_extractor "$OUT/rotnet" \
+        --evaluation cluster --num_clusters 500 --clusters "$OUT/clusters.npz" --output "$OUT" --run_id clusters \
+        </dev/null 2>&1 | tee "$OUT/clusters.log"
+    timeout 75 $PYTHON main_contrastive.py cifar10 resnet18 "${images[@]}" --method clusterfit --scheduler cosine \
+        --clusters "$OUT/clusters.npz" --epochs 10 --batch_size 256 --output "$OUT" --run_id clusterfit \
+        </dev/null 2>&1 | tee "$OUT/clusterfit.log"
     rm -f "$OUT"/*/last.ckpt "$OUT"/*/backbone.safetensors
 fi

@@ -75,7 +75,7 @@ class Subject:
         argv = [*command.split(), "--steps", str(steps + warm), "--knn_every", "0", "--scheduler", "none"]
         typed = parse(argv, METHODS, DATASETS)
         data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir)
-        self.args = resolve(typed, len(data.train), len(data.train), data.classes)
+        self.args = resolve(typed, len(data.train), len(data.train), data.classes, data.train.fingerprint())
         backbone, dim = build_backbone(self.args.backbone, self.args.used_stem, self.args.large_size)
         self.method = METHODS[self.args.method](self.args, backbone, dim)
         self.module = build_pipeline("device", data, view_specs(self.args, 2), self.args)

@@ -25,15 +25,6 @@ def stored_side(size: int) -> int:
     return max(short_side(size), size)
 
 
-def host_memory() -> int:
-    """Bytes of memory of this machine for one of its training processes."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        total = 8 * 2**30
-    return total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
 def bytes_needed(data: Data, size: int) -> int:
     """Bytes of all images as the stores keep them, at most; read from no file."""
     side = stored_side(size)

@@ -3,10 +3,11 @@
 from argparse import Namespace
 
 from data.datasets import Data
-from data.device import SHARE, DeviceModule, bytes_needed, host_memory
+from data.device import SHARE, DeviceModule, bytes_needed
 from data.module import DataModule
 from data.views import ViewSpec
 from data.workers import TorchvisionModule
+from utils.hardware import host_memory
 
 PIPELINES: dict[str, type[DataModule]] = {"device": DeviceModule, "torchvision": TorchvisionModule}
 CHECKED = 200_000  # files whose headers are read before the torchvision pipeline starts

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation import pictures
+from evaluation.cluster import check_clusters, cluster
 from evaluation.features import Features, extract
 from evaluation.knn import knn_accuracy, knn_guess
 from evaluation.linear import fewshot_accuracy, probe_accuracy
@@ -20,7 +21,7 @@ from evaluation.train import finetune_accuracy, linear_accuracy
 from utils.distributed import rank
 from utils.errors import UserError
 
-LABEL_FREE = ("features", "pictures", "quality")  # evaluations that need neither labels nor held-out images
+LABEL_FREE = ("cluster", "features", "pictures", "quality")  # evaluations that need neither labels nor held-out images
 KNN_K, SHOTS = (20, 200), (1, 2, 4, 8, 16)  # where none are named: those that the data set is large enough for
 PAIRS = 2048  # training images whose two views say how well views agree
 ROWS = 10_000  # held-out images at most whose features' spread is measured: its cost grows with their square
@@ -32,6 +33,8 @@ def plan(args: Namespace, train: Tensor, val: Tensor | None, say: Callable[[str]
 
     train, val: labels (N,), -1 unknown, of the training and the held-out images.
     """
+    if "cluster" in args.evaluation:
+        check_clusters(args, len(train))
     needy = [name for name in args.evaluation if name not in LABEL_FREE]
     known = train[train >= 0]
     if needy and (val is None or not len(known) or not bool((val >= 0).any())):
@@ -80,6 +83,11 @@ class Subject:
     ):
         self.title, self.network, self.data, self.crops = title, network.to(device), data, crops
         self.device, self.args, self.folder, self.classes = device, args, folder, data.data.classes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the network's weights."""
+        return fingerprint(self.network)
 
     @property
     def short(self) -> str:
@@ -189,7 +197,7 @@ def draw(subject: Subject) -> Numbers:
 def features(subject: Subject) -> Numbers:
     """Features, labels and indices of each split as .npy, below --features_dir or the folder."""
     root = Path(subject.args.features_dir or subject.folder / "features") / subject.short
-    made_of = {"weights": fingerprint(subject.network), "size": subject.data.size, "dataset": subject.args.dataset}
+    made_of = {"weights": subject.fingerprint, "size": subject.data.size, "dataset": subject.args.dataset}
     for split, images in subject.data.data.splits().items():
         loader = subject.data.plain_dataloader(split, subject.device)
         about = made_of | {f"{split} images": images.fingerprint()}
@@ -203,6 +211,7 @@ def transfer(subject: Subject) -> Numbers:
 
 
 EVALUATIONS: dict[str, Callable[[Subject], Numbers]] = {
+    "cluster": cluster,
     "features": features,
     "fewshot": fewshot,
     "finetune": finetune,

@@ -48,24 +48,49 @@ def neighbour_grid(
 
     right: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
     """
-    rows, columns = len(queries), len(found[0]) + 1
+    colors = {None: "black", True: RIGHT, False: WRONG}
+    verdicts = [[None] * len(row) for row in found] if right is None else right.tolist()
+    frames = [["black", *(colors[verdict] for verdict in row)] for row in verdicts]
+    titles = {0: "query", 1: "nearest", len(found[0]): f"{len(found[0])}th"}
+    _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles)
+
+
+def montage(path: Path, ids: Tensor, distance: Tensor, images: Any, clusters: int = 12, each: int = 10) -> None:
+    """Some clusters, largest first down to the smallest, a row each: the images nearest to the centroid.
+
+    ids, distance: (N,) cluster and squared distance to its centroid, of all `images`.
+    """
+    size = torch.bincount(ids)
+    filled = size.argsort(descending=True, stable=True)[: int((size > 0).sum())]
+    some = filled[torch.linspace(0, len(filled) - 1, min(clusters, len(filled))).long()]
+    rows = []
+    for one in some:
+        mine = (ids == one).nonzero().flatten()
+        rows.append([_show(images, int(i)) for i in mine[distance[mine].argsort(stable=True)[:each]]])
+    labels = [f"{int(one)}: {int(size[one]):,}" for one in some]
+    _grid(path, rows, [["black"] * len(row) for row in rows], labels, {0: "nearest"})
+
+
+def _grid(
+    path: Path, rows: list[list[NDArray]], frames: list[list[str]], labels: list[str], titles: dict[int, str]
+) -> None:
+    """Rows of images (H, W, 3) uint8 in frames of these colours; a label before a row, a title above a column."""
+    columns = max(len(row) for row in rows)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(columns * 1.05, rows * 1.1), squeeze=False, layout="constrained",
+        len(rows), columns, figsize=(columns * 1.05, len(rows) * 1.1), squeeze=False, layout="constrained",
         gridspec_kw={"width_ratios": [1.0] * columns},
     )  # fmt: skip
-    for r in range(rows):
-        for c, image in enumerate([queries[r], *found[r]]):
-            axes = grid[r, c]
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for r, row in enumerate(rows):
+        for axes, image, color in zip(grid[r], row, frames[r], strict=False):  # a row may be short
             axes.imshow(image, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            color = "black" if c == 0 or right is None else RIGHT if right[r, c - 1] else WRONG
-            for spine in axes.spines.values():
-                spine.set(color=color, linewidth=1.5 if c == 0 else 2.5)
+            axes.spines[:].set(visible=True, color=color, linewidth=1.5 if color == "black" else 2.5)
         if labels:
             grid[r, 0].set_ylabel(labels[r], rotation=0, ha="right", va="center", fontsize=8)
-    grid[0, 0].set_title("query", fontsize=9)
-    grid[0, 1].set_title("nearest", fontsize=9)
-    grid[0, -1].set_title(f"{columns - 1}th", fontsize=9)
+    for column, title in titles.items():
+        grid[0, column].set_title(title, fontsize=9)
     _save(figure, path)
 
 

@@ -8,7 +8,7 @@ from utils.logs import log_rows
 from utils.run import provenance, write_json
 
 Numbers = dict[str, float]
-DECIMALS = {"alpha-ReQ": 3, "alignment": 3, "uniformity": 3, "std": 4}  # in the table; accuracies have one
+DECIMALS = {"alpha-ReQ": 3, "alignment": 3, "uniformity": 3, "std": 4, "NMI": 3}  # in the table; accuracies have one
 
 
 def report(args: Namespace, argv: list[str], told: str, rows: Mapping[str, Numbers], folder: Path) -> None:

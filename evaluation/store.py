@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
@@ -14,6 +15,21 @@ from utils.distributed import barrier, rank, world_size
 from utils.errors import UserError
 
 DONE = "done"  # one byte per image: a run that was interrupted goes on where it stood
+
+
+def stored(subject: Any, network: nn.Module, split: str) -> NDArray:
+    """(N, D) features of a split on disk, read-only, taken now where they are not there.
+
+    They lie below --features_dir, else beside the weights, in a folder that belongs to weights, layer, size and images.
+    """
+    args, images = subject.args, subject.data.data.splits()[split]
+    made_of = {"weights": subject.fingerprint, "layer": args.layer, "size": subject.data.size,
+               "dataset": args.dataset, "images": images.fingerprint()}  # fmt: skip
+    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]
+    folder = Path(args.features_dir or Path(args.home) / "features") / f"{split}-{key}"
+    loader = subject.data.plain_dataloader(split, subject.device)
+    write_features(network, loader, split, folder, made_of)
+    return np.load(_path(folder, "features"), mmap_mode="r")
 
 
 def write_features(network: nn.Module, loader: Any, split: str, folder: Path, made_of: dict[str, Any]) -> Path:
@@ -25,7 +41,9 @@ def write_features(network: nn.Module, loader: Any, split: str, folder: Path, ma
     files = _open(network, loader, folder, made_of)
     todo = ~files[DONE].astype(bool)
     network.eval()
-    for batch in tqdm(loader, f"features, {split}", leave=False, disable=True if rank() else None):
+    for batch in (
+        [] if not todo.any() else tqdm(loader, f"features, {split}", leave=False, disable=True if rank() else None)
+    ):
         at = batch.index.cpu().numpy()
         if not todo[at].any():
             continue

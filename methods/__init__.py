@@ -3,6 +3,7 @@
 from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
+from methods.clusterfit import ClusterFit
 from methods.nnclr import NNCLR
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
@@ -11,6 +12,7 @@ from methods.simsiam import SimSiam
 METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
+    "clusterfit": ClusterFit,
     "nnclr": NNCLR,
     "rotnet": RotNet,
     "simclr": SimCLR,

@@ -1,8 +1,10 @@
 """What several tests need: small arguments, small networks, small images, several processes."""
 
+import functools
 import os
 import subprocess
 import sys
+import tempfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
-from data.datasets import DATASETS
+from data.datasets import DATASETS, Data, read_dataset
 from methods import METHODS
 from utils.args import parse
+from utils.clusters import Clusters, write_clusters
 from utils.resolve import resolve
 
 # Sizes of heads and queues with which a method takes milliseconds, for those that have them.
@@ -24,27 +27,47 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ["digits", "test_resnet.r160_in1k", "--precision", "32", "--num_workers", "0"]
 
 
-def small(method: str, *words: str) -> list[str]:
-    """The words, and small sizes of what the method has and they do not mention."""
+def small(method: str, *words: str, data_folder: str | None = None) -> list[str]:
+    """The words, and small sizes (and clusters of the images) of what the method has and they do not mention."""
     parser = ArgumentParser(add_help=False)
     METHODS[method].add_args(parser)
     flags = {option for action in parser._actions for option in action.option_strings} - set(words)
     if "--no_predictor" in words:
         flags.discard("--pred_hidden_mlp")
-    return [*(part for flag, size in SIZES.items() if flag in flags for part in (flag, size)), *words]
+    clusters = ["--clusters", clusters_file(data_folder)] if "--clusters" in flags else []
+    return [*(part for flag, size in SIZES.items() if flag in flags for part in (flag, size)), *clusters, *words]
+
+
+@functools.cache
+def read(data_folder: str | None = None) -> Data:
+    """The images of a folder, or else the digits."""
+    return read_dataset("custom" if data_folder else "digits", data_folder or "none", None, None)
+
+
+@functools.cache
+def clusters_file(data_folder: str | None = None, k: int = 4) -> str:
+    """A file that puts these images in turn into k clusters."""
+    train = read(data_folder).train
+    about = {"dataset": "custom" if data_folder else "digits", "images": len(train), "fingerprint": train.fingerprint()}
+    none = np.zeros((0, 0), np.float32)
+    path = Path(tempfile.mkdtemp()) / "clusters.npz"
+    write_clusters(path, Clusters(np.arange(len(train)) % k, np.arange(3), np.eye(k, dtype="f4"), none, none, about))
+    return str(path)
 
 
 def arguments(method: str, *words: str, images: int = 1438, classes: int = 10) -> Namespace:
     """Resolved arguments of a small run."""
     argv = [*TINY, "--method", method, *small(method, *words)]
-    return resolve(parse(argv, METHODS, DATASETS), images, images, classes)
+    return resolve(parse(argv, METHODS, DATASETS), images, images, classes, read().train.fingerprint())
 
 
 def words(method, output, *more):
     """A run of three short epochs on the digits."""
     queue = ["--queue_size", "300"] if method == "nnclr" and "--queue_size" not in more else []
-    return [*TINY, "--method", method, *small(method, *queue), "--batch_size", "256", "--epochs", "3",
-            "--optimizer", "sgd", "--log_every", "1", "--knn_every", "2", "--output", str(output), *more]  # fmt: skip
+    folder = more[more.index("--data_folder") + 1] if "--data_folder" in more else None
+    return [*TINY, "--method", method, *small(method, *queue, data_folder=folder), "--batch_size", "256",
+            "--epochs", "3", "--optimizer", "sgd", "--log_every", "1", "--knn_every", "2",
+            "--output", str(output), *more]  # fmt: skip
 
 
 def judge(output, run, few, *more):

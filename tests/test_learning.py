@@ -26,6 +26,7 @@ MARGIN = 3.0  # points of kNN on 2,000 images, of which chance is one
 CASES = {  # method and its words -> epochs
     "barlow_twins --hidden_mlp 512 --proj_dim 512": 10,
     "byol --hidden_mlp 512 --proj_dim 128 --pred_hidden_mlp 512 --tau 0.9 --lr 0.004": 12,
+    "clusterfit": 30,
     "nnclr --hidden_mlp 512 --proj_dim 64 --temperature 0.2 --queue_size 1024 --no_predictor": 10,
     "rotnet --scheduler warmup_cosine": 6,
     "simclr --hidden_mlp 512 --proj_dim 64 --temperature 0.2": 8,
@@ -62,8 +63,22 @@ def cifar(tmp_path_factory):
     return ["--data_folder", str(root), "--train_dir", "train", "--val_dir", "test"]
 
 
+def clusters(seed: int, folder: Path, cifar: list[str]) -> str:
+    """100 clusters of the features of a RotNet, as ClusterFit's first step leaves them."""
+    learn(
+        ["rotnet", "--scheduler", "warmup_cosine"], CASES["rotnet --scheduler warmup_cosine"], seed, folder / "t", cifar
+    )
+    file = str(folder / f"{seed}.npz")
+    main_linear.main(["cifar10", BACKBONE, *cifar, "--pretrained_feature_extractor", str(folder / "t" / f"r{seed}"),
+                      "--evaluation", "cluster", "--num_clusters", "100", "--clusters", file, "--output", str(folder),
+                      "--run_id", f"c{seed}"])  # fmt: skip
+    return file
+
+
 def learn(words: list[str], epochs: int, seed: int, folder: Path, cifar: list[str]) -> dict[str, float]:
     """kNN of the untrained and of the trained backbone, of the last check during training, and seconds of training."""
+    if words[0] == "clusterfit":
+        words = [*words, "--clusters", clusters(seed, folder, cifar)]
     start = time.perf_counter()
     main_contrastive.main(["cifar10", BACKBONE, *cifar, "--seed", str(seed), "--batch_size", "128",
                            "--epochs", str(epochs), "--knn_every", str(epochs), "--precision", "32", "--optimizer",

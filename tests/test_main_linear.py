@@ -1,6 +1,8 @@
 """Judging as a user types it: from weights of any source to a table, pictures and files; mistakes."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,13 @@ import torch
 
 import main_contrastive
 import main_linear
-from tests.helpers import TINY, class_folders, judge, pile, start, words
+from tests.helpers import TINY, class_folders, judge, pile, start, words, write_image
 from utils import hardware
 from utils.args import parse_judging
 from utils.backbones import build_backbone
+from utils.clusters import read_clusters
 from utils.errors import UserError
+from utils.run import read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
 
@@ -128,15 +132,86 @@ def test_a_pile_of_images_is_judged_without_labels(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "note: " in said
     assert "pile of 6 images" in said
-    with pytest.raises(UserError, match="--evaluation knn needs labels .*, or ask for features, pictures, quality"):
+    with pytest.raises(UserError, match="--evaluation knn needs labels .*, or ask for cluster, features,"):
         main_linear.main(["custom", TINY[1], "--data_folder", pile(tmp_path), "--large_size", "32",
                           "--pretrained_feature_extractor", str(weights), "--evaluation", "quality",
                           "knn"])  # fmt: skip
 
 
+def cluster(output, data, *more):
+    main_linear.main(["custom", TINY[1], *data, "--pretrained_feature_extractor", str(output / "teacher"), "--output",
+                      str(output), "--evaluation", "cluster", "--batch_size", "12", *more])  # fmt: skip
+
+
+def test_from_a_pretrained_network_to_its_student(tmp_path, few, capsys):
+    """The two commands of ClusterFit; the second stopped and resumed without the file of the first."""
+    argv = ["custom", *words("rotnet", tmp_path, *few)[1:], "--run_id", "teacher"]
+    main_contrastive.main(argv)
+    file = tmp_path / "ids.npz"
+    cluster(tmp_path, few[:2], "--num_clusters", "7", "--clusters", str(file), "--run_id", "c")
+    said = capsys.readouterr().out
+    assert re.search(r"images +\d+ in the smallest of 7 clusters", said)
+    assert re.search(r"advice +7 clusters of 60 images leave few images in each", said)
+    assert len(list((tmp_path / "c").glob("*_clusters.png"))) == 1
+    student = ["custom", *words("clusterfit", tmp_path, *few, "--clusters", str(file))[1:]]
+    main_contrastive.main([*student, "--run_id", "student"])
+    assert "cluster_acc" in read_metrics(tmp_path / "student" / "metrics.csv")[0]
+    state = torch.load(tmp_path / "student" / "last.ckpt", weights_only=True)["state_dict"]
+    assert state["ids"].tolist() == read_clusters(file).ids.tolist()
+    assert state["head.weight"].shape[0] == 7
+    with pytest.raises(UserError, match="has the clusters of custom, not of digits"):
+        main_contrastive.main([*words("clusterfit", tmp_path, "--clusters", str(file)), "--run_id", "other"])
+    write_image(Path(few[1]) / "train" / "c0" / "new.png")
+    with pytest.raises(UserError, match="has the clusters of 60 images, custom has 61 here"):
+        main_contrastive.main([*student, "--run_id", "more"])
+    with pytest.raises(UserError, match="ids.npz exists and is not overwritten"):
+        cluster(tmp_path, few[:2], "--num_clusters", "7", "--clusters", str(file), "--run_id", "d")
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "d").exists()
+
+
+def test_clusters_need_no_labels_and_take_any_block(tmp_path):
+    data = ["--data_folder", pile(tmp_path), "--large_size", "32"]
+    weights = tmp_path / "w.pth"
+    torch.save(build_backbone(TINY[1], "imagenet", 32)[0].state_dict(), weights)
+    argv = ["custom", TINY[1], *data, "--pretrained_feature_extractor", str(weights), "--output", str(tmp_path),
+            "--evaluation", "cluster", "--num_clusters", "2"]  # fmt: skip
+    main_linear.main([*argv, "--clusters", str(tmp_path / "a.npz"), "--layer", "layer2", "--run_id", "a"])
+    found = read_clusters(tmp_path / "a.npz")
+    assert found.centroids.shape == (2, 48)
+    assert (len(found.ids), len(found.val_ids)) == (6, 0)
+    assert (tmp_path / "features").is_dir(), "weights that are no run of ours keep their features among the runs"
+    main_contrastive.main(["custom", TINY[1], *data, "--method", "clusterfit", "--clusters", str(tmp_path / "a.npz"),
+                           "--epochs", "1", "--batch_size", "3", "--precision", "32", "--output", str(tmp_path),
+                           "--run_id", "s"])  # fmt: skip
+    with pytest.raises(UserError, match="--layer layer9: no such block .*; there are .*layer4"):
+        main_linear.main([*argv, "--clusters", str(tmp_path / "b.npz"), "--layer", "layer9", "--run_id", "b"])
+
+
+def test_two_processes_find_the_clusters_of_one(tmp_path, few):
+    main_contrastive.main(["custom", *words("rotnet", tmp_path, *few)[1:], "--steps", "1", "--run_id", "teacher"])
+    argv = [*few[:2], "--num_clusters", "5", "--features_dir"]
+    cluster(tmp_path, [*argv, str(tmp_path / "f1")], "--clusters", str(tmp_path / "1.npz"), "--run_id", "one")
+    process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613", "main_linear.py",
+                     "custom", TINY[1], *argv, str(tmp_path / "f2"), "--pretrained_feature_extractor",
+                     str(tmp_path / "teacher"), "--output", str(tmp_path), "--evaluation", "cluster", "--batch_size",
+                     "12", "--clusters", str(tmp_path / "2.npz"), "--run_id", "two"])  # fmt: skip
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, said
+    one, two = (read_clusters(tmp_path / f"{n}.npz") for n in (1, 2))
+    np.testing.assert_array_equal(one.ids, two.ids)
+    np.testing.assert_array_equal(one.val_ids, two.val_ids)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            "--evaluation cluster --num_clusters 5",
+            "--evaluation cluster needs --num_clusters K and --clusters FILE.npz",
+        ),
+        ("--evaluation cluster --num_clusters 5 --clusters c.npz --baselines", "cluster takes one backbone"),
+        ("--evaluation knn --pca 5", "--pca does nothing without --evaluation cluster"),
         ("--evaluation knn --lr 1", "--lr does nothing without --evaluation linear or finetune"),
         ("--evaluation probe --label_fraction 0.1", "--label_fraction does nothing without --evaluation linear"),
         ("--evaluation linear --knn_k 5", "--knn_k does nothing without --evaluation knn or transfer"),
@@ -148,7 +223,7 @@ def test_a_pile_of_images_is_judged_without_labels(tmp_path, capsys):
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(words, message):
-    evaluations = ("features", "fewshot", "finetune", "knn", "linear", "pictures", "probe", "transfer")
+    evaluations = ("cluster", "features", "fewshot", "finetune", "knn", "linear", "pictures", "probe", "transfer")
     argv = ["digits", "resnet18", "--pretrained_feature_extractor", "w", *words.split()]
     with pytest.raises(UserError, match=message):
         parse_judging(argv, ["digits"], evaluations)

@@ -216,6 +216,21 @@ def add_evaluation_flags(parser: ArgumentParser, evaluations: Sequence[str]) -> 
     )
 
 
+def add_cluster_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("cluster")
+    g.add_argument(
+        "--num_clusters", type=positive_int, metavar="K", help="clusters; N/400 to N/20 of N images are usual"
+    )
+    g.add_argument("--clusters", metavar="FILE", help="where the ids go, a new .npz")
+    g.add_argument("--cluster_iterations", type=positive_int, default=50, help="of k-means, at most")
+    g.add_argument("--cluster_seed", type=count, default=0, help="the same seed gives the same clusters")
+    g.add_argument("--cluster_backend", choices=["faiss", "torch"], default="torch", help="who computes k-means")
+    g.add_argument("--cluster_sample", type=positive_int, metavar="ROWS",
+                   help="images that k-means sees; by default all, or as many as fit into memory")  # fmt: skip
+    g.add_argument("--layer", metavar="BLOCK", help="take features after this block; by default after the last")
+    g.add_argument("--pca", type=positive_int, metavar="D", help="cluster on D axes of largest variance")
+
+
 def pretraining_parser(datasets: Sequence[str]) -> Parser:
     """All shared flags of main_contrastive.py."""
     parser = Parser(description="Self-supervised pretraining of an image backbone.")
@@ -263,7 +278,12 @@ JUDGING = (
     (("knn_k",), *_of("knn", "transfer")),
     (("shots", "draws"), *_of("fewshot")),
     (("embedding",), *_of("pictures")),
-    (("features_dir",), *_of("features")),
+    (("features_dir",), *_of("features", "cluster")),
+    (
+        ("num_clusters", "clusters", "cluster_iterations", "cluster_seed", "cluster_backend", "cluster_sample",
+         "layer", "pca"),
+        *_of("cluster"),
+    ),
     (("baselines",), "an evaluation", lambda a: a.evaluation),
 )  # fmt: skip
 
@@ -274,18 +294,24 @@ def parse_judging(argv: Sequence[str], datasets: Sequence[str], evaluations: Seq
     add_data_flags(parser, datasets)
     add_weight_flags(parser, judged=True)
     add_evaluation_flags(parser, evaluations)
+    add_cluster_flags(parser)
     add_classifier_flags(parser)
     add_machine_flags(parser)
     add_run_flags(parser)
     add_dashboard_flags(parser.add_argument_group("logging"))
     args = parser.parse_strictly(argv, {})
     usual = [] if args.export else ["linear", "knn"]
-    # transfer is probe and kNN under another name; features are files, as large as the data set
-    every = [name for name in evaluations if name not in ("transfer", "features")]
+    # transfer is probe and kNN under another name, features are files as large as the data set, cluster asks for a K
+    every = [name for name in evaluations if name not in ("transfer", "features", "cluster")]
     wanted = every if "all" in (args.evaluation or ()) else args.evaluation or usual
     args = Namespace(**vars(args) | {"evaluation": wanted})
-    if args.export and len(args.pretrained_feature_extractor) > 1:
+    several = len(args.pretrained_feature_extractor) > 1
+    if args.export and several:
         raise UserError("--export writes one backbone, several were named; name the one that is meant")
+    if "cluster" in wanted and (several or args.baselines):
+        raise UserError("--evaluation cluster takes one backbone; name one, without --baselines")
+    if "cluster" in wanted and not (args.num_clusters and args.clusters):
+        raise UserError("--evaluation cluster needs --num_clusters K and --clusters FILE.npz")
     _check_used(args, parser, JUDGING)
     return args
 

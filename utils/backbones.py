@@ -56,6 +56,38 @@ def choose_stem(wanted: str, name: str, size: int, seen: str | None = None) -> t
     return "small", f"3x3 without max-pool, for views of {size} pixels; --stem imagenet keeps the ordinary one"
 
 
+class Layer(nn.Module):
+    """The average over positions of what a block of the network puts out: (N, 3, H, W) -> (N, D).
+
+    The last block gives what the network itself gives where that ends in average pooling, as ResNets do.
+    """
+
+    def __init__(self, network: nn.Module, name: str):
+        super().__init__()
+        if name not in (known := layers(network)):
+            raise UserError(f"--layer {name}: no such block{did_you_mean(name, known)}; there are {', '.join(known)}")
+        self.network, self.name = network, name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        hook = self.network.get_submodule(self.name).register_forward_hook(lambda module, inputs, out: seen.append(out))
+        try:
+            self.network(x)
+        finally:
+            hook.remove()
+        (out,) = seen
+        # (N, T, D) of transformers, (N, H, W, D) of some timm networks; else (N, D, H, W)
+        tokens = out.ndim == 3 or getattr(self.network, "output_fmt", "NCHW") == "NHWC"
+        return out.flatten(1, -2).mean(dim=1) if tokens else out.flatten(2).mean(dim=2)
+
+
+def layers(network: nn.Module) -> list[str]:
+    """The names of its blocks, first to last: of a timm network what it tells, of torchvision's ResNets four."""
+    told = [info["module"] for info in getattr(network, "feature_info", [])]
+    blocks = told or [name for name, _ in network.named_children() if name.startswith("layer")]
+    return [name for name in blocks if name in dict(network.named_modules())]
+
+
 def _torchvision(name: str) -> nn.Module:
     import torchvision
 

@@ -93,6 +93,15 @@ def _cpu_multiplies_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def host_memory() -> int:
+    """Bytes of memory of this machine for one of its training processes."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        total = 8 * 2**30
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def peak_memory(accelerator: str) -> int:
     """Bytes at the peak: allocated by torch on a GPU, resident in the process on CPU."""
     if accelerator == "cuda":

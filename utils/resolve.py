@@ -7,9 +7,10 @@ from utils.errors import UserError
 from utils.hardware import choose_hardware, choose_precision
 
 
-def resolve(args: Namespace, images: int, labelled: int, classes: int) -> Namespace:
+def resolve(args: Namespace, images: int, labelled: int, classes: int, fingerprint: str) -> Namespace:
     """The typed arguments and what follows from them for a training set of `images`, `labelled` of them with a label.
 
+    fingerprint: of the training images, for methods that must know whose images these are.
     The learning rate is linear in the global batch: lr * batch_size * devices * nodes * accumulate / 256.
     """
     hardware = choose_hardware(args)
@@ -36,6 +37,8 @@ def resolve(args: Namespace, images: int, labelled: int, classes: int) -> Namesp
         total_steps=total_steps,
         total_epochs=total_epochs,
         warmup_steps=_warmup_steps(args, total_steps, steps_per_epoch),
+        images=images,
+        fingerprint=fingerprint,
         num_classes=classes,
         knn_ks=[k for k in args.knn_k if k <= labelled],
         used_precision=precision,

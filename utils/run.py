@@ -113,29 +113,28 @@ def check_same_run(started: Namespace, now: Namespace) -> None:
             )
 
 
-def check_same_data(before: dict[str, Any], fingerprint: str, global_batch: int) -> None:
+def check_same_data(before: dict[str, Any], now: Namespace) -> None:
     """The images and the global batch of a resumed run are those that it began with."""
-    if before["fingerprint"] != fingerprint:
+    was = before["resolved"]
+    if was.get("fingerprint", before.get("fingerprint")) != now.fingerprint:  # runs of before kept it beside
         raise UserError("the training images are not those that the run began with (other files, order or labels)")
-    if before["resolved"]["global_batch"] != global_batch:
+    if was["global_batch"] != now.global_batch:
         raise UserError(
-            f"a global batch of {global_batch} differs from the run's {before['resolved']['global_batch']}; "
+            f"a global batch of {now.global_batch} differs from the run's {was['global_batch']}; "
             f"change --batch_size so that batch_size x processes stays the same"
         )
 
 
-def prepare_folder(
-    resume: Path | None, typed: Namespace, resolved: Namespace, argv: list[str], fingerprint: str
-) -> Path:
+def prepare_folder(resume: Path | None, typed: Namespace, resolved: Namespace, argv: list[str]) -> Path:
     """The run folder with its args.json: a new one, or the one to go on in. Only the first rank writes."""
     if resume:
-        check_same_data(read_json(resume / "args.json"), fingerprint, resolved.global_batch)
+        check_same_data(read_json(resume / "args.json"), resolved)
         return resume
     run_id = new_run_id(typed, typed.name or typed.method)
     if launched_rank() != 0:
         return Path(typed.output) / run_id
     folder = create_folder(typed, run_id)
-    content = {"argv": argv, "typed": vars(typed), "resolved": vars(resolved), "fingerprint": fingerprint}
+    content = {"argv": argv, "typed": vars(typed), "resolved": vars(resolved)}
     write_json(folder / "args.json", content | provenance())
     return folder
 

@@ -122,6 +122,10 @@ class Weights:
         """What tells it from others: the folder of a run, the name of a file."""
         return self.path.parent.name if self.told else self.path.stem
 
+    def home(self, output: str) -> Path:
+        """Where what is made of it is kept: its run folder; for the weights of others the folder of runs."""
+        return self.path.parent if self.told else Path(output)
+
 
 def open_weights(source: str) -> Weights:
     """A run folder, a checkpoint or a .safetensors file, ours or anyone's."""

@@ -9,7 +9,7 @@ import pytest
 from data.datasets import DATASETS
 from evaluation.judge import EVALUATIONS
 from methods import METHODS
-from tests.helpers import arguments
+from tests.helpers import arguments, small
 from utils import hardware
 from utils.args import parse, parse_judging
 from utils.errors import UserError
@@ -46,7 +46,7 @@ def test_the_documented_command_of_the_second_half():
     args = parse_judging(shlex.split(text), list(DATASETS), list(EVALUATIONS))
     assert (args.lr, args.lr_decay_steps, args.evaluation) == ([0.1], [60, 80], ["linear", "knn"])
     more = parse_judging([*shlex.split(text), "--evaluation", "all"], list(DATASETS), list(EVALUATIONS))
-    assert set(EVALUATIONS) - set(more.evaluation) == {"features", "transfer"}
+    assert set(EVALUATIONS) - set(more.evaluation) == {"cluster", "features", "transfer"}
 
 
 @pytest.mark.parametrize(
@@ -116,14 +116,14 @@ def test_every_method_shows_its_flags(capsys):
             typed(f"cifar10 resnet18 --method {name} --help")
         shown = capsys.readouterr().out
         assert f"method {name}" in shown
-        assert "--proj_dim" in shown or name == "rotnet"
+        assert "--proj_dim" in shown or name in ("clusterfit", "rotnet")
         assert re.search(r"--large_size .*default:\s+32", shown, re.DOTALL)
 
 
 def test_no_two_methods_use_one_flag_for_two_things():
     types: dict[str, object] = {}
     for name in METHODS:
-        args = vars(typed(f"digits resnet18 --method {name}"))
+        args = vars(typed(f"digits resnet18 --method {name} {shlex.join(small(name))}"))
         for flag, value in args.items():
             assert isinstance(value, types.setdefault(flag, type(value))), flag  # type: ignore[arg-type]
 
@@ -168,11 +168,11 @@ def test_impossible_plans_are_refused(words, message):
 def test_gpus_that_are_not_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="--gpus 0 1 asks for CUDA devices but this machine has none"):
-        resolve(typed("digits resnet18 --gpus 0 1"), 1000, 1000, 10)
+        resolve(typed("digits resnet18 --gpus 0 1"), 1000, 1000, 10, "")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(UserError, match="this machine has devices 0 to 1"):
-        resolve(typed("digits resnet18 --gpus 0 2"), 1000, 1000, 10)
+        resolve(typed("digits resnet18 --gpus 0 2"), 1000, 1000, 10, "")
 
 
 def test_a_launcher_says_how_many_processes(monkeypatch):
@@ -212,11 +212,12 @@ def test_knn_takes_no_more_neighbours_than_there_are():
     assert "fewer labelled" in describe(args)
 
 
-def commands(text):
-    """Every pretraining command of a shell file or a README, as words."""
+def commands(text, main="main_contrastive"):
+    """Every pretraining (or judging) command of a shell file or a README, as words, with the defaults of a shell."""
     joined = re.sub(r"\\\n\s*", " ", text)
+    joined = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", joined)
     joined = re.sub(r"\$\{[^}]*\}|\$\w+", "FOLDER", joined)
-    found = re.findall(r"^\s*(?:srun |torchrun [^\n]*?)?(?:python3 )?main_contrastive\.py ([^\n`|>]*)", joined, re.M)
+    found = re.findall(rf"^\s*(?:srun |torchrun [^\n]*?)?(?:python3 )?{main}\.py ([^\n`|>]*)", joined, re.M)
     return [shlex.split(c) for c in found if "..." not in c and "RUN_ID" not in c and "--resume" not in c]
 
 
@@ -225,12 +226,11 @@ RECIPES = sorted((ROOT / "bash_files").rglob("*.sh"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_recipes_parse(path):
-    found = commands(path.read_text())
-    assert found, "no command"
-    for words in found:
-        args = parse(words, METHODS, DATASETS)
-        assert path.parent.name == args.dataset
-        assert path.stem.startswith(args.method)
+    found = [parse(words, METHODS, DATASETS) for words in commands(path.read_text())]
+    found += [parse_judging(words, list(DATASETS), list(EVALUATIONS))
+              for words in commands(path.read_text(), "main_linear")]  # fmt: skip
+    assert {args.dataset for args in found} == {path.parent.name}
+    assert any(path.stem.startswith(args.method) for args in found if "method" in args)
     assert path.read_text().startswith("#"), "a recipe opens with what it is"
 
 

@@ -5,7 +5,7 @@ import timm
 import torch
 import torchvision
 
-from utils.backbones import build_backbone, choose_stem
+from utils.backbones import Layer, build_backbone, choose_stem, layers
 from utils.errors import UserError
 
 
@@ -68,3 +68,35 @@ def test_small_views_go_through_the_same_network(name):
 def test_small_views_that_a_network_cannot_see_are_told():
     with pytest.raises(UserError, match="cannot see views of 20 pixels .*; choose another --small_size"):
         build_backbone("test_vit", "imagenet", 64, 20)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet.r160_in1k"])
+def test_the_last_block_of_a_resnet_is_what_the_network_gives(name):
+    network = build_backbone(name, "imagenet", 32)[0].eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(Layer(network, layers(network)[-1])(x), network(x))
+    earlier = Layer(network, "layer2")
+    inner = network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(x))))) if name == "resnet18" else None
+    if inner is not None:
+        torch.testing.assert_close(earlier(x), network.layer2(inner).mean(dim=(2, 3)))
+    assert earlier(x).shape == (2, {"resnet18": 128}.get(name, 48))
+    assert not network.layer2._forward_hooks, "the network is left as it was"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width", "positions"),
+    [("test_vit", 32, 64, 1), ("swin_tiny_patch4_window7_224", 224, 768, (1, 2)), ("convnext_atto", 64, 320, (2, 3))],
+)
+def test_a_block_is_averaged_over_positions_and_never_over_channels(name, size, width, positions):
+    network = build_backbone(name, "imagenet", size)[0].eval()
+    last, seen = layers(network)[-1], []
+    network.get_submodule(last).register_forward_hook(lambda module, inputs, out: seen.append(out))
+    features = Layer(network, last)(torch.randn(2, 3, size, size))
+    assert features.shape == (2, width)
+    torch.testing.assert_close(features, seen[0].mean(dim=positions))
+
+
+def test_a_block_that_is_not_there_is_refused_with_those_that_are():
+    network = build_backbone("resnet18", "imagenet", 32)[0]
+    with pytest.raises(UserError, match="--layer layer5: no such block .*; there are layer1, layer2, layer3, layer4"):
+        Layer(network, "layer5")

@@ -155,12 +155,15 @@ def test_resume_needs_a_run(tmp_path):
 
 
 def test_resume_needs_the_same_data_and_global_batch():
-    before = {"fingerprint": "abc", "resolved": {"global_batch": 64}}
-    check_same_data(before, "abc", 64)
+    before = {"resolved": {"global_batch": 64, "fingerprint": "abc"}}
+    check_same_data(before, Namespace(fingerprint="abc", global_batch=64))
+    check_same_data(
+        {"fingerprint": "abc", "resolved": {"global_batch": 64}}, Namespace(fingerprint="abc", global_batch=64)
+    )
     with pytest.raises(UserError, match="not those that the run began with"):
-        check_same_data(before, "xyz", 64)
+        check_same_data(before, Namespace(fingerprint="xyz", global_batch=64))
     with pytest.raises(UserError, match="global batch of 32 differs from the run's 64"):
-        check_same_data(before, "abc", 32)
+        check_same_data(before, Namespace(fingerprint="abc", global_batch=32))
 
 
 def test_provenance_names_versions_and_commit():

@@ -1,0 +1,56 @@
+"""ClusterFit (Yan et al., 2020, arXiv:1912.03330)."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Features, Method
+from utils.batch import Batch
+from utils.clusters import check_same_images, read_clusters
+from utils.precision import at_least_float32, full_precision
+
+
+@full_precision
+def cluster_loss(logits: list[Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """Sec. 3, step 2:  -log p(cluster of the image | view), mean over the batch.
+
+    logits: (n, K), one tensor per view. ids: (n,). cluster_acc: per cent of the first view's clusters told rightly.
+    Deviation: the paper has one view; with more, the mean over them.
+    """
+    losses = [F.cross_entropy(at_least_float32(view), ids) for view in logits]
+    return {"loss": torch.stack(losses).mean(), "cluster_acc": 100 * (logits[0].argmax(dim=1) == ids).float().mean()}
+
+
+class ClusterFit(Method):
+    """Tell which cluster of another network's features an image is in; the network starts from scratch."""
+
+    large_views = 1
+    ids: Tensor
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        # Sec. 4 and app. A: 105 epochs, SGD, a tenth of the rate after epochs 30, 60, 90 and 100; crop, flip, jitter.
+        parser.set_defaults(
+            optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
+            gray=0.0, blur=[0.0], solarize=[0.0],
+        )  # fmt: skip
+        parser.add_argument("--clusters", required=True, metavar="FILE",
+                            help="what main_linear.py --evaluation cluster wrote")  # fmt: skip
+        parser.add_argument("--shuffle_clusters", action="store_true",
+                            help="control: deal the ids out anew at random, which leaves nothing to learn")  # fmt: skip
+
+    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
+        super().__init__(args, backbone, dim)
+        clusters = read_clusters(Path(args.clusters))
+        check_same_images(args.clusters, clusters.about, args.dataset, args.images, args.fingerprint)
+        ids = torch.from_numpy(clusters.ids).int()
+        if args.shuffle_clusters:
+            ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(args.seed))]
+        self.register_buffer("ids", ids)  # in the checkpoint: a resumed run goes on with the ids that it began with
+        self.head = nn.Linear(dim, len(clusters.centroids))
+
+    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+        return cluster_loss([self.head(f) for f in feats.all], self.ids[batch.index].long())

@@ -1,0 +1,504 @@
+"""k-means: a naive twin with loops in float64, known answers, what must not change it, faiss, and what it refuses."""
+
+import importlib.util
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evaluation import kmeans as module
+from evaluation.kmeans import _candidates, _checked, _from, _settle, _start, assign, cluster_report, kmeans, nmi, purity
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+BACKENDS = [
+    "torch",
+    pytest.param(
+        "faiss",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("faiss") is None, reason="needs faiss: pip install -r requirements-faiss.txt"
+        ),
+    ),
+]
+
+
+def draw(n, d, seed=0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def mixture(n, d, k, apart, seed=0):
+    """n rows around k random centres, the classes in turns. apart: in standard deviations of a row about its centre."""
+    return apart * draw(k, d, seed + 1)[torch.arange(n) % k] + draw(n, d, seed)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return torch.from_numpy(load_digits().data).float()
+
+
+def prints_of(x, k=2):
+    return _checked(x, k, 1, CPU)
+
+
+def run_from(begin, x, iterations, backend="torch"):
+    return _from(begin, x, prints_of(x), iterations, backend)
+
+
+def first_rows(x, k, start, seed=0):
+    return _start(x, k, start, prints_of(x), torch.Generator().manual_seed(seed), CPU)
+
+
+def naive_assign(x, centroids):
+    ids, distances = [], []
+    for row in x.tolist():
+        far = [sum((a - b) ** 2 for a, b in zip(row, c, strict=True)) for c in centroids.tolist()]
+        distances.append(min(far))
+        ids.append(far.index(distances[-1]))
+    return torch.tensor(ids), torch.tensor(distances, dtype=torch.double)
+
+
+def naive_lloyd(x, centroids, iterations):
+    """Centroids and objective after so many iterations, by loops; no cluster may become empty."""
+    for _ in range(iterations):
+        ids, _ = naive_assign(x, centroids)
+        assert len(ids.unique()) == len(centroids), "an empty cluster"
+        centroids = torch.stack(
+            [sum(x[i] for i in range(len(x)) if ids[i] == j) / (ids == j).sum() for j in ids.unique()]
+        )
+    return centroids, naive_assign(x, centroids)[1].mean().item()
+
+
+# Lloyd
+
+
+@pytest.mark.parametrize("far", [0.0, 1000.0], ids=["around zero", "far from zero"])
+@pytest.mark.parametrize(("n", "d", "k"), [(60, 3, 5), (90, 8, 7), (40, 1, 3)])
+def test_every_iteration_agrees_with_loops(n, d, k, far):
+    x = draw(n, d) + far
+    for iterations in range(1, 5):
+        centroids, objective = naive_lloyd(x.double(), x[:k].double(), iterations)
+        ours = run_from(x[:k], x, iterations)
+        torch.testing.assert_close(ours.centroids.double(), centroids, atol=1e-6, rtol=2e-7)
+        assert ours.objective[-1] == pytest.approx(objective, rel=1e-4 if far else 1e-6)
+        assert torch.equal(assign(x, ours.centroids)[0], naive_assign(x.double(), centroids)[0])
+        assert ours.reseeded == 0
+
+
+def test_objective_has_the_start_and_each_iteration():
+    x = draw(200, 4)
+    ours = run_from(x[:6], x, 5)
+    expected = [naive_lloyd(x.double(), x[:6].double(), i)[1] for i in range(6)]
+    assert ours.objective == pytest.approx(expected, rel=1e-6)
+
+
+@given(seed=st.integers(0, 2**31), n=st.integers(8, 60), d=st.integers(1, 6), k=st.integers(2, 8), start=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_objective_never_rises_and_no_cluster_is_empty(seed, n, d, k, start):
+    x = draw(n, d, seed)
+    ours = kmeans(x, k, iterations=30, seed=seed, start="subset" if start else "kmeans++")
+    assert all(b <= a + 1e-6 for a, b in itertools.pairwise(ours.objective))
+    ids, distance = assign(x, ours.centroids)
+    assert len(ids.unique()) == k
+    assert ours.objective[-1] == pytest.approx(distance.double().mean().item(), rel=1e-6)
+    assert ours.objective[-1] < ours.objective[0] or len(ours.objective) == 2 or k == n
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_clusters_are_found(backend, seed):
+    x, labels = mixture(600, 16, 12, apart=200, seed=seed), torch.arange(600) % 12
+    ours = kmeans(x, 12, seed=seed, backend=backend)
+    ids, _ = assign(x, ours.centroids)
+    assert nmi(ids, labels) == pytest.approx(1)
+    assert purity(ids, labels) == 1
+    means = torch.stack([x[labels == j].mean(dim=0) for j in range(12)])
+    torch.testing.assert_close(ours.centroids[ids[:12]], means, atol=1e-4, rtol=1e-6)
+
+
+def test_it_stops_where_no_row_changes_its_cluster():
+    x = mixture(300, 4, 5, apart=20)
+    ours = kmeans(x, 5, iterations=50)
+    assert len(ours.objective) < 10
+    assert len(kmeans(draw(500, 4), 20, iterations=3).objective) == 4, "the start and three iterations"
+    on = run_from(ours.centroids, x, 1)
+    torch.testing.assert_close(on.centroids, ours.centroids, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("start", ["kmeans++", "subset"])
+def test_as_many_clusters_as_rows(backend, start):
+    x = draw(30, 5)
+    ours = kmeans(x, 30, backend=backend, start=start)
+    assert ours.objective[-1] == 0
+    assert torch.equal(ours.centroids[assign(x, ours.centroids)[0]], x)
+
+
+# The same result
+
+
+@pytest.mark.parametrize("start", ["kmeans++", "subset"])
+def test_a_seed_gives_one_result(digits, start):
+    first = kmeans(digits, 30, iterations=8, seed=3, start=start)
+    torch.manual_seed(9)
+    torch.rand(7)
+    kept, again = digits.clone(), kmeans(digits, 30, iterations=8, seed=3, start=start)
+    assert torch.equal(again.centroids, first.centroids)
+    assert again.objective == first.objective
+    assert torch.equal(digits, kept)
+    assert not torch.equal(kmeans(digits, 30, iterations=8, seed=4, start=start).centroids, first.centroids)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    kmeans(digits, 30, iterations=1, seed=3, start=start)
+    assert torch.equal(torch.rand(3), expected), "the global generator was drawn from"
+
+
+@pytest.mark.parametrize(
+    ("at_once", "rows", "part"), [(1, 10**6, 10**6), (100, 5, 999), (4096, 37, 64), (10**9, 10**9, 1)]
+)
+def test_the_size_of_the_chunks_does_not_matter(monkeypatch, at_once, rows, part):
+    x = mixture(300, 8, 10, apart=1)
+    first = kmeans(x, 15, iterations=10)
+    for name, value in {"AT_ONCE": {"cpu": at_once}, "ROWS": {"cpu": rows}, "PART": part, "SMALL": part}.items():
+        monkeypatch.setattr(module, name, value)
+    again = kmeans(x, 15, iterations=10)
+    torch.testing.assert_close(again.centroids, first.centroids, atol=1e-5, rtol=1e-5)
+    assert again.objective == pytest.approx(first.objective, rel=1e-6)
+    assert torch.equal(assign(x, again.centroids)[0], assign(x, first.centroids, at_once=77)[0])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.size = max(self.size, out.numel() if isinstance(out, torch.Tensor) else 0)
+        return out
+
+
+def test_the_matrix_of_rows_and_centroids_is_never_made(monkeypatch):
+    x = draw(3000, 2)
+    with Largest() as largest:
+        assign(x, x[:500], at_once=10_000)
+    assert 9_500 <= largest.size <= 10_000
+    monkeypatch.setattr(module, "AT_ONCE", {"cpu": 50_000})
+    with Largest() as largest:
+        kmeans(x, 500, iterations=2, start="subset")
+    assert 49_500 <= largest.size <= 50_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_features_of_another_type_are_taken_as_float32(dtype):
+    x = draw(100, 4).to(dtype)
+    ours, same = kmeans(x, 5), kmeans(x.float(), 5)
+    assert torch.equal(ours.centroids, same.centroids)
+    assert ours.centroids.dtype == torch.float32
+
+
+def test_many_rows_do_not_wear_the_means_away():
+    """One float32 sum of 200,000 values would be off by 1e-5 of it."""
+    x = 1 + 0.01 * draw(400_000, 1)
+    x[::2] += 5
+    ours = kmeans(x, 2)
+    expected = torch.stack([x[1::2].double().mean(), x[::2].double().mean()])
+    torch.testing.assert_close(ours.centroids[:, 0].double().sort().values, expected, atol=2e-7, rtol=0)
+    variance = (x[1::2].double().var(correction=0) + x[::2].double().var(correction=0)).item() / 2
+    assert ours.objective == pytest.approx([*ours.objective[:-1], variance], rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(digits):
+    gpu = torch.device("cuda", 0)
+    one = kmeans(digits, 30, iterations=8, device=gpu)
+    assert torch.equal(kmeans(digits.to(gpu), 30, iterations=8, device=gpu).centroids, one.centroids)
+    assert torch.equal(kmeans(digits.to(gpu), 30, iterations=8).centroids, kmeans(digits, 30, iterations=8).centroids)
+    assert one.objective[-1] == pytest.approx(kmeans(digits, 30, iterations=8).objective[-1], rel=0.02)
+    assert torch.equal(assign(digits, one.centroids, gpu)[0], assign(digits, one.centroids)[0])
+
+
+# Empty clusters
+
+
+def test_an_empty_cluster_is_put_on_the_farthest_row():
+    """Two centroids among the rows near 0, one where no row is: it goes to 9, which is alone."""
+    x = torch.tensor([[0.0], [1.0], [2.0], [3.0], [9.0]])
+    ids = naive_assign(x.double(), torch.tensor([[0.5], [2.5], [100.0]]).double())[0]
+    assert ids.tolist() == [0, 0, 1, 1, 1], "the third is empty"
+    c, ids, means, _, reseeded = _settle(torch.tensor([[0.5], [2.5], [100.0]]), x, torch.zeros(1), prints_of(x))
+    assert c.tolist() == [[0.5], [2.5], [9.0]]
+    assert ids.tolist() == [0, 0, 1, 1, 2]
+    assert means.tolist() == [[0.5], [2.5], [9.0]]
+    assert reseeded == 1
+    ours = run_from(torch.tensor([[0.5], [2.5], [100.0]]), x, 10)
+    assert ours.reseeded == 1
+    assert ours.objective[-1] == pytest.approx(4 * 0.25 / 5)
+
+
+def test_empty_clusters_go_to_rows_that_differ():
+    """The two farthest rows are equal: the second empty cluster takes the next."""
+    x = torch.tensor([[0.0], [0.5], [-1.0], [7.0], [7.0], [6.0], [0.0]])
+    c, ids, _, _, reseeded = _settle(torch.tensor([[0.0], [50.0], [60.0]]), x, torch.zeros(1), prints_of(x))
+    assert c.tolist() == [[0.0], [7.0], [6.0]]
+    assert ids.tolist() == [0, 0, 0, 1, 1, 2, 0]
+    assert reseeded == 2
+
+
+def test_a_cluster_that_reseeding_robs_is_reseeded_too():
+    """The third centroid takes the only row of the second, which then takes the farthest of the first."""
+    x = torch.tensor([[0.0], [4.0], [10.0]])
+    c, ids, _, _, reseeded = _settle(torch.tensor([[0.0], [15.0], [99.0]]), x, torch.zeros(1), prints_of(x))
+    assert c.tolist() == [[0.0], [4.0], [10.0]]
+    assert ids.tolist() == [0, 1, 2]
+    assert reseeded == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_centroids_part(backend):
+    x = mixture(400, 4, 8, apart=20)
+    ours = run_from(x[:1].repeat(8, 1), x, 20, backend)
+    assert ours.reseeded >= 7
+    assert cluster_report(assign(x, ours.centroids)[0], 8)["empty"] == 0
+    assert ours.objective[-1] < 0.5 * x.var(dim=0, correction=0).sum()
+
+
+def test_rows_that_only_rounding_tells_apart_do_not_keep_it():
+    x = 1 + torch.arange(50)[:, None].repeat(1, 3) * 2**-23
+    assert len(prints_of(x).unique()) == 50
+    ours = kmeans(x, 40, iterations=5)
+    assert ours.objective[-1] <= 1e-10
+    tiny = kmeans(1e-30 * draw(50, 3), 40, iterations=5)
+    assert tiny.objective[-1] == 0
+
+
+# The start
+
+
+@pytest.mark.parametrize("start", ["kmeans++", "subset"])
+def test_a_start_is_k_rows_that_differ(start):
+    x = draw(30, 3)[torch.arange(3000) % 30]
+    for seed in range(5):
+        begin = x[first_rows(x, 30, start, seed)]
+        assert len(begin.unique(dim=0)) == 30
+
+
+def test_kmeans_plus_plus_takes_a_row_of_each_of_the_clusters_that_lie_apart():
+    x, labels = mixture(2000, 16, 40, apart=1000), torch.arange(2000) % 40
+    for seed in range(3):
+        assert len(labels[first_rows(x, 40, "kmeans++", seed)].unique()) == 40
+    assert len(labels[first_rows(x, 40, "subset")].unique()) < 35
+
+
+def test_a_candidate_has_the_probability_of_the_paper():
+    """Three of the rows 0, 1, 3, 7 by k-means++: how often each set is drawn, beside sums over all orders.
+
+    Row 0 first: 1, 3, 7 follow with 1, 9, 49 of 59; after that distances to the nearest count.
+    """
+    x = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    expected = {}
+    for a, b, c in itertools.permutations(range(4), 3):
+        one = [(x[i] - x[a]).square().item() for i in range(4)]
+        two = [min(one[i], (x[i] - x[b]).square().item()) for i in range(4)]
+        share = one[b] / sum(one) * two[c] / sum(two) / 4
+        expected[frozenset((a, b, c))] = expected.get(frozenset((a, b, c)), 0) + share
+    prints, n = prints_of(x), 3000
+    counts = dict.fromkeys(expected, 0)
+    for seed in range(n):
+        counts[frozenset(_start(x, 3, "kmeans++", prints, torch.Generator().manual_seed(seed), CPU).tolist())] += 1
+    assert sum(expected.values()) == pytest.approx(1)
+    for rows, share in expected.items():
+        assert counts[rows] / n == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
+
+
+def test_candidates_drawn_together_are_as_if_drawn_one_by_one():
+    """Rows 0 (chosen), 10, 10.1 and 20: two draws may keep 20 and one of the others, hardly ever both of those."""
+    x = torch.tensor([[0.0], [10.0], [10.1], [20.0]])
+    distance, g = x[:, 0].square(), torch.Generator().manual_seed(0)
+    pairs = [sorted(_candidates(x, distance, 2, g).tolist()) for _ in range(2000)]
+    assert not any(0 in rows for rows in pairs)
+    assert all(1 <= len(rows) == len(set(rows)) <= 2 for rows in pairs)
+    one, both = sum(p in ([1, 3], [2, 3]) for p in pairs) / 2000, sum(p == [1, 2] for p in pairs) / 2000
+    # first 10 or 10.1 (202 of 602), then 20 drawn (400 of 602) and kept with 9.95^2 / 20^2; or the other way round,
+    # 20 first and 10 or 10.1 drawn and kept with 10^2 / 10^2
+    total = 100 + 10.1**2 + 400
+    near = 200 + 2.01
+    assert one == pytest.approx(
+        near / total * 400 / total * (9.95**2 / 400) + 400 / total * (near - 4.02) / total, abs=0.04
+    )
+    assert both < 0.001
+
+
+# Assignment
+
+
+def test_assignment_agrees_with_loops_and_is_never_negative():
+    x, centroids = draw(200, 6) + 30, draw(9, 6, seed=1) + 30
+    ids, distance = assign(x, centroids)
+    expected = naive_assign(x.double(), centroids.double())
+    assert torch.equal(ids, expected[0])
+    torch.testing.assert_close(distance.double(), expected[1], rtol=1e-5, atol=0)
+    assert assign(x, x)[1].max() == 0
+    assert torch.equal(assign(x, x)[0], torch.arange(200))
+    assert (ids.dtype, distance.dtype) == (torch.int64, torch.float32)
+
+
+def test_ties_go_to_the_lowest():
+    x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]])
+    centroids = torch.tensor([[9.0, 9.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    assert assign(x, centroids)[0].tolist() == [1, 1, 1]
+    assert assign(x, torch.tensor([[2.0, 0.0], [0.0, 0.0]]))[0].tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_memory_map_is_assigned_as_a_tensor_is(tmp_path, monkeypatch, dtype):
+    x = mixture(500, 8, 5, apart=3).numpy().astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    centroids = draw(5, 8)
+    expected = assign(torch.from_numpy(x), centroids)
+    monkeypatch.setattr(module, "PART", 300)
+    for mode in ("r", "r+", "c"):
+        ids, distance = assign(np.load(tmp_path / "x.npy", mmap_mode=mode), centroids)
+        assert torch.equal(ids, expected[0])
+        assert torch.equal(distance, expected[1])
+
+
+def test_no_rows_are_assigned_to_nothing():
+    ids, distance = assign(torch.zeros(0, 3), torch.ones(2, 3))
+    assert (len(ids), len(distance)) == (0, 0)
+
+
+# faiss
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("faiss") is None, reason="needs faiss: pip install -r requirements-faiss.txt"
+)
+@pytest.mark.parametrize(("name", "k"), [("digits", 10), ("digits", 100), ("mixture", 40)])
+def test_faiss_and_torch_agree(digits, name, k, capfd):
+    x = digits if name == "digits" else mixture(2000, 64, 30, apart=0.3)
+    ours, faiss = (kmeans(x, k, iterations=20, seed=1, backend=backend) for backend in ("torch", "faiss"))
+    assert faiss.objective[0] == pytest.approx(ours.objective[0], rel=1e-5), "the same start"
+    assert faiss.objective[1] == pytest.approx(ours.objective[1], rel=1e-3), "the same iteration"
+    assert faiss.objective[-1] == pytest.approx(ours.objective[-1], rel=0.01)
+    assert len(faiss.objective) <= 21
+    assert faiss.objective[-1] == pytest.approx(assign(x, faiss.centroids)[1].double().mean().item(), rel=1e-6)
+    assert faiss.centroids.dtype == torch.float32
+    assert torch.equal(kmeans(x, k, iterations=20, seed=1, backend="faiss").centroids, faiss.centroids)
+    assert "".join(capfd.readouterr()) == "", "no warnings"
+
+
+def test_without_faiss_the_error_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(UserError, match=r"^backend faiss needs faiss: pip install -r requirements-faiss\.txt$"):
+        kmeans(draw(20, 3), 3, backend="faiss")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [
+        (1, r"^k = 1 clusters of 20 rows: a cluster of everything teaches nothing; choose k from 2 to 20$"),
+        (0, r"^k = 0 clusters of 20 rows: a cluster of everything"),
+        (21, r"^k = 21 clusters of 20 rows: some would be empty; choose k from 2 to 20$"),
+    ],
+)
+def test_a_number_of_clusters_that_cannot_be_is_refused(k, message):
+    with pytest.raises(UserError, match=message):
+        kmeans(draw(20, 3), k)
+
+
+def test_rows_that_are_not_finite_are_counted():
+    x = draw(20, 3)
+    x[1, 2], x[3], x[7, 0] = math.nan, -math.inf, 3e30
+    with pytest.raises(
+        UserError, match=r"^3 of 20 rows of features are not finite, all must be; did training diverge\?$"
+    ):
+        kmeans(x, 4)
+    with pytest.raises(
+        UserError, match=r"^3 of 20 rows of features are not finite, all must be; did training diverge\?$"
+    ):
+        assign(x, draw(4, 3))
+
+
+def test_too_few_distinct_rows_are_refused_with_their_number():
+    x = draw(6, 3).repeat(5, 1)
+    x[3, 1] = -0.0
+    x[9, 1] = 0.0
+    x[9, [0, 2]] = x[3, [0, 2]]
+    with pytest.raises(
+        UserError, match=r"^30 rows of features hold 7 distinct ones, k = 8 needs 8 of them; lower k to 7 or"
+    ):
+        kmeans(x, 8)
+    assert kmeans(x, 7).objective[-1] < 1e-12
+    with pytest.raises(UserError, match=r"^9 rows of features hold 1 distinct ones, .*; did training collapse\?$"):
+        kmeans(torch.full((9, 4), 0.3), 2)
+
+
+def test_other_mistakes_are_refused():
+    x = draw(20, 3)
+    with pytest.raises(
+        UserError, match=r"^unknown choice 'fais'; choose one of torch, faiss \(did you mean faiss\?\)$"
+    ):
+        kmeans(x, 3, backend="fais")
+    with pytest.raises(UserError, match=r"^unknown choice 'random'; choose one of kmeans\+\+, subset$"):
+        kmeans(x, 3, start="random")
+    with pytest.raises(UserError, match=r"1 iteration or more are needed, not \(20, 3\) and 0$"):
+        kmeans(x, 3, iterations=0)
+    with pytest.raises(UserError, match=r"^\(N, D\) features .* not \(20, 3, 1\) and 50$"):
+        kmeans(x[..., None], 3)
+    with pytest.raises(
+        UserError, match=r"^features of shape \(20, 3\) came for centroids of shape \(2, 4\), the widths"
+    ):
+        assign(x, draw(2, 4))
+
+
+# What clusters are worth
+
+
+def test_report_of_the_sizes():
+    assert cluster_report(torch.tensor([0, 0, 0, 1, 3]), 5) == {"smallest": 0, "median": 1, "largest": 3, "empty": 2}
+    assert cluster_report(torch.tensor([0, 1, 1, 0, 0]), 2) == {"smallest": 2, "median": 2.5, "largest": 3, "empty": 0}
+
+
+def entropy(*counts):
+    return -sum(c / sum(counts) * math.log(c / sum(counts)) for c in counts if c)
+
+
+def test_nmi_and_purity_worked_out_by_hand():
+    """Clusters of 3 and 3, one label wrong; the last two rows have no label and count for nothing."""
+    ids, labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 0]), torch.tensor([4, 4, 4, 4, 7, 7, -1, -1])
+    mutual = entropy(3, 3) + entropy(4, 2) - entropy(3, 1, 2)
+    assert nmi(ids, labels) == pytest.approx(mutual / ((entropy(3, 3) + entropy(4, 2)) / 2))
+    assert purity(ids, labels) == pytest.approx((3 + 2) / 6)
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_names_of_clusters_and_classes_do_not_matter(seed):
+    g = torch.Generator().manual_seed(seed)
+    ids, labels = torch.randint(6, (50,), generator=g), torch.randint(-1, 4, (50,), generator=g)
+    renamed = torch.randperm(6, generator=g)[ids]
+    classes = torch.where(labels < 0, labels, torch.randperm(4, generator=g)[labels.clamp(min=0)] + 2)
+    assert nmi(renamed, classes) == pytest.approx(nmi(ids, labels), abs=1e-9)
+    assert purity(renamed, classes) == pytest.approx(purity(ids, labels))
+    share = max((labels == c).sum().item() for c in range(4)) / (labels >= 0).sum().item()
+    assert share - 1e-9 <= purity(ids, labels) <= 1
+    assert nmi(labels.clamp(min=0), labels) == pytest.approx(1)
+    assert purity(torch.zeros_like(ids), labels) == pytest.approx(share)
+    assert nmi(torch.zeros_like(ids), labels) == pytest.approx(0, abs=1e-9)
+
+
+def test_no_labels_no_numbers():
+    for judge in (nmi, purity):
+        with pytest.raises(UserError, match=r"^none of 2 rows has a label, NMI and purity need some; leave them out$"):
+            judge(torch.tensor([0, 1]), torch.tensor([-1, -1]))

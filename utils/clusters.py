@@ -1,0 +1,91 @@
+"""Cluster ids on disk: what the first command of ClusterFit hands to the second."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import UserError
+
+VERSION = 1  # of the file
+ARRAYS = ("ids", "val_ids", "centroids", "pca_mean", "pca_axes")
+
+
+class Clusters(NamedTuple):
+    """Which cluster each image is in, and what the clusters were made of.
+
+    ids: (N,) int64 of the training images in data set order. val_ids: (M,) of the held-out images, put to the same
+    centroids. centroids: (K, D) float32. pca_mean (F,), pca_axes (F, D): features of unit length, less the mean, times
+    the axes, are what was clustered; empty without --pca. about: plain values; `dataset` and `fingerprint` (of the
+    training images) say whose ids these are.
+    """
+
+    ids: NDArray
+    val_ids: NDArray
+    centroids: NDArray
+    pca_mean: NDArray
+    pca_axes: NDArray
+    about: Mapping[str, Any]
+
+
+def write_clusters(path: Path, clusters: Clusters) -> None:
+    """A compressed .npz of plain arrays, written atomically, with a digest of its content."""
+    content = {name: getattr(clusters, name) for name in ARRAYS} | {"about": np.array(json.dumps(dict(clusters.about)))}
+    part = path.with_name(f".{path.name}.part.npz")  # numpy appends .npz to every other name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(part, version=VERSION, digest=np.array(_digest(content)), **content)
+        os.replace(part, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise UserError(f"cannot write {path} ({e.strerror}); name another --clusters") from e
+
+
+def read_clusters(path: Path) -> Clusters:
+    """The file as it was written: a truncated, edited or impossible one is refused."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; make it by main_linear.py ... --evaluation cluster --clusters {path}")
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+    except Exception as e:  # truncated or no .npz at all: numpy and zipfile raise many kinds
+        raise UserError(f"{path} is not a readable clusters file ({e}); is it whole?") from e
+    version, digest = content.pop("version", None), content.pop("digest", None)
+    if version is None or digest is None:
+        raise UserError(f"{path} is not a clusters file; make one by main_linear.py ... --evaluation cluster")
+    if int(version) != VERSION:
+        raise UserError(f"{path} is of version {int(version)}, this program reads {VERSION}; make it anew")
+    if set(content) != {*ARRAYS, "about"} or str(digest) != _digest(content):
+        raise UserError(f"{path} was changed after it was written; make it anew")
+    clusters = Clusters(**{name: content[name] for name in ARRAYS}, about=json.loads(str(content["about"])))
+    for ids in (clusters.ids, clusters.val_ids):
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(clusters.centroids):
+            k = len(clusters.centroids)
+            raise UserError(f"{path} has ids from {ids.min()} to {ids.max()}, 0 to {k - 1} are possible; make it anew")
+    return clusters
+
+
+def _digest(content: Mapping[str, NDArray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(content.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check_same_images(path: str, about: Mapping[str, Any], dataset: str, images: int, fingerprint: str) -> None:
+    """Ids of other training images than these are refused."""
+    remedy = "; make a clusters file of these images by main_linear.py ... --evaluation cluster"
+    if about["dataset"] != dataset:
+        raise UserError(f"{path} has the clusters of {about['dataset']}, not of {dataset}{remedy}")
+    if about["images"] != images:
+        raise UserError(f"{path} has the clusters of {about['images']:,} images, {dataset} has {images:,} here{remedy}")
+    if about["fingerprint"] != fingerprint:
+        raise UserError(f"{path} has the clusters of other images of {dataset} (files, order or labels){remedy}")
