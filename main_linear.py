@@ -17,13 +17,13 @@ from data.views import ViewSpec
 from evaluation.judge import EVALUATIONS, RawPixels, Subject, judge, plan
 from evaluation.report import Numbers, report
 from utils.args import parse_judging
-from utils.backbones import build_backbone
+from utils.backbones import at_layer, build_backbone
 from utils.distributed import join, leave, rank, same_on_all_ranks
 from utils.errors import run
 from utils.export import check_target, export_backbone, run_card
 from utils.hardware import choose_device, spread
 from utils.keys import key_flags
-from utils.run import create_folder, new_run_id
+from utils.run import new_folder, new_run_id
 from utils.weights import Weights, check_classes, check_told, choose_size, load_backbone, open_all, stem_of
 
 
@@ -33,13 +33,13 @@ def backbones(args: Namespace, sources: list[Weights], size: int, say: Callable[
     if args.baselines:
         torch.manual_seed(int(sources[0].told.get("seed", args.seed)))  # the weights that the run started from
         untrained, _ = build_backbone(args.backbone, stem_of(args, sources[0], size), size)
-        rows |= {"raw pixels": RawPixels(), f"{args.backbone}, untrained": untrained}
+        rows |= {"raw pixels": RawPixels(), f"{args.backbone}, untrained": at_layer(untrained, args.layer)}
     for weights in sources:
         check_told(args, weights, stem := stem_of(args, weights, size))
         network, _ = build_backbone(args.backbone, stem, size)
         load_backbone(weights, network, key_flags(args), say)
         title = weights.name if len(sources) > 1 else weights.told.get("method", "pretrained")
-        rows[f"{args.backbone}, {title}"] = network
+        rows[f"{args.backbone}, {title}"] = at_layer(network, args.layer)
     return rows
 
 
@@ -79,8 +79,8 @@ def main(argv: list[str]) -> None:
             Namespace(**vars(args) | made_from), data.train.labels, None if data.val is None else data.val.labels, say
         )
         run_id = same_on_all_ranks(new_run_id(args, args.name or "linear"))
-        folder = create_folder(args, run_id) if rank() == 0 else Path(args.output) / run_id
-        rows = evaluate(planned, data, networks, size, folder)
+        with new_folder(args, run_id) as folder:
+            rows = evaluate(planned, data, networks, size, folder)
         if rank() == 0:
             held = f", {len(data.val):,} held out" if data.val is not None else ""
             told = f"{args.dataset}: {len(data.train):,} training images{held}; accuracies are top-1 in per cent"

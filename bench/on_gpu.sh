@@ -9,7 +9,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$OUT/device.txt"
 
-$PYTHON -m pytest -m gpu tests/test_gpu.py 2>&1 | tee "$OUT/tests.log"
+$PYTHON -m pytest -m gpu 2>&1 | tee "$OUT/tests.log"
 $PYTHON -m bench.train --rounds 3 --output "$OUT/train.json" 2>&1 | tee "$OUT/bench.log"
 
 if [ -n "${CIFAR10:-}" ]; then

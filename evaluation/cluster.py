@@ -14,7 +14,6 @@ from evaluation import pictures
 from evaluation.kmeans import KMeans, assign, cluster_report, kmeans, nmi, purity
 from evaluation.report import Numbers
 from evaluation.store import stored
-from utils.backbones import Layer
 from utils.clusters import Clusters, write_clusters
 from utils.distributed import barrier, rank
 from utils.errors import UserError
@@ -30,9 +29,7 @@ def cluster(subject: Any) -> Numbers:
 
     Features are taken once, by all ranks, and kept; the first rank clusters them.
     """
-    args = subject.args
-    network = Layer(subject.network, args.layer) if args.layer else subject.network
-    features = {split: stored(subject, network, split) for split in subject.data.data.splits()}
+    features = {split: stored(subject, split) for split in subject.data.data.splits()}
     numbers: Numbers = {}
     if rank() == 0:
         numbers = _cluster(subject, features)

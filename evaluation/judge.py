@@ -197,7 +197,12 @@ def draw(subject: Subject) -> Numbers:
 def features(subject: Subject) -> Numbers:
     """Features, labels and indices of each split as .npy, below --features_dir or the folder."""
     root = Path(subject.args.features_dir or subject.folder / "features") / subject.short
-    made_of = {"weights": subject.fingerprint, "size": subject.data.size, "dataset": subject.args.dataset}
+    made_of = {
+        "weights": subject.fingerprint,
+        "layer": subject.args.layer,
+        "size": subject.data.size,
+        "dataset": subject.args.dataset,
+    }
     for split, images in subject.data.data.splits().items():
         loader = subject.data.plain_dataloader(split, subject.device)
         about = made_of | {f"{split} images": images.fingerprint()}

@@ -88,7 +88,7 @@ def assign(x: Rows, centroids: Tensor, device: torch.device = CPU, at_once: int 
     centroids = centroids.to(device if device.type in AT_ONCE else CPU, torch.float32)
     ids, distance = [torch.empty(0, dtype=torch.long)], [torch.empty(0)]
     for part in _parts(x, centroids.device, PART):
-        ids.append(_sweep(part, centroids, centroids.mean(dim=0), at_once, summed=False)[0])
+        ids.append(_sweep(part, centroids, centroids.mean(dim=0), at_once)[0])
         distance.append(_distance(part, centroids, ids[-1]))
     if wrong := int((~torch.cat(distance).isfinite()).sum()):
         raise UserError(f"{wrong} of {len(x)} rows of features are not finite, all must be; did training diverge?")
@@ -181,7 +181,7 @@ def _candidates(x: Tensor, distance: Tensor, count: int, generator: torch.Genera
     dice = torch.rand(2, count, dtype=torch.float64, generator=generator)
     drawn = torch.searchsorted(upto, dice[0] * upto[-1], right=True).clamp(max=len(x) - 1)
     rows = _rows(x, drawn, CPU).double()
-    apart = torch.cdist(rows, rows).square().masked_fill_(drawn[:, None] == drawn, 0)  # 0 in spite of rounding
+    apart = torch.cdist(rows, rows).square()
     now, bar, stay = distance[drawn].double(), dice[1] * distance[drawn], []
     for i in range(count):
         if bar[i] < now[i]:
@@ -239,21 +239,18 @@ def _settle(c: Tensor, x: Tensor, shift: Tensor, prints: Tensor) -> tuple[Tensor
         if not len(empty := (size == 0).nonzero()[:, 0]):
             break
         distance = _distance(x, c, ids)
-        order = distance.argsort(descending=True, stable=True)
-        far = _first_of_equals(order[distance[order] > 0], prints)[: len(empty)]
         total = distance.sum(dtype=torch.float64).item()
-        if not len(far) or total >= before:  # what is left differs by rounding
+        if total >= before:  # rows on which a centroid was put differ from another by rounding
             break
+        far = _first_of_equals(distance.argsort(descending=True, stable=True), prints)[: len(empty)]
         c, before, reseeded = c.clone(), total, reseeded + len(far)
-        c[empty[: len(far)]] = _rows(x, far, c.device)
+        c[empty] = _rows(x, far, c.device)
     size = size[:, None].to(c.device)
     return c, ids, torch.where(size > 0, sums / size, c).float(), score, reseeded
 
 
-def _sweep(
-    x: Tensor, centroids: Tensor, shift: Tensor, at_once: int | None = None, summed: bool = True
-) -> tuple[Tensor, Tensor, float]:
-    """One pass: (N,) ids on CPU; if summed, (K, D) float64 sums of the rows of each; sum of the scores of all rows.
+def _sweep(x: Tensor, centroids: Tensor, shift: Tensor, at_once: int | None = None) -> tuple[Tensor, Tensor, float]:
+    """One pass: (N,) ids on CPU, (K, D) float64 sums of the rows of each cluster, sum of the scores of all rows.
 
     The score of row x and centroid c is  |x - c|^2 - |x - s|^2  =  |b|^2 + 2 s.b - 2 x.b,  b = c - s.  A shift s amid
     the rows keeps the difference of two centroids from rounding where features are far from 0.
@@ -270,8 +267,7 @@ def _sweep(
             near.append(scores.argmin(dim=1) if b.is_cuda else torch.from_numpy(scores.numpy().argmin(axis=1)))
             score += scores.gather(1, near[-1][:, None]).sum(dtype=torch.float64)
         ids.append(torch.cat(near))
-        if summed:
-            sums += _sums(ids[-1], part, k)
+        sums += _sums(ids[-1], part, k)
     return torch.cat(ids).cpu(), sums, score.item()
 
 

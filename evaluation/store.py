@@ -17,7 +17,7 @@ from utils.errors import UserError
 DONE = "done"  # one byte per image: a run that was interrupted goes on where it stood
 
 
-def stored(subject: Any, network: nn.Module, split: str) -> NDArray:
+def stored(subject: Any, split: str) -> NDArray:
     """(N, D) features of a split on disk, read-only, taken now where they are not there.
 
     They lie below --features_dir, else beside the weights, in a folder that belongs to weights, layer, size and images.
@@ -28,7 +28,7 @@ def stored(subject: Any, network: nn.Module, split: str) -> NDArray:
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]
     folder = Path(args.features_dir or Path(args.home) / "features") / f"{split}-{key}"
     loader = subject.data.plain_dataloader(split, subject.device)
-    write_features(network, loader, split, folder, made_of)
+    write_features(subject.network, loader, split, folder, made_of)
     return np.load(_path(folder, "features"), mmap_mode="r")
 
 

@@ -100,6 +100,17 @@ def test_two_processes_judge_as_one(tmp_path, few):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_an_earlier_block_is_judged(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    argv = ["custom", TINY[1], *few[:2], "--evaluation", "features", "--features_dir", str(tmp_path / "f"), "--output",
+            str(tmp_path), "--pretrained_feature_extractor", str(tmp_path / "r")]  # fmt: skip
+    main_linear.main([*argv, "--layer", "layer2", "--run_id", "a"])
+    (path,) = (tmp_path / "f").rglob("train/features.npy")
+    assert np.load(path).shape == (60, 48)
+    with pytest.raises(UserError, match="holds features of another"):
+        main_linear.main([*argv, "--run_id", "b"])
+
+
 def test_several_weights_stand_side_by_side(tmp_path, few, capsys):
     for run, seed in (("a", "1"), ("b", "2")):
         main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", run,
@@ -186,6 +197,9 @@ def test_clusters_need_no_labels_and_take_any_block(tmp_path):
                            "--run_id", "s"])  # fmt: skip
     with pytest.raises(UserError, match="--layer layer9: no such block .*; there are .*layer4"):
         main_linear.main([*argv, "--clusters", str(tmp_path / "b.npz"), "--layer", "layer9", "--run_id", "b"])
+    with pytest.raises(UserError, match="--pca 97 of features with 96 coordinates and 6 rows; at most 6"):
+        main_linear.main([*argv, "--clusters", str(tmp_path / "b.npz"), "--pca", "97", "--run_id", "b"])
+    assert not (tmp_path / "b").exists(), "an empty folder does not stay"
 
 
 def test_two_processes_find_the_clusters_of_one(tmp_path, few):
@@ -219,6 +233,11 @@ def test_two_processes_find_the_clusters_of_one(tmp_path, few):
         ("--evaluation knn --embedding pca", "--embedding does nothing without --evaluation pictures"),
         ("--evaluation knn --features_dir d", "--features_dir does nothing without --evaluation features"),
         ("--optimizer adamw --momentum 0.5", "--momentum does nothing without --optimizer sgd or lars"),
+        (
+            "--export timm f --evaluation knn --layer layer2",
+            "--export writes the whole backbone, --layer judges a part",
+        ),
+        ("--export timm f --layer layer2", "--export writes the whole backbone|--layer does nothing"),
         ("--export timm f --baselines", "--baselines does nothing without an evaluation"),
     ],
 )

@@ -201,6 +201,7 @@ def add_evaluation_flags(parser: ArgumentParser, evaluations: Sequence[str]) -> 
         help="what to measure; linear and knn unless --export is all that is asked for",
     )
     g.add_argument("--large_size", type=number(int, 8), help="side of an image in pixels; that of the pretraining")
+    g.add_argument("--layer", metavar="BLOCK", help="judge the features after this block; by default after the last")
     g.add_argument("--features_dir", metavar="DIR", help="of features; by default in the run folder, not resumable")
     g.add_argument("--label_fraction", type=number(float, 0, 1, above=True), default=1.0, metavar="SHARE",
                    help="of the labels of each class in linear and finetune, as 0.01 or 0.1")  # fmt: skip
@@ -227,7 +228,6 @@ def add_cluster_flags(parser: ArgumentParser) -> None:
     g.add_argument("--cluster_backend", choices=["faiss", "torch"], default="torch", help="who computes k-means")
     g.add_argument("--cluster_sample", type=positive_int, metavar="ROWS",
                    help="images that k-means sees; by default all, or as many as fit into memory")  # fmt: skip
-    g.add_argument("--layer", metavar="BLOCK", help="take features after this block; by default after the last")
     g.add_argument("--pca", type=positive_int, metavar="D", help="cluster on D axes of largest variance")
 
 
@@ -281,10 +281,10 @@ JUDGING = (
     (("features_dir",), *_of("features", "cluster")),
     (
         ("num_clusters", "clusters", "cluster_iterations", "cluster_seed", "cluster_backend", "cluster_sample",
-         "layer", "pca"),
+         "pca"),
         *_of("cluster"),
     ),
-    (("baselines",), "an evaluation", lambda a: a.evaluation),
+    (("baselines", "layer"), "an evaluation", lambda a: a.evaluation),
 )  # fmt: skip
 
 
@@ -308,6 +308,8 @@ def parse_judging(argv: Sequence[str], datasets: Sequence[str], evaluations: Seq
     several = len(args.pretrained_feature_extractor) > 1
     if args.export and several:
         raise UserError("--export writes one backbone, several were named; name the one that is meant")
+    if args.export and args.layer:
+        raise UserError("--export writes the whole backbone, --layer judges a part of it; leave one of them out")
     if "cluster" in wanted and (several or args.baselines):
         raise UserError("--evaluation cluster takes one backbone; name one, without --baselines")
     if "cluster" in wanted and not (args.num_clusters and args.clusters):

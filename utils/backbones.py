@@ -81,6 +81,11 @@ class Layer(nn.Module):
         return out.flatten(1, -2).mean(dim=1) if tokens else out.flatten(2).mean(dim=2)
 
 
+def at_layer(network: nn.Module, name: str | None) -> nn.Module:
+    """The network, or its features after the block that --layer names."""
+    return Layer(network, name) if name else network
+
+
 def layers(network: nn.Module) -> list[str]:
     """The names of its blocks, first to last: of a timm network what it tells, of torchvision's ResNets four."""
     told = [info["module"] for info in getattr(network, "feature_info", [])]

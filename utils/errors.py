@@ -32,7 +32,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         print(f"\n{e}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("\nstopped before anything was saved", file=sys.stderr)
+        print("\nstopped before the end; what was not finished is not saved", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away (`| head`): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,6 @@
 """A run on disk: its folder, what was asked, where it ran, what came out."""
 
+import contextlib
 import csv
 import json
 import os
@@ -7,6 +8,7 @@ import platform
 import subprocess
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,18 @@ def create_folder(args: Namespace, run_id: str) -> Path:
     except OSError as e:
         raise UserError(f"cannot make the run folder {folder} ({e.strerror}); choose another --output") from e
     return folder
+
+
+@contextlib.contextmanager
+def new_folder(args: Namespace, run_id: str) -> Iterator[Path]:
+    """The folder of a run, made by the first rank; one in which nothing was written is gone after an error."""
+    folder = create_folder(args, run_id) if launched_rank() == 0 else Path(args.output) / run_id
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds something, or it is gone already
+            folder.rmdir()
+        raise
 
 
 def provenance() -> dict[str, Any]:

@@ -211,4 +211,4 @@ def test_the_store_is_read_only(tmp_path):
     run(tmp_path / "a")
     subject = Subject("net", Pixels(), digits(), None, CPU, arguments(tmp_path / "a"), tmp_path / "a")
     with pytest.raises(ValueError, match="read-only"):
-        store.stored(subject, Pixels(), "train")[0] = 0
+        store.stored(subject, "train")[0] = 0

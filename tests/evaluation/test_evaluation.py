@@ -173,7 +173,10 @@ def judge_args(folder, **more):
     usual = {"features_dir": str(folder), "dataset": "digits", "seed": 0, "knn_k": [5], "shots": [2], "draws": 2,
              "evaluation": list(EVALUATIONS), "lr": [0.1, 1.0], "epochs": 1, "optimizer": "sgd", "momentum": 0.9,
              "weight_decay": 0.0, "scheduler": "cosine", "lr_decay_steps": [60], "lr_decay_factor": 0.1,
-             "label_fraction": 1.0, "embedding": "tsne"}  # fmt: skip
+             "label_fraction": 1.0, "embedding": "tsne", "layer": None,
+             "num_clusters": 4, "clusters": str(folder / "c.npz"), "cluster_iterations": 2, "cluster_seed": 0,
+             "cluster_backend": "torch", "cluster_sample": None, "pca": None, "home": folder, "source": "w",
+             "backbone": "b"}  # fmt: skip
     return Namespace(**usual | more)
 
 

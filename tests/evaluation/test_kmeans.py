@@ -13,7 +13,19 @@ from sklearn.datasets import load_digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluation import kmeans as module
-from evaluation.kmeans import _candidates, _checked, _from, _settle, _start, assign, cluster_report, kmeans, nmi, purity
+from evaluation.kmeans import (
+    KMeans,
+    _candidates,
+    _checked,
+    _from,
+    _settle,
+    _start,
+    assign,
+    cluster_report,
+    kmeans,
+    nmi,
+    purity,
+)
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -252,6 +264,15 @@ def test_empty_clusters_go_to_rows_that_differ():
     assert reseeded == 2
 
 
+def test_the_last_assignment_reseeds_too(monkeypatch):
+    x = torch.tensor([[0.0], [1.0], [2.0], [3.0], [9.0]])
+    monkeypatch.setitem(module.BACKENDS, "torch", lambda begin, *_: KMeans(begin, [7.0], 2))
+    ours = run_from(torch.tensor([[0.5], [2.5], [100.0]]), x, 1)
+    assert ours.centroids.tolist() == [[0.5], [2.5], [9.0]]
+    assert ours.objective == pytest.approx([7, 4 * 0.25 / 5])
+    assert ours.reseeded == 3
+
+
 def test_a_cluster_that_reseeding_robs_is_reseeded_too():
     """The third centroid takes the only row of the second, which then takes the farthest of the first."""
     x = torch.tensor([[0.0], [4.0], [10.0]])
@@ -275,6 +296,7 @@ def test_rows_that_only_rounding_tells_apart_do_not_keep_it():
     assert len(prints_of(x).unique()) == 50
     ours = kmeans(x, 40, iterations=5)
     assert ours.objective[-1] <= 1e-10
+    assert (ours.centroids - 1).abs().max() < 1e-5
     tiny = kmeans(1e-30 * draw(50, 3), 40, iterations=5)
     assert tiny.objective[-1] == 0
 
