@@ -43,7 +43,13 @@ def plan(args: Namespace, train: Tensor, val: Tensor | None, say: Callable[[str]
             f"--evaluation {needy[0]} needs labels and validation images, {args.dataset} has no {lacks} here; name "
             f"--train_dir and --val_dir with class folders, or ask for {', '.join(LABEL_FREE)}"
         )
-    least = int(known.unique(return_counts=True)[1].min()) if len(known) else 0
+    each = known.unique(return_counts=True)[1]
+    least = int(each.min()) if len(known) else 0
+    if {"linear", "finetune"} & {*needy} and args.label_fraction * len(known) < len(each):
+        raise UserError(
+            f"--label_fraction {args.label_fraction:g} of {len(known)} labels is less than one for each of "
+            f"{len(each)} classes; raise it"
+        )
     ks = _fitting("knn_k", args.knn_k, KNN_K, len(known), "labelled training images", say if "knn" in needy else None)
     shots = _fitting(
         "shots", args.shots, SHOTS, least, "images in the smallest class", say if "fewshot" in needy else None

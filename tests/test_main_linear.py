@@ -202,6 +202,7 @@ def test_clusters_need_no_labels_and_take_any_block(tmp_path):
     assert not (tmp_path / "b").exists(), "an empty folder does not stay"
 
 
+@pytest.mark.slow  # tests/evaluation/test_cluster.py has the same without starting the program
 def test_two_processes_find_the_clusters_of_one(tmp_path, few):
     main_contrastive.main(["custom", *words("rotnet", tmp_path, *few)[1:], "--steps", "1", "--run_id", "teacher"])
     argv = [*few[:2], "--num_clusters", "5", "--features_dir"]

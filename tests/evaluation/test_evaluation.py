@@ -221,6 +221,7 @@ def test_what_is_not_named_is_what_the_labels_allow(tmp_path):
     ("more", "labels", "val", "message"),
     [
         ({"knn_k": [20, 37]}, Y, Y, "--knn_k 37: there are 36 labelled training images; lower it"),
+        ({"label_fraction": 0.05}, Y, Y, "--label_fraction 0.05 of 36 labels is less than one for each of 2 classes"),
         ({"shots": [7]}, Y, Y, "--shots 7: there are 6 images in the smallest class; lower it"),
         ({}, Y, None, "needs labels and validation images, digits has no validation images here"),
         ({}, Y.new_full((9,), -1), Y, "--evaluation fewshot needs labels .* digits has no labels here"),
