@@ -17,6 +17,7 @@ from data.sampler import epoch_order
 from data.views import ViewSpec, expand
 from utils.batch import Batch
 from utils.distributed import rank, world_size
+from utils.hardware import keep_freed_memory
 
 Address = tuple[int, list[int]]  # an epoch and the images of one batch
 
@@ -73,9 +74,12 @@ class ResumableLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator: workers start at the first batch
         self.taken = getattr(self.batch_sampler, "start", 0)
-        for batch in super().__iter__():
+        for batch in self.batches():
             self.taken += 1
             yield batch
+
+    def batches(self) -> Iterator[Batch]:
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
         return {"taken": self.taken}
@@ -108,7 +112,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.index.to(device), [v.to(device) for v in batch.views], batch.labels.to(device))
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -124,6 +128,7 @@ class DataModule(LightningDataModule):
         self.data, self.specs, self.batch_size, self.seed = data, expand(specs), batch_size, seed
         self.num_workers = num_workers
         self.size = self.specs[0].size
+        keep_freed_memory()
 
     def view_set(self) -> ByAddress:
         raise NotImplementedError
@@ -176,7 +181,7 @@ class DataModule(LightningDataModule):
         return ResumableLoader(
             dataset,
             batch_sampler=order,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and isinstance(order, EpochOrder),
             pin_memory=torch.cuda.is_available() and self.num_workers > 0,

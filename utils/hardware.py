@@ -1,5 +1,6 @@
 """What this machine has, and what of it the run uses."""
 
+import ctypes
 import os
 import sys
 from argparse import Namespace
@@ -100,6 +101,18 @@ def host_memory() -> int:
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         total = 8 * 2**30
     return total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 256 MiB of freed memory per arena instead of handing each temporary back to the system.
+
+    What was handed back is cleared by the system, page by page, when it is next used: on CPU that took four fifths of
+    the time of operations on a view of 224 pixels.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
+        ctypes.CDLL(None).mallopt(trim_threshold, 256 * 2**20)
 
 
 def peak_memory(accelerator: str) -> int:
