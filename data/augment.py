@@ -3,6 +3,7 @@
 Images are (N, 3, H, W) in [0, 1]; every sample has its own parameters (`data.sampler.ViewParams`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,11 @@ from data.views import ViewSpec
 
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-AT_ONCE = 128  # images per pass on CPU, so that a pass stays in the cache
+
+
+def at_once(size: int) -> int:
+    """Views of `size` pixels per pass on CPU, few enough for its cache: 256 of 32 pixels, 5 of 224."""
+    return min(256, max(1, 2**18 // size**2))
 
 
 @dataclass
@@ -95,44 +100,48 @@ def resample(images: Tensor, y: Axis, x: Axis, size: int, flip: NDArray | None =
 
 def to_gray(x: Tensor) -> Tensor:
     """(N, 3, H, W) -> (N, 1, H, W)."""
-    return x[:, :1] * GRAY[0] + x[:, 1:2] * GRAY[1] + x[:, 2:] * GRAY[2]
+    return (x[:, :1] * GRAY[0]).add_(x[:, 1:2], alpha=GRAY[1]).add_(x[:, 2:], alpha=GRAY[2])
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by shift (N,) of a full circle, exactly through HSV, without its branches.
 
-    With v the largest and c the spread of a pixel's channels, a channel is v - c * clip(min(k, 4 - k), 0, 1) for
-    k = (offset + 6 h) mod 6 and offsets 5, 3, 1 (the usual HSV to RGB formula with s * v = c).
+    With v, m the largest and smallest channel of a pixel and c = v - m, the hue in sixths is, up to full circles,
+    1 + (g + b - r - m) / c where g >= b and minus that where not: the usual three cases in one. Back from a hue h in
+    [0, 6), red is m + c * clip(|h - 3| - 1, 0, 1), green and blue m + c * clip(2 - |h - o|, 0, 1), o = 2 and 4.
     """
     r, g, b = x.unbind(dim=1)
-    v = x.amax(dim=1)
-    c = v - x.amin(dim=1)
-    d = torch.where(c == 0, 1, c)
-    h = torch.where(v == r, (g - b) / d, torch.where(v == g, 2 + (b - r) / d, 4 + (r - g) / d))  # in sixths
-    h = h + 6 * shift.view(-1, 1, 1)
-    k = torch.stack([h + 5, h + 3, h + 1], dim=1) % 6
-    return v[:, None] - c[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    m = torch.minimum(torch.minimum(r, g), b)
+    c = torch.maximum(torch.maximum(r, g), b).sub_(m)
+    h = (g + b).sub_(r).sub_(m).div_(c.clamp(min=1e-9)).add_(1)  # where c is 0, so is what it divides
+    h = torch.copysign(h, g - b).add_(6 * shift.view(-1, 1, 1))
+    h.sub_(torch.div(h, 6).floor_(), alpha=6)
+    near = h[:, None] - torch.tensor([3.0, 2.0, 4.0], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    near = near.abs_().neg_().add_(2)
+    near[:, 0].neg_().add_(1)
+    return near.clamp_(0, 1).mul_(c[:, None]).add_(m[:, None])
 
 
 def jitter(x: Tensor, params: ViewParams) -> Tensor:
-    """Brightness, contrast, saturation and hue, in each sample's own order, clamped after each as torchvision does.
+    """Brightness, contrast, saturation and hue, in each sample's own order, clamped after each; changes x.
 
     The first three are one formula, f * x + (1 - f) * base, with base 0, the mean gray, and the gray of the pixel.
     """
+    op = np.where(params.jitter[:, None], params.order, HUE)  # (N, 4)
+    f = np.take_along_axis(params.factors, op, 1)
+    parts = np.stack([np.where(op == HUE, 1, f), (1 - f) * (op == CONTRAST), (1 - f) * (op == SATURATION)])
+    gains, mean_parts, gray_parts = torch.as_tensor(parts, dtype=x.dtype, device=x.device).view(3, -1, 4, 1, 1, 1)
+    turned = (op == HUE) & params.jitter[:, None] & (f != 0)
     for place in range(4):
-        op = np.where(params.jitter, params.order[:, place], HUE)
-        f = np.take_along_axis(params.factors, op[:, None], 1)[:, 0]
-        gain, mean_part, gray_part = (
-            torch.as_tensor(a, dtype=x.dtype, device=x.device).view(-1, 1, 1, 1)
-            for a in (np.where(op == HUE, 1, f), (1 - f) * (op == CONTRAST), (1 - f) * (op == SATURATION))
-        )
         gray = to_gray(x)
-        base = mean_part * gray.mean(dim=(2, 3), keepdim=True) + gray_part * gray
-        x = (gain * x).add_(base).clamp_(0, 1)
-        turned = np.flatnonzero((op == HUE) & params.jitter & (params.factors[:, HUE] != 0))
-        if len(turned):
-            rows = torch.as_tensor(turned, device=x.device)
-            x[rows] = shift_hue(x[rows], torch.as_tensor(f[turned], dtype=x.dtype, device=x.device))
+        base = mean_parts[:, place] * gray.mean(dim=(2, 3), keepdim=True)
+        base = gray.mul_(gray_parts[:, place]).add_(base)
+        x = x.mul_(gains[:, place]).add_(base).clamp_(0, 1)
+        if turned[:, place].any():
+            rows = np.flatnonzero(turned[:, place])
+            shift = torch.as_tensor(f[rows, place], dtype=x.dtype, device=x.device)
+            at = torch.as_tensor(rows, device=x.device)
+            x.index_copy_(0, at, shift_hue(x.index_select(0, at), shift))
     return x
 
 
@@ -148,23 +157,19 @@ def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
 
 
 def color(x: Tensor, params: ViewParams, taps: int) -> Tensor:
-    """Everything after the crop: jitter, gray, blur, solarize; (N, 3, S, S) in [0, 1] to the same."""
+    """Everything after the crop: jitter, gray, blur, solarize; (N, 3, S, S) in [0, 1] to the same; changes x."""
 
-    def chosen(mask: NDArray) -> Tensor:
-        return torch.as_tensor(np.flatnonzero(mask), device=x.device)
+    def change(mask: NDArray, how: Callable[[Tensor], Tensor]) -> None:
+        if mask.any():
+            rows = torch.as_tensor(np.flatnonzero(mask), device=x.device)
+            x.index_copy_(0, rows, how(x.index_select(0, rows)))  # many times faster than x[rows] on CPU
 
     if params.jitter.any():
         x = jitter(x, params)
-    if params.gray.any():
-        rows = chosen(params.gray)
-        x[rows] = to_gray(x[rows]).expand(-1, 3, -1, -1)
-    if (params.sigma > 0).any():
-        rows = chosen(params.sigma > 0)
-        sigma = torch.as_tensor(params.sigma[params.sigma > 0], dtype=x.dtype, device=x.device)
-        x[rows] = blur(x[rows], sigma, taps)
-    if params.solarize.any():
-        rows = chosen(params.solarize)
-        x[rows] = torch.where(x[rows] >= 128 / 255, 1 - x[rows], x[rows])
+    sigma = torch.as_tensor(params.sigma[params.sigma > 0], dtype=x.dtype, device=x.device)
+    change(params.gray, lambda some: to_gray(some).expand(-1, 3, -1, -1))
+    change(params.sigma > 0, lambda some: blur(some, sigma, taps))
+    change(params.solarize, lambda some: torch.where(some >= 128 / 255, 1 - some, some))
     return x
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
-from data.augment import AT_ONCE, clean_axes, draw_views, normalize, resample, short_side
+from data.augment import at_once, clean_axes, draw_views, normalize, resample, short_side
 from data.datasets import Data
 from data.images import ArrayImages, Images
 from data.module import ByAddress, DataModule
@@ -97,9 +97,9 @@ class DeviceModule(DataModule):
         return batch._replace(views=[normalize(v, self.data.mean, self.data.std) for v in views])
 
     def _views(self, store: Store, images: Tensor, index: np.ndarray, epoch: int) -> list[Tensor]:
-        step = AT_ONCE if images.device.type == "cpu" else len(index)
         views = []
         for number, spec in enumerate(self.specs):
+            step = at_once(spec.size) if images.device.type == "cpu" else len(index)
             params = sample(spec, self.seed, epoch, index, number, store.sizes[index])
             parts = [
                 draw_views(
