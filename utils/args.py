@@ -78,9 +78,13 @@ def add_data_flags(parser: ArgumentParser, datasets: Sequence[str]) -> None:
     g.add_argument("--train_dir", help="class folders (or a pile of images) for training, relative to --data_folder")
     g.add_argument("--val_dir", help="class folders for validation, relative to --data_folder")
     g.add_argument(
-        "--pipeline", choices=["auto", "device", "torchvision"], default="auto", help="how images become views"
+        "--pipeline",
+        choices=["auto", "device", "stream", "torchvision"],
+        default="auto",
+        help="how images become views: decoded once into memory, at every step by threads, or by worker processes",
     )
-    g.add_argument("--num_workers", type=count, default=4, help="worker processes of the torchvision pipeline")
+    g.add_argument("--num_workers", type=count, default=4,
+                   help="threads of stream, processes of torchvision; 0: none beside the main one")  # fmt: skip
     g.add_argument("--batch_size", type=positive_int, default=256, help="images per device and step")
 
 

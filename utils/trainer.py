@@ -46,7 +46,7 @@ def quiet() -> None:
     for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",  # --pipeline device has none, on purpose
+        ".*does not have many workers.*",  # device and stream have none, on purpose
         ".*smaller than the logging interval.*",  # short epochs are logged when their turn comes
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning against a newer torch
     ):

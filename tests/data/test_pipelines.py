@@ -54,9 +54,10 @@ def test_conformance(name):
     assert torch.stack(means).mean().abs() < 0.35, "normalized"
 
 
-def test_pipelines_agree_sample_by_sample():
+@pytest.mark.parametrize("name", ["device", "stream"])
+def test_pipelines_agree_sample_by_sample(name):
     """The same images in the same order with the same parameters; only rounding to 8 bits lies between them."""
-    a, b = (list(training_batches(build(name), epoch=3, at_most=3)) for name in ("device", "torchvision"))
+    a, b = (list(training_batches(build(n), epoch=3, at_most=3)) for n in (name, "torchvision"))
     for x, y in zip(a, b, strict=True):
         assert torch.equal(x.index, y.index)
         std = DATASETS["digits"].std[0]
@@ -96,8 +97,9 @@ def test_plain_images_come_once_in_order(name):
         assert batches[0].views[0].shape[1:] == (3, 32, 32)
 
 
-def test_plain_images_of_both_pipelines_agree():
-    a, b = (next(iter(build(n).plain_dataloader("train", torch.device("cpu")))).views[0] for n in PIPELINES)
+@pytest.mark.parametrize("name", ["device", "stream"])
+def test_plain_images_of_all_pipelines_agree(name):
+    a, b = (next(iter(build(n).plain_dataloader("train", torch.device("cpu")))).views[0] for n in (name, "torchvision"))
     assert (a - b).abs().max() * DATASETS["digits"].std[0] * 255 < 1
 
 
@@ -145,9 +147,10 @@ def test_ranks_share_the_steps_of_one_process(ranks):
         assert [sum(step, []) for step in zip(*parts, strict=True)] == alone
 
 
-def test_a_resumed_loader_goes_on_where_it_stopped(tmp_path):
+@pytest.mark.parametrize(("name", "workers"), [("torchvision", 0), ("stream", 0), ("stream", 2)])
+def test_a_resumed_loader_goes_on_where_it_stopped(tmp_path, name, workers):
     data = read_dataset("custom", str(class_folders(tmp_path / "x", each=40)), None, None)
-    module = build("torchvision", data, batch_size=8)
+    module = build(name, data, batch_size=8, workers=workers)
     loader = module.train_dataloader()
     module.order.set_epoch(1)
     batches = iter(loader)
@@ -162,14 +165,20 @@ def test_a_resumed_loader_goes_on_where_it_stopped(tmp_path):
     assert len(list(again)) == len(loader), "only the first epoch after a restart is short"
 
 
-def test_auto_takes_the_device_pipeline_where_images_fit(monkeypatch):
+def test_auto_takes_what_fits_and_says_why(monkeypatch):
     data = read_dataset("digits", "none", None, None)
     assert choose_pipeline("auto", data, 32)[0] == "device"
     monkeypatch.setattr("data.pipelines.host_memory", lambda: 1_000_000)
     name, reason = choose_pipeline("auto", data, 32)
-    assert name == "torchvision"
+    assert name == "stream"
     assert "GiB" in reason
     assert choose_pipeline("device", data, 32) == ("device", "as given")
+
+
+@pytest.mark.parametrize(("cuda", "wanted"), [(False, "stream"), (True, "device")])
+def test_auto_makes_large_views_one_at_a_time_on_cpu(monkeypatch, cuda, wanted):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert choose_pipeline("auto", read_dataset("digits", "none", None, None), 224)[0] == wanted
 
 
 def test_device_pipeline_stores_small_images_as_they_are_and_squeezes_large_ones(tmp_path):
