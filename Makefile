@@ -1,7 +1,7 @@
 # make demo    pretrain NNCLR on real digits, judge it, draw it       (CPU, minutes, nothing downloaded)
 # make test    lint, types and the fast tests
 # make prove   every method on 1, 2 and 3 processes: how far loss, gradient and parameters are apart
-# make bench   images per second of a whole training run beside the bare step; seconds of the evaluations and of k-means
+# make bench   images per second of a training run beside the bare step; views per second; seconds of evaluations, k-means
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -51,6 +51,7 @@ bench: $(VENV)/.installed-dev
 	$(PY) -m bench.train
 	$(PY) -m bench.judge
 	$(PY) -m bench.kmeans
+	$(PY) -m bench.views
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
