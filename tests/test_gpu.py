@@ -39,7 +39,9 @@ def test_decoded_images_live_on_the_device():
     assert module.stores["train"].pixels.is_cuda
 
 
-@pytest.mark.parametrize("more", [[], ["--compile"], ["--pipeline", "torchvision"], ["--precision", "16-mixed"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--compile"], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run(tmp_path, method, more):
     queue = ["--queue_size", "300"] if method == "nnclr" else []

@@ -65,6 +65,7 @@ def interrupt_at(monkeypatch, step):
         # Methods without a queue or a teacher have nothing more to save than SimCLR has.
         *(pytest.param(m, "", marks=[] if m in ("byol", "nnclr", "simclr") else pytest.mark.slow) for m in METHODS),
         ("nnclr", "--pipeline torchvision --small_views 2 --small_size 8"),
+        ("simclr", "--pipeline stream --num_workers 2 --small_views 2 --small_size 8"),
         ("byol", "--small_views 2 --small_size 8 --clip_grad 0.5"),
     ],
 )
@@ -246,7 +247,7 @@ def test_mistakes_are_found_before_training_and_leave_nothing(tmp_path):
     )
     class_folders(tmp_path / "train")
     (tmp_path / "train" / "c0" / "0.png").write_bytes(b"broken")
-    for pipeline in ("device", "torchvision"):
+    for pipeline in ("device", "stream", "torchvision"):
         told = mistake(["custom", TINY[1], "--data_folder", str(tmp_path), "--output", str(out), "--batch_size", "4",
                         "--large_size", "32", "--pipeline", pipeline])  # fmt: skip
         assert "0.png" in told
