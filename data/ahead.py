@@ -84,6 +84,7 @@ def _pool(threads: int) -> Iterator[Submit]:
     inner, ready = torch.get_num_threads(), Barrier(threads + 1)
 
     def begin() -> None:
+        torch.get_num_threads()  # torch gives a thread the number of the process when it first asks: let that be now
         torch.set_num_threads(1)
         ready.wait()
 

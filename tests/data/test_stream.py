@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as TF
 
-from data.ahead import AHEAD
+from data.ahead import AHEAD, _pool
 from data.augment import color
 from data.datasets import IMAGENET_STD, read_dataset
 from data.images import _by_pillow, _plain_jpeg
@@ -118,6 +118,18 @@ def test_no_thread_outlives_an_iteration(photographs):
     list(streaming(photographs, 2).train_dataloader())
     assert not alive()
     assert torch.get_num_threads() == inner
+
+
+def test_every_thread_computes_by_itself_and_the_others_do_not():
+    """Threads of threads on the same cores would wait for each other, sixty times as long as they compute."""
+    inner = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with _pool(2) as submit:
+            assert [submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(inner)
 
 
 def test_one_image_at_a_time_is_the_batched_executor():
