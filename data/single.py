@@ -1,6 +1,6 @@
 """The executor for large views on CPU: one image at a time, in place, so that it stays in the processor's cache.
 
-Equal to `data.augment`, operation for operation; an image is (3, H, W) in [0, 1].
+Equal to `data.augment`, operation for operation, but for the ends of the blur; an image is (3, H, W) in [0, 1].
 """
 
 import math
@@ -60,9 +60,9 @@ def _change(x: Tensor, op: int, factor: float) -> None:
 def _blur(x: Tensor, sigma: float, taps: int) -> None:
     """Both axes as sums of shifted copies, which in memory are shifts of one long row; the ends fall on the border.
 
-    What lies beyond 5 sigma is left out: less than a millionth of the weight.
+    Deviation: what lies beyond 4 sigma is left out, 6e-5 of the weight; it moves a pixel by less than 0.02 of 255.
     """
-    r = min(taps // 2, math.ceil(5 * sigma))
+    r = min(taps // 2, math.ceil(4 * sigma))
     weights = np.exp(-0.5 * (np.arange(-r, r + 1) / sigma) ** 2)
     weights = (weights / weights.sum()).tolist()
     channels, h, w = x.shape
