@@ -146,7 +146,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path, few, capsys):
     args = json.loads((folder / "args.json").read_text())
     assert args["typed"]["queue_size"] == 300
     assert args["resolved"]["scaled_lr"] == pytest.approx(0.3 * 12 / 256)
-    assert {"argv", "lookalike", "commit", "packages", "fingerprint"} <= args.keys()
+    assert {"argv", "lookalike", "commit", "packages"} <= args.keys()
+    assert args["resolved"]["fingerprint"]
     summary = json.loads((folder / "summary.json").read_text())
     wanted = {"loss", "val_probe_acc", "knn_5", "images_per_second", "seconds", "peak_memory_bytes"}
     assert wanted <= summary.keys()
