@@ -67,7 +67,7 @@ def montage(path: Path, ids: Tensor, distance: Tensor, images: Any, clusters: in
     for one in some:
         mine = (ids == one).nonzero().flatten()
         rows.append([_show(images, int(i)) for i in mine[distance[mine].argsort(stable=True)[:each]]])
-    labels = [f"{int(one)}: {int(size[one]):,}" for one in some]
+    labels = [f"cluster {int(one)}\n{int(size[one]):,} images" for one in some]
     _grid(path, rows, [["black"] * len(row) for row in rows], labels, {0: "nearest"})
 
 

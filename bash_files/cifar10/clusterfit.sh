@@ -6,7 +6,7 @@
 # Another scale by BACKBONE, TEACHER, STUDENT and LONGER (epochs; one of RotNet, which sees four rotations, takes as long
 # as four of the student, so LONGER = TEACHER + STUDENT / 4), CLUSTERS (their number), SEED, FOLDERS (--train_dir and
 # --val_dir of class folders), TRAINING (more flags of the trainings), RUNS and NAME.
-# Not yet measured at this scale. README.md has what it printed at a small one.
+# Not yet measured at this scale; README.md has what it printed at a small one.
 set -eu
 runs=${RUNS:-trained_models} name=${NAME:-clusterfit-$(date +%Y%m%d-%H%M%S)}-seed${SEED:-0}
 
