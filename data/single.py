@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.augment import BRIGHTNESS, CONTRAST, GRAY, HUE, shift_hue
+from data.augment import BRIGHTNESS, CONTRAST, HUE, shift_hue, to_gray
 from data.sampler import ViewParams
 from data.views import ViewSpec
 
@@ -32,15 +32,11 @@ def color_view(x: Tensor, params: ViewParams, i: int, spec: ViewSpec) -> None:
         for op in params.order[i].tolist():
             _change(x, op, float(params.factors[i, op]))
     if params.gray[i]:
-        x.copy_(_gray(x).expand(3, -1, -1))
+        x.copy_(to_gray(x[None])[0].expand(3, -1, -1))
     if params.sigma[i] > 0:
         _blur(x, float(params.sigma[i]), spec.blur_taps)
     if params.solarize[i]:
         x.copy_(torch.where(x >= 128 / 255, 1 - x, x))
-
-
-def _gray(x: Tensor) -> Tensor:
-    return (x[0] * GRAY[0]).add_(x[1], alpha=GRAY[1]).add_(x[2], alpha=GRAY[2])
 
 
 def _change(x: Tensor, op: int, factor: float) -> None:
@@ -52,7 +48,7 @@ def _change(x: Tensor, op: int, factor: float) -> None:
     if op == BRIGHTNESS:
         x.mul_(factor)
     else:
-        base = _gray(x)
+        base = to_gray(x[None])[0]
         x.mul_(factor).add_(base.mean() if op == CONTRAST else base, alpha=1 - factor)
     x.clamp_(0, 1)
 

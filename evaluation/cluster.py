@@ -71,7 +71,7 @@ def _cluster(subject: Any, features: dict[str, NDArray]) -> Numbers:
     written = Clusters(ids.numpy(), val.numpy(), found.centroids.numpy(), space.mean, space.axes, about)
     write_clusters(Path(args.clusters), written)
     pictures.montage(subject.folder / f"{subject.short}_clusters.png", ids, distance, data.train)
-    numbers = {**cluster_report(ids, args.num_clusters)} | _agreement(ids, data.train.labels)
+    numbers = cluster_report(ids, args.num_clusters) | _agreement(ids, data.train.labels)
     _tell(args, len(ids), len(rows), found, numbers)
     return {name: numbers[name] for name in ("NMI", "purity") if name in numbers}
 

@@ -16,7 +16,7 @@ from evaluation.knn import knn_accuracy, knn_guess
 from evaluation.linear import fewshot_accuracy, probe_accuracy
 from evaluation.quality import quality
 from evaluation.report import Numbers
-from evaluation.store import fingerprint, write_features
+from evaluation.store import fingerprint, write_split
 from evaluation.train import finetune_accuracy, linear_accuracy
 from utils.distributed import rank
 from utils.errors import UserError
@@ -203,16 +203,8 @@ def draw(subject: Subject) -> Numbers:
 def features(subject: Subject) -> Numbers:
     """Features, labels and indices of each split as .npy, below --features_dir or the folder."""
     root = Path(subject.args.features_dir or subject.folder / "features") / subject.short
-    made_of = {
-        "weights": subject.fingerprint,
-        "layer": subject.args.layer,
-        "size": subject.data.size,
-        "dataset": subject.args.dataset,
-    }
-    for split, images in subject.data.data.splits().items():
-        loader = subject.data.plain_dataloader(split, subject.device)
-        about = made_of | {f"{split} images": images.fingerprint()}
-        write_features(subject.network, loader, split, root / split, about)
+    for split in subject.data.data.splits():
+        write_split(subject, split, root / split)
     return {}
 
 

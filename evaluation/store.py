@@ -22,14 +22,23 @@ def stored(subject: Any, split: str) -> NDArray:
 
     They lie below --features_dir, else beside the weights, in a folder that belongs to weights, layer, size and images.
     """
-    args, images = subject.args, subject.data.data.splits()[split]
-    made_of = {"weights": subject.fingerprint, "layer": args.layer, "size": subject.data.size,
-               "dataset": args.dataset, "images": images.fingerprint()}  # fmt: skip
-    key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]
-    folder = Path(args.features_dir or Path(args.home) / "features") / f"{split}-{key}"
-    loader = subject.data.plain_dataloader(split, subject.device)
-    write_features(subject.network, loader, split, folder, made_of)
+    args = subject.args
+    key = hashlib.sha256(json.dumps(made_of(subject, split)).encode()).hexdigest()[:10]
+    folder = write_split(subject, split, Path(args.features_dir or Path(args.home) / "features") / f"{split}-{key}")
     return np.load(_path(folder, "features"), mmap_mode="r")
+
+
+def made_of(subject: Any, split: str) -> dict[str, Any]:
+    """What the features of a split depend on."""
+    images = subject.data.data.splits()[split]
+    return {"weights": subject.fingerprint, "layer": subject.args.layer, "size": subject.data.size,
+            "dataset": subject.args.dataset, "images": images.fingerprint()}  # fmt: skip
+
+
+def write_split(subject: Any, split: str, folder: Path) -> Path:
+    """`write_features` of a split of a subject."""
+    loader = subject.data.plain_dataloader(split, subject.device)
+    return write_features(subject.network, loader, split, folder, made_of(subject, split))
 
 
 def write_features(network: nn.Module, loader: Any, split: str, folder: Path, made_of: dict[str, Any]) -> Path:
@@ -41,9 +50,8 @@ def write_features(network: nn.Module, loader: Any, split: str, folder: Path, ma
     files = _open(network, loader, folder, made_of)
     todo = ~files[DONE].astype(bool)
     network.eval()
-    for batch in (
-        [] if not todo.any() else tqdm(loader, f"features, {split}", leave=False, disable=True if rank() else None)
-    ):
+    left = loader if todo.any() else []  # where nothing is missing, no image is read
+    for batch in tqdm(left, f"features, {split}", leave=False, disable=True if rank() else None):
         at = batch.index.cpu().numpy()
         if not todo[at].any():
             continue

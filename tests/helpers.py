@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.datasets import DATASETS, Data, read_dataset
 from methods import METHODS
@@ -122,6 +123,17 @@ def pile(folder):
     for i in range(6):
         write_image(folder / "pile" / f"{i}.png", seed=i)
     return str(folder / "pile")
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.size = max(self.size, out.numel() if isinstance(out, torch.Tensor) else 0)
+        return out
 
 
 def _serve(rank: int, world: int, store: str, pipe) -> None:

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluation import kmeans as module
 from evaluation.kmeans import (
@@ -26,6 +25,7 @@ from evaluation.kmeans import (
     nmi,
     purity,
 )
+from tests.helpers import Largest
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -183,17 +183,6 @@ def test_the_size_of_the_chunks_does_not_matter(monkeypatch, at_once, rows, part
     torch.testing.assert_close(again.centroids, first.centroids, atol=1e-5, rtol=1e-5)
     assert again.objective == pytest.approx(first.objective, rel=1e-6)
     assert torch.equal(assign(x, again.centroids)[0], assign(x, first.centroids, at_once=77)[0])
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation makes."""
-
-    size = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.size = max(self.size, out.numel() if isinstance(out, torch.Tensor) else 0)
-        return out
 
 
 def test_the_matrix_of_rows_and_centroids_is_never_made(monkeypatch):

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluation.quality import (
     _squared_singular_values,
@@ -19,6 +18,7 @@ from evaluation.quality import (
     rankme,
     uniformity,
 )
+from tests.helpers import Largest
 from utils.errors import UserError
 
 ALONE = [rankme, alpha_req, uniformity, embedding_std]
@@ -195,17 +195,6 @@ def test_the_size_of_the_pieces_does_not_matter(at_once):
     assert uniformity(x, at_once) == pytest.approx(uniformity(x), rel=1e-12)
     pieces = _squared_singular_values(x, x.mean(dim=0), at_once)
     torch.testing.assert_close(pieces, torch.linalg.svdvals(x - x.mean(dim=0)).square())
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation makes."""
-
-    size = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.size = max(self.size, out.numel() if isinstance(out, torch.Tensor) else 0)
-        return out
 
 
 def test_the_matrix_of_all_pairs_is_never_made():
