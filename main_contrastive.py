@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir)
     known = int((data.train.labels >= 0).sum())
     args = resolve(typed, len(data.train), known, data.classes, data.train.fingerprint())
-    pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size)
+    pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache)
     pl.seed_everything(args.seed, verbose=False)
     backbone, dim = build_backbone(
         args.backbone, args.used_stem, args.large_size, args.small_size if args.small_views else None

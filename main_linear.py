@@ -47,7 +47,7 @@ def evaluate(
     args: Namespace, data: Data, networks: dict[str, nn.Module], size: int, folder: Path
 ) -> dict[str, Numbers]:
     """Row of the table -> its numbers."""
-    pipeline, _ = choose_pipeline(args.pipeline, data, size)
+    pipeline, _ = choose_pipeline(args.pipeline, data, size, args.cache)
     module = build_pipeline(pipeline, data, [ViewSpec(size, count=2)], args)
     flip = DATASETS[args.dataset].views.get("flip", 0.5)
     crops = module.with_views([ViewSpec(size, scale=(0.08, 1.0), flip=flip, jitter=0.0, gray=0.0)])

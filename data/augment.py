@@ -1,4 +1,4 @@
-"""The batched tensor executor: a whole batch of views at once, on any device, equal to torchvision op for op.
+"""The batched tensor executor: a whole batch of views at once on a GPU, equal to torchvision op for op.
 
 Images are (N, 3, H, W) in [0, 1]; every sample has its own parameters (`data.sampler.ViewParams`).
 """
@@ -13,15 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.sampler import ViewParams
-from data.views import ViewSpec
 
 GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-
-
-def at_once(size: int) -> int:
-    """Views of `size` pixels per pass on CPU, few enough for its cache: 256 of 32 pixels, 5 of 224."""
-    return min(256, max(1, 2**18 // size**2))
 
 
 @dataclass
@@ -89,7 +83,11 @@ def weights(axis: Axis, pixels: int, size: int, flip: NDArray | None, device: to
 
 
 def resample(images: Tensor, y: Axis, x: Axis, size: int, flip: NDArray | None = None) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1]: crop, antialiased resize and flip in one."""
+    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1]: crop, antialiased resize and flip in one.
+
+    y, x: where the pixels of the views lie in these images. Those of images that are kept smaller than they were come
+    from boxes in pixels of the original, `stretched`: a view has the proportions that its box gives it.
+    """
     n, c, h, w = images.shape
     wy = weights(y, h, size, None, images.device)  # (N, S, H)
     wx = weights(x, w, size, flip, images.device)  # (N, S, W)
@@ -178,14 +176,3 @@ def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
     x = x.float().div_(255) if x.dtype == torch.uint8 else x
     m, s = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
     return x.sub_(m).div_(s)
-
-
-def draw_views(images: Tensor, params: ViewParams, spec: ViewSpec, ratio: NDArray) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1], one view of each image.
-
-    `ratio` (N, 2): stored over original height and width, for images that are kept smaller than they were; boxes are
-    in pixels of the original, so that a view has the proportions that its box gives it.
-    """
-    y, x = crop_axes(params.box, spec.size)
-    views = resample(images, y.stretched(ratio[:, 0]), x.stretched(ratio[:, 1]), spec.size, params.flip)
-    return color(views, params, spec.blur_taps)

@@ -128,6 +128,7 @@ class DataModule(LightningDataModule):
         self.data, self.specs, self.batch_size, self.seed = data, expand(specs), batch_size, seed
         self.num_workers = num_workers
         self.size = self.specs[0].size
+        self.on_host = not torch.cuda.is_available()  # then views are finished before they leave the loader
         keep_freed_memory()
 
     def view_set(self) -> ByAddress:
@@ -142,29 +143,29 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.order = EpochOrder(len(self.data.train), self.batch_size, self.seed)
-        return self._loader(self.view_set(), self.order)
+        return self._loader(self.view_set(), self.order, self._device())
 
     def val_dataloader(self) -> DataLoader:
         assert self.data.val is not None, "no validation set"
-        return self._loader(self.clean_set(self.data.val), InOrder(len(self.data.val), self.batch_size))
+        order = InOrder(len(self.data.val), self.batch_size)
+        return self._loader(self.clean_set(self.data.val), order, self._device())
 
     def plain_dataloader(self, split: str, device: torch.device) -> "PlainLoader":
         """This rank's share of the clean images of "train" or "val", as finished batches on the device."""
         images = self.data.splits()[split]
-        return PlainLoader(
-            self, self._loader(self.clean_set(images), InOrder(len(images), self.batch_size)), split, device
-        )
+        loader = self._loader(self.clean_set(images), InOrder(len(images), self.batch_size), device)
+        return PlainLoader(self, loader, split, device)
 
     def augmented(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Finished batches of the augmented views of the training images `rows`, as epoch 0 draws them."""
         parts = [(0, list(rows[at : at + self.batch_size])) for at in range(0, len(rows), self.batch_size)]
-        for batch in self._loader(self.view_set(), parts):
+        for batch in self._loader(self.view_set(), parts, device):
             yield self.finish(_moved(batch, device), "train", 0)
 
     def training(self, rows: NDArray, device: torch.device) -> "TrainingBatches":
         """Augmented batches of the training images `rows`, epoch after epoch."""
         order = EpochOrder(len(rows), min(self.batch_size, max(1, len(rows) // world_size())), self.seed, rows)
-        return TrainingBatches(self, self._loader(self.view_set(), order), order, device)
+        return TrainingBatches(self, self._loader(self.view_set(), order, device), order, device)
 
     def with_views(self, specs: list[ViewSpec]) -> "DataModule":
         """The same images under other views; what was decoded is shared."""
@@ -177,7 +178,11 @@ class DataModule(LightningDataModule):
         training = self.trainer.training
         return self.finish(batch, "train" if training else "val", self.order.epoch if training else -1)
 
-    def _loader(self, dataset: ByAddress, order: Any) -> DataLoader:
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+    def _loader(self, dataset: ByAddress, order: Any, device: torch.device) -> DataLoader:
+        """A loader of what `dataset` makes of the addresses of `order`, for training or judging on `device`."""
         return ResumableLoader(
             dataset,
             batch_sampler=order,

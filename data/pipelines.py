@@ -1,6 +1,7 @@
 """--pipeline name -> data module."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from data.module import DataModule
 from data.stream import StreamModule
 from data.views import ViewSpec
 from data.workers import TorchvisionModule
+from utils.errors import UserError
 from utils.hardware import host_memory
 
 PIPELINES: dict[str, type[DataModule]] = {
@@ -18,18 +20,24 @@ PIPELINES: dict[str, type[DataModule]] = {
     "torchvision": TorchvisionModule,
 }
 CHECKED = 200_000  # files whose headers are read before the pipelines that decode at every step start
-BATCHED_ON_CPU = 64  # largest view that a CPU makes faster as part of a batch
+SMALL = 64  # pixels: larger views of a run on CPU come from the files
 
 
-def choose_pipeline(wanted: str, data: Data, size: int) -> tuple[str, str]:
-    """(name, reason) for --pipeline auto: `device` where the decoded images fit in memory, else `stream`.
+def choose_pipeline(wanted: str, data: Data, size: int, cache: str | None = None) -> tuple[str, str]:
+    """(name, reason) for --pipeline auto: `device` with a cache or where decoded images fit in memory, else `stream`.
 
-    On CPU, large views are made faster one at a time, in the threads of `stream`, wherever the images come from.
+    On CPU, large views come from the files too: decoding costs little beside training, and keeps every pixel.
     """
+    if cache and wanted not in ("auto", "device"):
+        raise UserError(
+            f"--cache keeps decoded images for --pipeline device, {wanted} was given; leave one of them out"
+        )
     if wanted != "auto":
         return wanted, "as given"
-    if size > BATCHED_ON_CPU and not torch.cuda.is_available():
-        return "stream", f"on CPU, views above {BATCHED_ON_CPU} px are made faster by threads, one image at a time"
+    if cache:
+        return "device", f"decoded images are kept in {cache}"
+    if size > SMALL and not torch.cuda.is_available():
+        return "stream", f"on CPU, views above {SMALL} px are made from the files at every step, by threads"
     need, room = bytes_needed(data, size), int(SHARE * host_memory())
     reason = f"decoded images need at most {need / 2**30:.2f} GiB of {room / 2**30:.1f} GiB set aside"
     return ("device", reason) if need <= room else ("stream", f"{reason}; threads decode them at every step")
@@ -41,4 +49,5 @@ def build_pipeline(name: str, data: Data, specs: list[ViewSpec], args: Namespace
         for images in data.splits().values():
             if len(images) <= CHECKED:
                 images.sizes()
-    return PIPELINES[name](data, specs, args.batch_size, args.seed, args.num_workers)
+    more = {"cache": Path(args.cache)} if args.cache else {}
+    return PIPELINES[name](data, specs, args.batch_size, args.seed, args.num_workers, **more)

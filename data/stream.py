@@ -1,21 +1,24 @@
 """--pipeline stream: images decoded, cropped and resized by threads, once per step for all views, a few batches ahead.
 
 For folders that do not fit in memory. On a GPU the threads leave the views in uint8 and the batched executor does the
-rest; on CPU they finish them, an image at a time.
+rest; on CPU they finish them with the compiled loops.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from data.ahead import AheadLoader, Pieces
-from data.augment import color, normalize
+from data.augment import color
+from data.compiled import finish
 from data.datasets import Data
 from data.images import Images
 from data.module import DataModule
 from data.sampler import sample
-from data.single import color_view, crop_view
 from data.views import ViewSpec
 from data.workers import clean_view
 from utils.batch import Batch
@@ -36,11 +39,24 @@ class StreamedViews(Pieces):
         sizes = np.array([image.shape[1:] for image in images])
         for number, (spec, out) in enumerate(zip(self.specs, views, strict=True)):
             params = sample(spec, self.seed, epoch, index, number, sizes)
-            for i, image in enumerate(images):
-                out[i] = crop_view(image, params, i, spec.size)
-                if self.finished:
-                    color_view(out[i].div_(255), params, i, spec)
-                    normalize(out[i : i + 1], self.data.mean, self.data.std)
+            crops = [cropped(*pair, spec.size) for pair in zip(images, params.box.tolist(), strict=True)]
+            if self.finished:
+                finish(crops, params, spec.blur_taps, self.data.mean, self.data.std, out.numpy())
+                continue
+            for view, crop, flip in zip(out, crops, params.flip, strict=True):
+                view.copy_(torch.from_numpy(crop[:, ::-1].copy() if flip else crop).permute(2, 0, 1))
+
+
+def cropped(image: Tensor, box: list[int], size: int) -> NDArray:
+    """(3, H, W) uint8 -> (size, size, 3) uint8: the box, resized as torchvision's resized_crop does.
+
+    Channels last, the layout in which images leave the decoders and in which torch resizes fastest.
+    """
+    top, left, height, width = box
+    x = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+    if (height, width) != (size, size):
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    return x[0].permute(1, 2, 0).contiguous().numpy()
 
 
 class StreamedClean(Pieces):
@@ -60,10 +76,6 @@ class StreamedClean(Pieces):
 
 class StreamModule(DataModule):
     """num_workers counts threads."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.on_host = not torch.cuda.is_available()
 
     def view_set(self) -> Pieces:
         return StreamedViews(self.data, self.specs, self.seed, finished=self.on_host, pinned=not self.on_host)
@@ -85,5 +97,5 @@ class StreamModule(DataModule):
             views.append(color(view.float().div_(255), params, spec.blur_taps))
         return batch._replace(views=views)
 
-    def _loader(self, dataset, order) -> AheadLoader:
-        return AheadLoader(dataset, order, self.num_workers)
+    def _loader(self, work: Pieces, order: Any, device: torch.device) -> AheadLoader:  # type: ignore[override]
+        return AheadLoader(work, order, self.num_workers)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from data.augment import color, crop_axes, resample
 from data.datasets import DATASETS, Data, read_dataset
 from methods import METHODS
 from utils.args import parse
@@ -79,6 +80,14 @@ def judge(output, run, few, *more):
     main_linear.main(["custom", TINY[1], *data, "--pretrained_feature_extractor", str(output / run), "--evaluation",
                       "probe", "knn", "fewshot", "--shots", "5", "--knn_k", "5", "--baselines", "--output", str(output),
                       "--run_id", "judged", *more])  # fmt: skip
+
+
+def batched(images, params, spec, ratio=None):
+    """(N, 3, H, W) uint8 -> one view of each by the batched executor, in [0, 1]."""
+    y, x = crop_axes(params.box, spec.size)
+    if ratio is not None:
+        y, x = y.stretched(ratio[:, 0]), x.stretched(ratio[:, 1])
+    return color(resample(images, y, x, spec.size, params.flip), params, spec.blur_taps)
 
 
 class Flat(nn.Module):

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 import main_contrastive
-from data import augment
 from data.datasets import read_dataset
 from data.pipelines import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
-from tests.helpers import arguments, small
+from tests.helpers import arguments, batched, small
 from utils.run import read_metrics
 
 pytestmark = [
@@ -25,8 +24,8 @@ def test_views_are_those_of_the_cpu(size):
     spec, n = ViewSpec(size, blur=0.5, solarize=0.3), 16
     x = torch.randint(0, 256, (n, 3, 64, 80), dtype=torch.uint8)
     p = sample(spec, 0, 0, np.arange(n), 0, np.tile((64, 80), (n, 1)))
-    cpu = augment.draw_views(x, p, spec, np.ones((n, 2)))
-    cuda = augment.draw_views(x.cuda(), p, spec, np.ones((n, 2))).cpu()
+    cpu = batched(x, p, spec)
+    cuda = batched(x.cuda(), p, spec).cpu()
     assert (cpu - cuda).abs().mean() < 1e-4
     assert (cpu - cuda).abs().quantile(0.999) < 5e-3  # solarize turns a rounding at its threshold into a step
 

@@ -84,7 +84,10 @@ def add_data_flags(parser: ArgumentParser, datasets: Sequence[str]) -> None:
         help="how images become views: decoded once into memory, at every step by threads, or by worker processes",
     )
     g.add_argument("--num_workers", type=count, default=4,
-                   help="threads of stream, processes of torchvision; 0: none beside the main one")  # fmt: skip
+                   help="processes of torchvision, threads of the others; 0: none beside the main one")  # fmt: skip
+    g.add_argument(
+        "--cache", metavar="DIR", help="keep the decoded images of --pipeline device there, for other runs too"
+    )
     g.add_argument("--batch_size", type=positive_int, default=256, help="images per device and step")
 
 

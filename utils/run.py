@@ -19,7 +19,18 @@ from utils.hardware import peak_memory
 
 VERSION = "0.1.0"
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "numpy", "pillow", "scikit-learn")
-MAY_CHANGE = {"resume", "gpus", "num_nodes", "num_workers", "batch_size", "data_folder", "wandb", "entity", "offline"}
+MAY_CHANGE = {
+    "resume",
+    "gpus",
+    "num_nodes",
+    "num_workers",
+    "batch_size",
+    "data_folder",
+    "cache",
+    "wandb",
+    "entity",
+    "offline",
+}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from data import augment
 from data.sampler import ViewParams, sample
 from data.views import ViewSpec
 from data.workers import clean_view, draw_view
+from tests.helpers import batched
 
 N = 24
 
@@ -44,7 +45,7 @@ OFF = {"jitter": False, "gray": False, "sigma": 0.0, "solarize": False}
 def test_crop_resize_and_flip(size):
     x = images()
     p = params(ViewSpec(size, scale=(0.02, 1.0)), **OFF)
-    ours = augment.draw_views(x, p, ViewSpec(size), np.ones((N, 2)))
+    ours = batched(x, p, ViewSpec(size))
     for i in range(N):
         theirs = TF.resized_crop(x[i].float() / 255, *p.box[i].tolist(), [size, size], antialias=True)
         theirs = TF.horizontal_flip(theirs) if p.flip[i] else theirs
@@ -58,7 +59,7 @@ def test_any_box(height, width, top, left, size, flip):
     p = params(ViewSpec(size), n=1, **OFF)
     p.box, p.flip = np.array([[top, left, height, width]]), np.array([flip])
     theirs = TF.resized_crop(x[0].float() / 255, top, left, height, width, [size, size], antialias=True)
-    ours = augment.draw_views(x, p, ViewSpec(size), np.ones((1, 2)))[0]
+    ours = batched(x, p, ViewSpec(size))[0]
     assert_close(ours, TF.horizontal_flip(theirs) if flip else theirs, rtol=0, atol=2e-6)
 
 
@@ -136,7 +137,7 @@ def test_the_whole_view(size):
     """Both executors, every operation on: only the reference's rounding to 8 bits after its crop lies between them."""
     spec = ViewSpec(size, blur=0.5, solarize=0.3)
     x, p = images(), params(spec)
-    ours = augment.draw_views(x, p, spec, np.ones((N, 2)))
+    ours = batched(x, p, spec)
     theirs = torch.stack([draw_view(x[i], p, i, spec) for i in range(N)])
     at_threshold = torch.tensor(p.solarize)[:, None, None, None] & ((theirs - 0.5).abs() < 0.05)
     difference = (ours - theirs).abs().masked_fill(at_threshold, 0)
@@ -169,8 +170,8 @@ def test_views_of_a_squeezed_image_keep_their_proportions():
     x = torch.cat([ramp, ramp[:1].flip(1)])[None].round().byte()
     squeezed = TF.resize(x, [64, 64], antialias=True)
     p = params(ViewSpec(24), n=1, sizes=(h, w), **OFF)
-    a = augment.draw_views(x, p, ViewSpec(24), np.ones((1, 2)))
-    b = augment.draw_views(squeezed, p, ViewSpec(24), np.array([[64 / h, 64 / w]]))
+    a = batched(x, p, ViewSpec(24))
+    b = batched(squeezed, p, ViewSpec(24), np.array([[64 / h, 64 / w]]))
     assert (a - b).abs().max() < 0.03
 
 
@@ -178,5 +179,5 @@ def test_rows_are_independent():
     spec = ViewSpec(16, blur=0.5, solarize=0.3)
     x, p = images(), params(spec)
     one = ViewParams(*(getattr(p, f)[5:6] for f in p.__dataclass_fields__))
-    whole = augment.draw_views(x, p, spec, np.ones((N, 2)))
-    assert_close(augment.draw_views(x[5:6], one, spec, np.ones((1, 2)))[0], whole[5], rtol=0, atol=1e-6)
+    whole = batched(x, p, spec)
+    assert_close(batched(x[5:6], one, spec)[0], whole[5], rtol=0, atol=1e-6)
