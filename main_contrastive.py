@@ -21,7 +21,7 @@ from utils.distributed import launched_rank, synchronize_batch_norm
 from utils.errors import run
 from utils.logs import Progress, Speed, build_loggers
 from utils.resolve import describe, resolve
-from utils.run import check_same_run, prepare_folder, resumed_words, split_resume, write_summary
+from utils.run import check_same_run, prepare_folder, resumed_words, split_resume, write_bad_images, write_summary
 from utils.trainer import build_trainer
 from utils.weights import describe_backbone, start_from
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         check_same_run(parse(before, METHODS, DATASETS), parse(words, METHODS, DATASETS))
     typed = parse(words, METHODS, DATASETS)
 
-    data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir)
+    data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir, typed.on_bad_image)
     known = int((data.train.labels >= 0).sum())
     args = resolve(typed, len(data.train), known, data.classes, data.train.fingerprint())
     pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache)
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
     module = build_pipeline(pipeline, data, view_specs(args, method.large_views), args)
 
     folder = prepare_folder(resume, typed, args, words)
+    write_bad_images(folder, data.bad)
     say(f"  {'run folder':<14} {folder}")
     if args.processes > 1:
         synchronize_batch_norm(method, args.accelerator == "cuda")

@@ -23,7 +23,7 @@ from utils.errors import run
 from utils.export import check_target, export_backbone, run_card
 from utils.hardware import choose_device, spread
 from utils.keys import key_flags
-from utils.run import new_folder, new_run_id
+from utils.run import new_folder, new_run_id, write_bad_images
 from utils.weights import Weights, check_classes, check_told, choose_size, load_backbone, open_all, stem_of
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         return
     rows: dict[str, Numbers] = {}
     if args.evaluation:
-        data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir)
+        data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
         for note in data.notes:
             say(f"  note: {note}")
         for weights in sources:
@@ -81,6 +81,7 @@ def main(argv: list[str]) -> None:
         run_id = same_on_all_ranks(new_run_id(args, args.name or "linear"))
         with new_folder(args, run_id) as folder:
             rows = evaluate(planned, data, networks, size, folder)
+            write_bad_images(folder, data.bad)
         if rank() == 0:
             held = f", {len(data.val):,} held out" if data.val is not None else ""
             told = f"{args.dataset}: {len(data.train):,} training images{held}; accuracies are top-1 in per cent"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from data.folder import read_folder
+from data.folder import FolderImages, read_folder, some
 from data.images import ArrayImages, Images
 from utils.errors import UserError
 
@@ -103,7 +103,10 @@ DATASETS = {
 
 @dataclass
 class Data:
-    """A data set as read: val is None where there is nothing to judge on; classes is 0 where nothing is labelled."""
+    """A data set as read: val is None where there is nothing to judge on; classes is 0 where nothing is labelled.
+
+    bad: path -> why, of the files that were left out.
+    """
 
     train: Images
     val: Images | None
@@ -111,6 +114,7 @@ class Data:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     notes: list[str]
+    bad: dict[str, str] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
@@ -121,25 +125,55 @@ class Data:
         return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
 
 
-def read_dataset(name: str, data_folder: str, train_dir: str | None, val_dir: str | None) -> Data:
-    """The data set `name`; class folders when a directory is named or the data set has no loader of its own."""
+def read_dataset(
+    name: str, data_folder: str, train_dir: str | None, val_dir: str | None, on_bad_image: str = "stop"
+) -> Data:
+    """The data set `name`; class folders when a directory is named or the data set has no loader of its own.
+
+    on_bad_image: files that are no images are an error ("stop"), or they are left out ("skip"); here and nowhere else,
+    before anything is derived from how many images there are.
+    """
     info, root = DATASETS[name], Path(data_folder).expanduser()
     notes: list[str] = []
     if info.load and not (train_dir or val_dir):
+        if on_bad_image == "skip":
+            raise UserError(
+                f"--on_bad_image skip does nothing for {name}, which is not a folder of images; leave it out"
+            )
         loaded = Data(info.load(root, "train"), info.load(root, "val"), info.classes or 0, info.mean, info.std, notes)
         _check_labels(name, loaded)
         return loaded
     train_folder, val_folder = _folders(name, info, root, train_dir, val_dir)
-    train = read_folder(train_folder)
-    val: Images | None = read_folder(val_folder, train.classes) if val_folder and train.classes else None
-    if val_folder and not train.classes:
+    train, val = read_folder(train_folder), None
+    if val_folder and train.classes:
+        val = read_folder(val_folder, train.classes)
+    elif val_folder:
         notes.append(f"{train_folder} has no class folders, so {val_folder} is not used")
+    bad: dict[str, str] = {}
+    train = _without_bad(train, on_bad_image, notes, bad)
+    val = _without_bad(val, on_bad_image, notes, bad) if val else None
     classes = len(train.classes)
     if info.classes and classes != info.classes:
         notes.append(f"{name} usually has {info.classes} classes; {train_folder} has {classes}")
     if not classes:
         notes.append(f"{train_folder} is a pile of {len(train):,} images without labels: no probe, no kNN")
-    return Data(train, val, classes, info.mean, info.std, notes)
+    return Data(train, val, classes, info.mean, info.std, notes, bad)
+
+
+def _without_bad(images: FolderImages, on_bad_image: str, notes: list[str], bad: dict[str, str]) -> FolderImages:
+    """The images as they are after a check, or those that are readable, with a note; the others go into `bad`."""
+    if on_bad_image == "stop":
+        images.check()
+        return images
+    readable, found = images.readable()
+    if found:
+        names = some([str(Path(path).relative_to(images.root)) for path in found])
+        notes.append(
+            f"{len(found):,} of {len(images):,} files in {images.root} are not readable images and left out ({names}); "
+            f"bad_images.txt in the run folder lists them"
+        )
+        bad |= found
+    return readable
 
 
 def _check_labels(name: str, data: Data) -> None:

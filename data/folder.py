@@ -2,18 +2,19 @@
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from data.check import check_files
 from data.images import decode_file
 from utils.errors import UserError
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+CHECKED = 200_000  # files that are checked before a run that is to stop at a bad one; of more, it starts at once
 
 
 class FolderImages:
@@ -23,6 +24,7 @@ class FolderImages:
         self.root, self.names, self.classes = root, [name for name, _ in files], classes
         self._bytes = [size for _, size in files]
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
+        self._sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -38,24 +40,44 @@ class FolderImages:
         return hashlib.sha256("\n".join(f"{n} {b} {y}" for n, b, y in rows).encode()).hexdigest()[:16]
 
     def sizes(self) -> np.ndarray:
-        """(N, 2) heights and widths from the files' headers; names the first few files that are no images."""
+        """(N, 2) heights and widths from the files' headers; read once."""
+        if self._sizes is None:
+            sizes, bad = check_files(self.path, len(self))
+            self._refuse(bad)
+            self._sizes = sizes
+        return self._sizes
 
-        def size(i: int) -> tuple[int, int]:
-            try:
-                with Image.open(self.path(i)) as image:
-                    return image.height, image.width
-            except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError):
-                return 0, 0
+    def check(self) -> None:
+        """Stop at bad files: all are counted, but in a very large folder only those of zero bytes are looked for."""
+        if len(self) <= CHECKED:
+            self.sizes()
+        else:
+            self._refuse([i for i, size in enumerate(self._bytes) if size == 0])
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sizes = np.array(list(pool.map(size, range(len(self)))), dtype=np.int64)
-        bad = [self.names[i] for i in np.flatnonzero(sizes[:, 0] == 0)]
-        if bad:
+    def readable(self) -> tuple["FolderImages", dict[str, str]]:
+        """The images without the bad files, however many there are; path -> why it is bad."""
+        sizes, bad = check_files(self.path, len(self))
+        kept = [i for i in range(len(self)) if i not in bad]
+        self._refuse_loss(kept)
+        files = [(self.names[i], self._bytes[i]) for i in kept]
+        images = FolderImages(self.root, files, self.labels[kept].tolist(), self.classes)
+        images._sizes = sizes[kept]
+        return images, {self.path(i): why if self._bytes[i] else "zero bytes" for i, why in bad.items()}
+
+    def _refuse(self, bad: Iterable[int]) -> None:
+        if names := [self.names[i] for i in bad]:
             raise UserError(
-                f"{len(bad)} of {len(self)} files in {self.root} are not readable images ({_some(bad)}); "
-                f"repair them or take them out"
+                f"{len(names)} of {len(self)} files in {self.root} are not readable images ({some(names)}); "
+                f"repair or remove them, or pass --on_bad_image skip"
             )
-        return sizes
+
+    def _refuse_loss(self, kept: list[int]) -> None:
+        """Leaving out files must not leave out a class."""
+        if not kept:
+            raise UserError(f"none of the {len(self)} files in {self.root} is a readable image ({some(self.names)})")
+        if lost := sorted(set(self.labels.tolist()) - set(self.labels[kept].tolist())):
+            names = some([self.classes[label] for label in lost])
+            raise UserError(f"no file of {names} in {self.root} is a readable image; repair some, or remove the class")
 
 
 def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
@@ -66,10 +88,10 @@ def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
     here = [e for e in os.scandir(root) if not e.name.startswith(".")]
     folders = sorted(e.name for e in here if e.is_dir())
     if any(_is_image(e) for e in here):
-        pile = _checked(root, _below(root, ""))
+        pile = _below(root, "")
         return FolderImages(root, pile, [-1] * len(pile), [])
     if classes is not None and (strange := sorted(set(folders) - set(classes))):
-        raise UserError(f"{root} has classes that the training folder lacks ({_some(strange)}); remove or rename them")
+        raise UserError(f"{root} has classes that the training folder lacks ({some(strange)}); remove or rename them")
     names = classes if classes is not None else folders
     files: list[tuple[str, int]] = []
     labels = []
@@ -83,7 +105,7 @@ def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
         labels += [label] * len(found)
     if not files:
         raise UserError(f"{root} has no images and no class folders with images ({', '.join(sorted(ENDINGS))})")
-    return FolderImages(root, _checked(root, files), labels, list(names))
+    return FolderImages(root, files, labels, list(names))
 
 
 def _is_image(entry: os.DirEntry) -> bool:
@@ -105,12 +127,6 @@ def _below(root: Path, name: str) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def _checked(root: Path, files: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    empty = [name for name, size in files if size == 0]
-    if empty:
-        raise UserError(f"{len(empty)} image files in {root} have zero bytes ({_some(empty)}); repair or remove them")
-    return files
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of them."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -50,7 +50,22 @@ class ArrayImages:
         return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()[:16]
 
 
+# What a file that is no image, or is damaged, makes Pillow raise.
+DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
 def decode_file(path: str) -> Tensor:
+    """`pixels_of`, for users: a file that cannot be decoded is an error that says what to do."""
+    try:
+        return pixels_of(path)
+    except DAMAGED as e:
+        raise UserError(
+            f"{path} is not a readable image ({reason(e)}); repair or remove it; a run that it stopped can --resume "
+            f"only with the file as it was, since it goes on with the images that it began with"
+        ) from e
+
+
+def pixels_of(path: str) -> Tensor:
     """An image file as (3, H, W) uint8: gray is repeated, CMYK and palettes converted, transparency dropped.
 
     Deviation from Pillow's convert("RGB"), which clips 16-bit grays at 255: they are scaled to 8 bits.
@@ -60,6 +75,13 @@ def decode_file(path: str) -> Tensor:
         if pixels is not None:
             return pixels
     return _by_pillow(path)
+
+
+def reason(e: Exception) -> str:
+    """Why an image could not be read, on one line."""
+    if isinstance(e, UnidentifiedImageError):
+        return "cannot identify it"
+    return " ".join(str(getattr(e, "strerror", None) or e).split())
 
 
 def _plain_jpeg(path: str) -> Tensor | None:
@@ -79,17 +101,13 @@ def _plain_jpeg(path: str) -> Tensor | None:
 
 
 def _by_pillow(path: str) -> Tensor:
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = file
-            if image.mode.startswith("I"):
-                image = Image.fromarray(_to_8_bit(np.asarray(image)))
-            elif image.mode == "F":
-                raise UserError(f"{path} holds floating-point pixels without a known range; convert it to 8 or 16 bits")
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as e:
-        reason = "cannot identify it" if isinstance(e, UnidentifiedImageError) else str(e)
-        raise UserError(f"{path} is not a readable image ({reason}); repair it or take it out") from e
+    with Image.open(path) as file:
+        image: Image.Image = file
+        if image.mode.startswith("I"):
+            image = Image.fromarray(_to_8_bit(np.asarray(image)))
+        elif image.mode == "F":
+            raise ValueError("it holds floating-point pixels without a known range: convert it to 8 or 16 bits")
+        pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -19,7 +19,6 @@ PIPELINES: dict[str, type[DataModule]] = {
     "stream": StreamModule,
     "torchvision": TorchvisionModule,
 }
-CHECKED = 200_000  # files whose headers are read before the pipelines that decode at every step start
 SMALL = 64  # pixels: larger views of a run on CPU come from the files
 
 
@@ -44,10 +43,6 @@ def choose_pipeline(wanted: str, data: Data, size: int, cache: str | None = None
 
 
 def build_pipeline(name: str, data: Data, specs: list[ViewSpec], args: Namespace) -> DataModule:
-    """The data module of `name`, after every image was found readable (in a very large folder: after the start)."""
-    if name != "device":
-        for images in data.splits().values():
-            if len(images) <= CHECKED:
-                images.sizes()
+    """The data module of `name`."""
     more = {"cache": Path(args.cache)} if args.cache else {}
     return PIPELINES[name](data, specs, args.batch_size, args.seed, args.num_workers, **more)

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,12 @@ def prepare_folder(resume: Path | None, typed: Namespace, resolved: Namespace, a
     content = {"argv": argv, "typed": vars(typed), "resolved": vars(resolved)}
     write_json(folder / "args.json", content | provenance())
     return folder
+
+
+def write_bad_images(folder: Path, bad: Mapping[str, str]) -> None:
+    """bad_images.txt: the files that were left out, a line each, and behind a tab why. Only the first rank writes."""
+    if bad and launched_rank() == 0:
+        write_atomically(folder / "bad_images.txt", "".join(f"{path}\t{why}\n" for path, why in bad.items()))
 
 
 def write_summary(folder: Path, args: Namespace, seconds: float) -> None:

@@ -106,7 +106,7 @@ def broken_strange_class(root):
     ("break_it", "message"),
     [
         (broken_empty_class, "class folder .*empty has no images"),
-        (broken_zero_bytes, "1 image files in .* have zero bytes .*3.png"),
+        (broken_zero_bytes, "1 of 12 files .* are not readable images .*3.png.*, or pass --on_bad_image skip"),
         (broken_no_image, "1 of 12 files .* are not readable images .*3.png"),
         (broken_nothing, "has no images and no class folders"),
         (broken_strange_class, "has classes that the training folder lacks .*c2"),
