@@ -10,7 +10,7 @@ import time
 import pytorch_lightning as pl
 
 from data.datasets import DATASETS, read_dataset
-from data.pipelines import build_pipeline, choose_pipeline
+from data.pipelines import build_pipeline, choose_pipeline, worker_notes
 from data.views import view_specs
 from evaluation.online import online_callbacks
 from methods import METHODS
@@ -50,7 +50,8 @@ def main(argv: list[str]) -> None:
             return
     method = METHODS[args.method](args, backbone, dim)
     say(f"{args.method} on {args.dataset}: {len(data.train):,} training images, {data.classes or 'no'} classes")
-    say("\n".join([f"  {'pipeline':<14} {pipeline} ({reason})", describe(args), *(f"  note: {n}" for n in data.notes)]))
+    notes = [f"  note: {note}" for note in (*data.notes, *worker_notes(pipeline, args))]
+    say("\n".join([f"  {'pipeline':<14} {pipeline} ({reason})", describe(args), *notes]))
     module = build_pipeline(pipeline, data, view_specs(args, method.large_views), args)
 
     folder = prepare_folder(resume, typed, args, words)

@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from data.folder import FolderImages, read_folder, some
 from data.images import ArrayImages, Images
+from utils.distributed import alike_on_all_ranks
 from utils.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -123,6 +124,15 @@ class Data:
     def splits(self) -> dict[str, Images]:
         """ "train", and "val" where there is one."""
         return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
+
+    def check_ranks(self) -> None:
+        """Every process reads the folders by itself; they can only share the images when all found the same ones."""
+        read = [f"{len(i)} {i.fingerprint()}" for i in self.splits().values() if isinstance(i, FolderImages)]
+        if not alike_on_all_ranks(" ".join(read)):
+            raise UserError(
+                "the processes have read different images; give every machine the same folder, and change no file "
+                "while a run starts"
+            )
 
 
 def read_dataset(

@@ -173,6 +173,10 @@ class DataModule(LightningDataModule):
         other.specs = expand(specs)
         return other
 
+    def setup(self, stage: str) -> None:
+        """Lightning's first call after the processes have found each other."""
+        self.data.check_ranks()
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         assert self.trainer is not None
         training = self.trainer.training

@@ -12,13 +12,14 @@ from data.stream import StreamModule
 from data.views import ViewSpec
 from data.workers import TorchvisionModule
 from utils.errors import UserError
-from utils.hardware import host_memory
+from utils.hardware import host_memory, usable_cores
 
 PIPELINES: dict[str, type[DataModule]] = {
     "device": DeviceModule,
     "stream": StreamModule,
     "torchvision": TorchvisionModule,
 }
+CROWD = 2  # workers per core that may be worth it: some wait for the disk
 SMALL = 64  # pixels: larger views of a run on CPU come from the files
 
 
@@ -42,7 +43,16 @@ def choose_pipeline(wanted: str, data: Data, size: int, cache: str | None = None
     return ("device", reason) if need <= room else ("stream", f"{reason}; threads decode them at every step")
 
 
+def worker_notes(name: str, args: Namespace) -> list[str]:
+    """A hint where --num_workers starts many more workers than this machine has cores."""
+    workers = args.num_workers * args.processes // args.nodes if name != "device" else 0
+    if workers <= CROWD * usable_cores():
+        return []
+    return [f"{workers} workers share {usable_cores()} cores; fewer --num_workers are as fast and need less memory"]
+
+
 def build_pipeline(name: str, data: Data, specs: list[ViewSpec], args: Namespace) -> DataModule:
-    """The data module of `name`."""
+    """The data module of `name`, on images that are the same in every process."""
+    data.check_ranks()
     more = {"cache": Path(args.cache)} if args.cache else {}
     return PIPELINES[name](data, specs, args.batch_size, args.seed, args.num_workers, **more)

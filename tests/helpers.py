@@ -120,6 +120,20 @@ def class_folders(root: Path, classes: int = 2, each: int = 6, size: tuple[int, 
     return root
 
 
+BAD = ("cut.jpg", "cut.png", "empty.jpg", "text.jpg")
+
+
+def spoil(folder: Path) -> list[Path]:
+    """Adds files that are cut off, empty or no images at all."""
+    paths = [folder / name for name in BAD]
+    for path in paths[:2]:
+        write_image(path, size=(90, 70))
+        path.write_bytes(path.read_bytes()[:-500])
+    paths[2].write_bytes(b"")
+    paths[3].write_text("this is text")
+    return paths
+
+
 def start(argv, **kwargs):
     """python3 with these words, on one thread and without a GPU; its output in one stream."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -12,7 +12,7 @@ import torch
 import main_contrastive
 from methods import METHODS
 from methods.base import Method
-from tests.helpers import TINY, class_folders, judge, pile, small, start, words, write_image
+from tests.helpers import BAD, TINY, class_folders, judge, pile, small, spoil, start, words, write_image
 from utils.errors import Stopped, UserError
 from utils.logs import Progress
 from utils.run import read_metrics
@@ -262,6 +262,74 @@ def test_a_resumed_run_may_not_change(tmp_path):
     assert "--epochs 9 differs from the run's 3" in mistake(["--resume", run, "--epochs", "9"])
     assert "global batch of 128 differs" in mistake(["--resume", run, "--batch_size", "128"])
     assert "already holds a run" in mistake(words("simclr", tmp_path, "--run_id", "r"))
+
+
+def test_bad_images_are_left_out_as_if_they_were_not_there(tmp_path, few, capsys):
+    """The same run to the bit; listed; and a resumed run needs the images that it began with."""
+    argv = ["custom", *words("simclr", tmp_path, *few)[1:]]
+    main_contrastive.main([*argv, "--run_id", "clean"])
+    root = tmp_path / "images"
+    bad = [*spoil(root / "train" / "c1"), *spoil(root / "val" / "c0")]
+    told = mistake([*argv, "--run_id", "r"])
+    assert f"{len(BAD)} of {60 + len(BAD)} files in {root / 'train'} are not readable images (c1/cut.jpg, " in told
+    assert told.endswith("or pass --on_bad_image skip")
+    assert not (tmp_path / "r").exists()
+    capsys.readouterr()
+    argv += ["--on_bad_image", "skip"]
+    main_contrastive.main([*argv, "--run_id", "r"])
+    assert_same_run(tmp_path / "clean", tmp_path / "r")
+    said = capsys.readouterr().out
+    assert "simclr on custom: 60 training images, 3 classes" in said
+    assert said.count("are not readable images and left out (c") == 2, "one note of each split"
+    lines = (tmp_path / "r" / "bad_images.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in bad]
+    assert all(line.split("\t")[1] for line in lines)
+    assert not (tmp_path / "clean" / "bad_images.txt").exists()
+
+    run = tmp_path / "r"
+    bad[0].unlink()
+    main_contrastive.main(["--resume", str(run)])  # bad files may go
+    image = root / "train" / "c2" / "3.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-200])
+    assert "the training images are not those that the run began with" in mistake(["--resume", str(run)])
+    image.write_bytes(whole)
+    main_contrastive.main(["--resume", str(run)])
+    assert "--on_bad_image stop differs from the run's skip" in mistake(
+        ["--resume", str(run), "--on_bad_image", "stop"]
+    )
+
+
+@pytest.mark.parametrize("pipeline", ["stream", "torchvision"])
+def test_an_image_lost_half_way_stops_the_run_that_goes_on_once_it_is_back(tmp_path, few, monkeypatch, pipeline):
+    more = ["--on_bad_image", "skip", "--pipeline", pipeline]
+    argv = ["custom", *words("simclr", tmp_path, *few, *more)[1:]]
+    main_contrastive.main([*argv, "--run_id", "whole"])
+    image = tmp_path / "images" / "train" / "c2" / "3.png"
+    content = image.read_bytes()
+    original = Progress.on_train_batch_end
+
+    def damage(self, trainer, *args):
+        original(self, trainer, *args)
+        if trainer.global_step == 6:  # of 5 steps per epoch
+            image.write_bytes(content[:-500])
+
+    with monkeypatch.context() as m:
+        m.setattr(Progress, "on_train_batch_end", damage)
+        told = mistake([*argv, "--run_id", "r"])
+    assert re.search(r"c2/3\.png is not a readable image \(.*\); repair .* --resume only with the file as it was", told)
+    assert "the training images are not those that the run began with" in mistake(["--resume", str(tmp_path / "r")])
+    image.write_bytes(content)
+    main_contrastive.main(["--resume", str(tmp_path / "r")])
+    assert_same_run(tmp_path / "whole", tmp_path / "r")
+
+
+def test_many_more_workers_than_cores_are_told(tmp_path, few, capsys, monkeypatch):
+    monkeypatch.setattr("data.pipelines.usable_cores", lambda: 2)
+    argv = ["custom", *words("simclr", tmp_path, *few, "--pipeline", "stream", "--steps", "1")[1:]]
+    for workers, told in ((4, False), (5, True)):
+        main_contrastive.main([*argv, "--num_workers", str(workers), "--run_id", str(workers)])
+        assert ("note: 5 workers share 2 cores" in capsys.readouterr().out) is told
 
 
 def test_an_infinite_loss_stops_the_run_with_advice(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 import main_contrastive
 import main_linear
-from tests.helpers import TINY, class_folders, judge, pile, start, words, write_image
+from tests.helpers import TINY, class_folders, judge, pile, spoil, start, words, write_image
 from utils import hardware
 from utils.args import parse_judging
 from utils.backbones import build_backbone
@@ -109,6 +109,29 @@ def test_an_earlier_block_is_judged(tmp_path, few):
     assert np.load(path).shape == (60, 48)
     with pytest.raises(UserError, match="holds features of another"):
         main_linear.main([*argv, "--run_id", "b"])
+
+
+def test_bad_images_are_left_out_of_an_evaluation(tmp_path, few, capsys):
+    """The same numbers as without those files, and features of the images that are left."""
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
+    argv = ["custom", TINY[1], *few[:2], "--evaluation", "knn", "probe", "features", "--knn_k", "5", "--output",
+            str(tmp_path), "--pretrained_feature_extractor", str(tmp_path / "r")]  # fmt: skip
+    main_linear.main([*argv, "--run_id", "clean"])
+    bad = [path for part in ("train/c1", "val/c0") for path in spoil(tmp_path / "images" / part)]
+    with pytest.raises(UserError, match="are not readable images .*, or pass --on_bad_image skip"):
+        main_linear.main([*argv, "--run_id", "x"])
+    assert not (tmp_path / "x").exists()
+    capsys.readouterr()
+    main_linear.main([*argv, "--run_id", "skipped", "--on_bad_image", "skip"])
+    assert capsys.readouterr().out.count("files in") == 2, "a note of each split"
+    a, b = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("clean", "skipped"))
+    assert a == b
+    lines = (tmp_path / "skipped" / "bad_images.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in bad]
+    for split, images in (("train", 60), ("val", 24)):
+        x, y = (np.load(next((tmp_path / run).rglob(f"{split}/labels.npy"))) for run in ("clean", "skipped"))
+        assert len(x) == images
+        assert np.array_equal(x, y)
 
 
 def test_several_weights_stand_side_by_side(tmp_path, few, capsys):

@@ -51,6 +51,14 @@ def same_on_all_ranks(text: str) -> str:
     return box[0]
 
 
+def alike_on_all_ranks(text: str) -> bool:
+    """Whether every rank brings the same text."""
+    box = [text] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(box, text)
+    return len(set(box)) == 1
+
+
 class _Sum(torch.autograd.Function):
     """All-reduce forward and all-reduce of the gradient backward."""
 

@@ -103,6 +103,11 @@ def host_memory() -> int:
     return total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep up to 256 MiB of freed memory per arena instead of handing each temporary back to the system.
 

@@ -60,6 +60,8 @@ def test_the_documented_command_of_the_second_half():
         ("digits resnet18 --queue_size 64", "--queue_size is a flag of --method nnclr, not of simclr"),
         ("digits resnet18 --temperature 0", "'0' given, a number above 0 needed"),
         ("digits resnet18 --batch_size -4", "'-4' given, a whole number from 1 needed"),
+        ("digits resnet18 --num_workers -1", "'-1' given, a whole number from 0 needed"),
+        ("digits resnet18 --on_bad_image ignore", "unknown on_bad_image 'ignore'; choose one of stop, skip"),
         ("digits resnet18 --epochs 0", "a whole number from 1 needed"),
         ("digits resnet18 --epochs 1.5", "a whole number from 1 needed"),
         ("digits resnet18 --flip 1.2", "a number from 0 to 1 needed"),
