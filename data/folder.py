@@ -74,7 +74,10 @@ class FolderImages:
     def _refuse_loss(self, kept: list[int]) -> None:
         """Leaving out files must not leave out a class."""
         if not kept:
-            raise UserError(f"none of the {len(self)} files in {self.root} is a readable image ({some(self.names)})")
+            raise UserError(
+                f"none of the {len(self)} files in {self.root} is a readable image ({some(self.names)}); repair them, "
+                f"or name another folder"
+            )
         if lost := sorted(set(self.labels.tolist()) - set(self.labels[kept].tolist())):
             names = some([self.classes[label] for label in lost])
             raise UserError(f"no file of {names} in {self.root} is a readable image; repair some, or remove the class")

@@ -61,7 +61,7 @@ def decode_file(path: str) -> Tensor:
     except DAMAGED as e:
         raise UserError(
             f"{path} is not a readable image ({reason(e)}); repair or remove it; a run that it stopped can --resume "
-            f"only with the file as it was, since it goes on with the images that it began with"
+            f"only with the file as it was"
         ) from e
 
 

@@ -142,7 +142,10 @@ def check_same_data(before: dict[str, Any], now: Namespace) -> None:
     """The images and the global batch of a resumed run are those that it began with."""
     was = before["resolved"]
     if was.get("fingerprint", before.get("fingerprint")) != now.fingerprint:  # runs of before kept it beside
-        raise UserError("the training images are not those that the run began with (other files, order or labels)")
+        raise UserError(
+            "the training images are not those that the run began with (other files, order or labels); put back what "
+            "changed, or start a new run"
+        )
     if was["global_batch"] != now.global_batch:
         raise UserError(
             f"a global batch of {now.global_batch} differs from the run's {was['global_batch']}; "
