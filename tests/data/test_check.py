@@ -14,6 +14,7 @@ from data.check import check_files, inspect
 from data.datasets import read_dataset
 from data.folder import read_folder
 from data.images import DAMAGED, decode_file
+from data.module import DataModule
 from data.pipelines import PIPELINES
 from data.sampler import epoch_order
 from data.views import ViewSpec
@@ -48,33 +49,33 @@ def passes(path):
 JPEG, PNG, WEBP = encoded(), encoded("PNG"), encoded("WEBP")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "good"),
-    [
-        ("whole.jpg", JPEG, True),
-        ("cut_off.jpg", JPEG[: len(JPEG) * 2 // 3], False),
-        ("without_its_last_bytes.jpg", JPEG[:-30], False),
-        ("cut_in_its_header.jpg", JPEG[:100], False),
-        ("with_a_tail.jpg", JPEG + b"phones write more here", True),
-        ("zeros_for_its_end.jpg", JPEG[:-2] + bytes(50), True),  # Pillow reads it
-        ("progressive.jpg", encoded(progressive=True), True),
-        ("progressive_cut.jpg", encoded(progressive=True)[:-200], False),
-        ("thumbnail_and_no_more.jpg", JPEG[:2] + b"\xff\xe1\xff\xff" + JPEG, False),
-        ("text.jpg", b"this is text", False),
-        ("nothing.jpg", b"", False),
-        ("a_jpeg.png", JPEG, True),
-        ("a_cut_jpeg.png", JPEG[:-30], False),
-        ("whole.png", PNG, True),
-        ("cut_off.png", PNG[: len(PNG) // 2], False),
-        ("without_its_end.png", PNG[:-12], True),  # every pixel is there
-        ("with_a_tail.png", PNG + b"more", True),
-        ("whole.webp", WEBP, True),
-        ("cut_off.webp", WEBP[:-20], False),
-        *((f"whole.{form}", encoded(form.upper()), True) for form in ("gif", "bmp", "ppm", "tiff")),
-        *((f"cut_off.{form}", encoded(form.upper())[:-60], False) for form in ("gif", "bmp", "ppm", "tiff")),
-        ("not_a_number.ppm", encoded("PPM").replace(b"255", b"2x5", 1), False),
-    ],
-)
+FILES = [  # name, content, whether it is an image
+    ("whole.jpg", JPEG, True),
+    ("cut_off.jpg", JPEG[: len(JPEG) * 2 // 3], False),
+    ("without_its_last_bytes.jpg", JPEG[:-30], False),
+    ("cut_in_its_header.jpg", JPEG[:100], False),
+    ("with_a_tail.jpg", JPEG + b"phones write more here", True),
+    ("zeros_for_its_end.jpg", JPEG[:-2] + bytes(50), True),  # Pillow reads it
+    ("progressive.jpg", encoded(progressive=True), True),
+    ("progressive_cut.jpg", encoded(progressive=True)[:-200], False),
+    ("thumbnail_and_no_more.jpg", JPEG[:2] + b"\xff\xe1\xff\xff" + JPEG, False),
+    ("text.jpg", b"this is text", False),
+    ("nothing.jpg", b"", False),
+    ("a_jpeg.png", JPEG, True),
+    ("a_cut_jpeg.png", JPEG[:-30], False),
+    ("whole.png", PNG, True),
+    ("cut_off.png", PNG[: len(PNG) // 2], False),
+    ("without_its_end.png", PNG[:-12], True),  # every pixel is there
+    ("with_a_tail.png", PNG + b"more", True),
+    ("whole.webp", WEBP, True),
+    ("cut_off.webp", WEBP[:-20], False),
+    *((f"whole.{form}", encoded(form.upper()), True) for form in ("gif", "bmp", "ppm", "tiff")),
+    *((f"cut_off.{form}", encoded(form.upper())[:-60], False) for form in ("gif", "bmp", "ppm", "tiff")),
+    ("not_a_number.ppm", encoded("PPM").replace(b"255", b"2x5", 1), False),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "good"), FILES, ids=[name for name, *_ in FILES])
 def test_what_passes_is_what_decodes(tmp_path, name, content, good):
     (tmp_path / name).write_bytes(content)
     assert decodes(tmp_path / name) is good, "by the decoder"
@@ -204,7 +205,7 @@ def test_every_pipeline_sees_the_same_images(tmp_path, name, workers):
 def read_as_rank(rank, world, roots):
     images = read_dataset("custom", roots[rank], None, None, "skip")
     try:
-        images.check_ranks()
+        DataModule(images, [ViewSpec(16)], 4, 0, 0).setup("fit")
     except UserError as e:
         return str(e)
     return ""
