@@ -78,7 +78,7 @@ def add_data_flags(parser: ArgumentParser, datasets: Sequence[str]) -> None:
     g.add_argument("--train_dir", help="class folders (or a pile of images) for training, relative to --data_folder")
     g.add_argument("--val_dir", help="class folders for validation, relative to --data_folder")
     g.add_argument("--on_bad_image", choices=["stop", "skip"], default="stop",
-                   help="files that are no images or cut off end the run before it begins, or are left out")  # fmt: skip
+                   help="files that are no images or cut off: stop before training, or leave them out")  # fmt: skip
     g.add_argument(
         "--pipeline",
         choices=["auto", "device", "stream", "torchvision"],
