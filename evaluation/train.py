@@ -1,6 +1,7 @@
 """Classifiers trained on augmented views: linear on a frozen backbone, or the whole network fine-tuned."""
 
 import copy
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -65,15 +66,17 @@ def train(
     optimizer = build_optimizer(groups, plan)
     schedule = build_scheduler(optimizer, plan)
     for epoch in tqdm(range(args.epochs), title, leave=False, disable=True if rank() else None):
+        total: Tensor | float = 0.0
         for batch in batches.epoch(epoch):
             loss = loss_of(batch)
-            if not torch.isfinite(loss):
-                raise UserError(f"{title}: the loss is {loss.item()} in epoch {epoch + 1}; lower --lr")
+            total = total + loss.detach()  # looked at once an epoch: to look at a number waits for the device
             optimizer.zero_grad()
             loss.backward()
             _average_gradients(parts)
             optimizer.step()
             schedule.step()
+        if not math.isfinite(total):
+            raise UserError(f"{title}: the loss is {float(total):g} in epoch {epoch + 1}; lower --lr")
 
 
 def _average_gradients(parts: list[nn.Module]) -> None:

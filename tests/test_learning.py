@@ -14,6 +14,7 @@ import pytest
 
 import main_contrastive
 import main_linear
+from data.pipelines import PIPELINES
 from methods import METHODS
 from tests.conftest import LEARNED
 from utils.run import read_metrics
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 FOLDERS = os.environ.get("CIFAR10_FOLDERS", "")
 BACKBONE = "test_resnet.r160_in1k"  # 0.4 million weights: some 1,000 images a second on one core
 SEEDS = (0, 1, 2)
+NOISE = 1.2  # deviation of that number from seed to seed
 MARGIN = 3.0  # points of kNN on 2,000 images, of which chance is one
 CASES = {  # method and its words -> epochs
     "barlow_twins --hidden_mlp 512 --proj_dim 512": 10,
@@ -113,11 +115,18 @@ def test_training_lifts_knn(tmp_path, cifar, case, monkeypatch, request):
     assert column["trained"] == pytest.approx(column["online"], abs=0.5), "judged afterwards as during training"
 
 
-def test_the_reference_pipeline_learns_as_much(tmp_path, cifar, monkeypatch):
+def test_all_pipelines_learn_alike(tmp_path, cifar, monkeypatch, request):
+    """Their views differ by rounding, which training amplifies: three seeds of one pipeline are a point apart."""
     monkeypatch.setattr("evaluation.pictures.embedding", lambda *args: None)
     case = next(case for case in CASES if case.startswith("simclr --hidden"))
-    device, reference = (
-        learn([*case.split(), "--pipeline", pipeline], 3, 0, tmp_path / pipeline, cifar)["trained"]
-        for pipeline in ("device", "torchvision")
-    )
-    assert reference == pytest.approx(device, abs=3)
+    means = {}
+    for name in PIPELINES:
+        runs = [learn([*case.split(), "--pipeline", name], CASES[case], s, tmp_path / name, cifar) for s in SEEDS]
+        trained = [run["trained"] for run in runs]
+        means[name] = statistics.mean(trained)
+        shown = ("  ".join(f"{run[column]:4.1f}" for run in runs) for column in ("untrained", "trained"))
+        gain = min(run["trained"] - run["untrained"] for run in runs)
+        seconds = statistics.median(run["seconds"] for run in runs)
+        request.config.stash[LEARNED].append((f"simclr --pipeline {name}", *shown, f"{gain:.1f}", f"{seconds:.0f}"))
+        assert gain > MARGIN
+    assert max(means.values()) - min(means.values()) < 2 * NOISE * (2 / len(SEEDS)) ** 0.5, means

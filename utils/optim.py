@@ -39,17 +39,21 @@ def parameter_groups(module: nn.Module, args: Namespace, constant: str | None = 
 def build_optimizer(groups: list[dict], args: Namespace) -> torch.optim.Optimizer:
     """The optimizer that --optimizer names.
 
-    LARS is timm's: it adapts no group without weight decay, so biases, norms and the probe see plain momentum SGD.
+    LARS is timm's, all layers at once on a GPU: it adapts no group without weight decay, so biases, norms and the probe
+    see plain momentum SGD. The others are fused. Under 16-mixed a fused step scales the gradients back by itself, which
+    would be too late for --clip_grad.
     """
+    late = getattr(args, "used_precision", "32") == "16-mixed" and args.clip_grad
+    fused = None if late else True
     if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=args.scaled_lr)
+        return torch.optim.AdamW(groups, lr=args.scaled_lr, fused=fused)
     if args.optimizer == "lars":
         from timm.optim import Lars
 
         return Lars(
             groups, lr=args.scaled_lr, momentum=args.momentum, trust_coeff=args.lars_eta, trust_clip=args.lars_clip
         )
-    return torch.optim.SGD(groups, lr=args.scaled_lr, momentum=args.momentum)
+    return torch.optim.SGD(groups, lr=args.scaled_lr, momentum=args.momentum, fused=fused)
 
 
 def schedule(args: Namespace) -> Callable[[int], float]:

@@ -71,6 +71,24 @@ def test_lars_adapts_weights_and_leaves_biases_to_momentum():
     torch.testing.assert_close(layer.bias.detach(), b - 0.5 * gb)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_steps_are_the_plain_ones(name):
+    """And they are left out where gradients are clipped before they are scaled back."""
+    ends = []
+    for words in ([], ["--clip_grad", "1"]):
+        torch.manual_seed(0)
+        m, args = method("simclr", "--optimizer", name, "--weight_decay", "0.1", *words)
+        args.used_precision = "16-mixed"
+        optimizer = build_optimizer(parameter_groups(m, args), args)
+        assert all(bool(group["fused"]) == (not words) for group in optimizer.param_groups)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum((p - 0.3).square().sum() for p in m.parameters()).backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in m.parameters()]))
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
 def plan(scheduler, total=100, warmup=0, per_epoch=10, decay=(6, 8)):
     return schedule(Namespace(scheduler=scheduler, total_steps=total, warmup_steps=warmup, lr_decay_steps=list(decay),
                               lr_decay_factor=0.1, optimizer_steps_per_epoch=per_epoch))  # fmt: skip
