@@ -34,8 +34,11 @@ SHARE = 0.4  # of the memory that decoded images may take
 
 
 def stored_side(size: int) -> int:
-    """Side of the square that a larger image is squeezed into; its own proportions are kept beside it."""
-    return max(short_side(size), size)
+    """Side of the square that a larger image is squeezed into; its own proportions are kept beside it.
+
+    Twice the view while that is little memory, so that crops of a quarter of the image keep their detail; 256 for 224.
+    """
+    return max(short_side(size), min(2 * size, 256))
 
 
 def bytes_needed(data: Data, size: int) -> int:

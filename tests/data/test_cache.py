@@ -92,7 +92,7 @@ def test_changed_images_have_another_cache_and_the_old_one_is_named(folder, caps
     assert set(before) <= set(files(folder))
 
 
-@pytest.mark.parametrize("name", ["32x32.u8", "32x32.done", "sizes.npy"])
+@pytest.mark.parametrize("name", ["64x64.u8", "64x64.done", "sizes.npy"])
 def test_a_file_that_was_cut_off_is_made_again(folder, name):
     store(folder)
     path = next((folder / "cache").rglob(name))
@@ -104,7 +104,7 @@ def test_a_file_that_was_cut_off_is_made_again(folder, name):
 
 def test_views_of_other_sizes_lie_beside_each_other(folder):
     store(folder)
-    other = Store(images(folder), 16, folder / "cache")
+    other = Store(images(folder), 8, folder / "cache")
     assert other.pixels.shape == (12, 3, 16, 16)
     assert store(folder)[1].decoded == 0
 

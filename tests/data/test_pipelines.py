@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from data.datasets import DATASETS, read_dataset
+from data.device import stored_side
 from data.module import EpochOrder
 from data.pipelines import PIPELINES, build_pipeline, choose_pipeline
 from data.views import ViewSpec, expand
@@ -185,6 +186,7 @@ def test_device_pipeline_stores_small_images_as_they_are_and_squeezes_large_ones
     assert build("device").stores["train"].pixels.shape == (1438, 3, 8, 8)
     data = read_dataset("custom", str(class_folders(tmp_path / "x", size=(100, 50))), None, None)
     store = build("device", data, [ViewSpec(32, count=2)], batch_size=4).stores["train"]
-    assert store.pixels.shape == (12, 3, 32, 32)
+    assert store.pixels.shape == (12, 3, 64, 64)
     assert np.array_equal(store.sizes, np.tile((50, 100), (12, 1)))
-    assert np.allclose(store.ratio, (32 / 50, 32 / 100))
+    assert np.allclose(store.ratio, (64 / 50, 64 / 100))
+    assert [stored_side(size) for size in (32, 96, 128, 224, 384)] == [64, 192, 256, 256, 439]
