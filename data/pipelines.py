@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from data.datasets import Data
-from data.device import SHARE, DeviceModule, bytes_needed
+from data.device import SHARE, DeviceModule, bytes_needed, stored_side
+from data.images import ArrayImages
 from data.module import DataModule
 from data.stream import StreamModule
 from data.views import ViewSpec
@@ -34,13 +35,16 @@ def choose_pipeline(wanted: str, data: Data, size: int, cache: str | None = None
         )
     if wanted != "auto":
         return wanted, "as given"
+    kept = f"images above {stored_side(size)} px are kept as squares of that side, views of them are softer"
     if cache:
-        return "device", f"decoded images are kept in {cache}"
+        return "device", f"decoded images are kept in {cache}; {kept}"
     if size > SMALL and not torch.cuda.is_available():
         return "stream", f"on CPU, views above {SMALL} px are made from the files at every step, by threads"
     need, room = bytes_needed(data, size), int(SHARE * host_memory())
     reason = f"decoded images need at most {need / 2**30:.2f} GiB of {room / 2**30:.1f} GiB set aside"
-    return ("device", reason) if need <= room else ("stream", f"{reason}; threads decode them at every step")
+    if need > room:
+        return "stream", f"{reason}; threads decode them at every step"
+    return "device", reason if isinstance(data.train, ArrayImages) else f"{reason}; {kept}"
 
 
 def worker_notes(name: str, args: Namespace) -> list[str]:
