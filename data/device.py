@@ -2,7 +2,6 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from data.augment import at_once, clean_axes, draw_views, normalize, resample, s
 from data.datasets import Data
 from data.images import ArrayImages, Images
 from data.module import ByAddress, DataModule
-from data.sampler import ViewParams, sample
+from data.sampler import sample
 from utils.batch import Batch
 
 SHARE = 0.4  # of the memory that decoded images may take
@@ -104,7 +103,7 @@ class DeviceModule(DataModule):
             parts = [
                 draw_views(
                     images[at : at + step],
-                    _rows(params, slice(at, at + step)),
+                    params.rows(slice(at, at + step)),
                     spec,
                     store.ratio[index[at : at + step]],
                 )
@@ -116,7 +115,3 @@ class DeviceModule(DataModule):
     def _clean(self, store: Store, images: Tensor, index: np.ndarray) -> Tensor:
         y, x = clean_axes(store.sizes[index], self.size)
         return resample(images, y.stretched(store.ratio[index, 0]), x.stretched(store.ratio[index, 1]), self.size)
-
-
-def _rows(params: ViewParams, rows: slice) -> ViewParams:
-    return ViewParams(*(getattr(params, f.name)[rows] for f in fields(params)))

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from data.images import decode_file
 from utils.errors import UserError
 
+T = TypeVar("T")
+CHECKED = 200_000  # files whose headers are read before the pipelines that decode at every step start
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -39,23 +43,28 @@ class FolderImages:
 
     def sizes(self) -> np.ndarray:
         """(N, 2) heights and widths from the files' headers; names the first few files that are no images."""
+        return np.array(self.headers(range(len(self)), lambda image: (image.height, image.width)), dtype=np.int64)
 
-        def size(i: int) -> tuple[int, int]:
+    def headers(self, rows: Iterable[int], about: Callable[[Image.Image], T]) -> list[T]:
+        """What `about` says of the images `rows` as Pillow opens them, before it decodes any."""
+
+        def look(i: int) -> T | None:
             try:
                 with Image.open(self.path(i)) as image:
-                    return image.height, image.width
+                    return about(image)
             except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError):
-                return 0, 0
+                return None
 
+        rows = list(rows)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            sizes = np.array(list(pool.map(size, range(len(self)))), dtype=np.int64)
-        bad = [self.names[i] for i in np.flatnonzero(sizes[:, 0] == 0)]
+            found = list(pool.map(look, rows))
+        bad = [self.names[i] for i, header in zip(rows, found, strict=True) if header is None]
         if bad:
             raise UserError(
                 f"{len(bad)} of {len(self)} files in {self.root} are not readable images ({_some(bad)}); "
                 f"repair them or take them out"
             )
-        return sizes
+        return cast(list[T], found)
 
 
 def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
@@ -13,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from data.augment import normalize
 from data.datasets import Data
 from data.images import Images
-from data.sampler import epoch_order
+from data.sampler import epoch_order, sample
+from data.single import color_views
 from data.views import ViewSpec, expand
 from utils.batch import Batch
 from utils.distributed import rank, world_size
@@ -140,6 +142,16 @@ class DataModule(LightningDataModule):
         """The batch with its views normalized on its device; epoch -1 for the evaluation view of `split`."""
         return batch._replace(views=[normalize(v, self.data.mean, self.data.std) for v in batch.views])
 
+    def colored(self, batch: Batch, epoch: int) -> Batch:
+        """The training batch, whose views are cropped and flipped in uint8, with everything that comes after that."""
+        index = batch.index.cpu().numpy()
+        views = []
+        for number, (spec, view) in enumerate(zip(self.specs, batch.views, strict=True)):
+            # The crop is done, and nothing else depends on how large an image was.
+            params = sample(spec, self.seed, epoch, index, number, np.ones((len(index), 2)))
+            views.append(color_views(view, params, spec))
+        return batch._replace(views=views)
+
     def train_dataloader(self) -> DataLoader:
         self.order = EpochOrder(len(self.data.train), self.batch_size, self.seed)
         return self._loader(self.view_set(), self.order)
@@ -151,20 +163,19 @@ class DataModule(LightningDataModule):
     def plain_dataloader(self, split: str, device: torch.device) -> "PlainLoader":
         """This rank's share of the clean images of "train" or "val", as finished batches on the device."""
         images = self.data.splits()[split]
-        return PlainLoader(
-            self, self._loader(self.clean_set(images), InOrder(len(images), self.batch_size)), split, device
-        )
+        order = InOrder(len(images), self.batch_size)
+        return PlainLoader(self, self._loader(self.clean_set(images), order, device), split, device)
 
     def augmented(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Finished batches of the augmented views of the training images `rows`, as epoch 0 draws them."""
         parts = [(0, list(rows[at : at + self.batch_size])) for at in range(0, len(rows), self.batch_size)]
-        for batch in self._loader(self.view_set(), parts):
+        for batch in self._loader(self.view_set(), parts, device):
             yield self.finish(_moved(batch, device), "train", 0)
 
     def training(self, rows: NDArray, device: torch.device) -> "TrainingBatches":
         """Augmented batches of the training images `rows`, epoch after epoch."""
         order = EpochOrder(len(rows), min(self.batch_size, max(1, len(rows) // world_size())), self.seed, rows)
-        return TrainingBatches(self, self._loader(self.view_set(), order), order, device)
+        return TrainingBatches(self, self._loader(self.view_set(), order, device), order, device)
 
     def with_views(self, specs: list[ViewSpec]) -> "DataModule":
         """The same images under other views; what was decoded is shared."""
@@ -177,7 +188,8 @@ class DataModule(LightningDataModule):
         training = self.trainer.training
         return self.finish(batch, "train" if training else "val", self.order.epoch if training else -1)
 
-    def _loader(self, dataset: ByAddress, order: Any) -> DataLoader:
+    def _loader(self, dataset: ByAddress, order: Any, device: torch.device | None = None) -> DataLoader:
+        """Batches in the order of their addresses; device: where they are finished, None where the Trainer says."""
         return ResumableLoader(
             dataset,
             batch_sampler=order,

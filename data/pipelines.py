@@ -4,21 +4,23 @@ from argparse import Namespace
 
 import torch
 
+from data.dali import DaliModule
 from data.datasets import Data
 from data.device import SHARE, DeviceModule, bytes_needed
+from data.folder import CHECKED
 from data.module import DataModule
+from data.single import BATCHED_ON_CPU
 from data.stream import StreamModule
 from data.views import ViewSpec
 from data.workers import TorchvisionModule
 from utils.hardware import host_memory
 
 PIPELINES: dict[str, type[DataModule]] = {
+    "dali": DaliModule,
     "device": DeviceModule,
     "stream": StreamModule,
     "torchvision": TorchvisionModule,
 }
-CHECKED = 200_000  # files whose headers are read before the pipelines that decode at every step start
-BATCHED_ON_CPU = 64  # largest view that a CPU makes faster as part of a batch
 
 
 def choose_pipeline(wanted: str, data: Data, size: int) -> tuple[str, str]:
@@ -37,7 +39,7 @@ def choose_pipeline(wanted: str, data: Data, size: int) -> tuple[str, str]:
 
 def build_pipeline(name: str, data: Data, specs: list[ViewSpec], args: Namespace) -> DataModule:
     """The data module of `name`, after every image was found readable (in a very large folder: after the start)."""
-    if name != "device":
+    if name not in ("dali", "device"):  # these look for themselves
         for images in data.splits().values():
             if len(images) <= CHECKED:
                 images.sizes()

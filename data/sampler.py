@@ -4,7 +4,7 @@ uniform(seed, stream, ...) hashes its address (splitmix64, Steele et al., 2014, 
 number of workers, of processes and of restarts changes nothing, and every executor sees the same parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,10 @@ class ViewParams:
     gray: NDArray
     sigma: NDArray
     solarize: NDArray
+
+    def rows(self, rows: slice) -> "ViewParams":
+        """Those of some of the images."""
+        return ViewParams(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 def sample(spec: ViewSpec, seed: int, epoch: int, index: NDArray, view: int, sizes: NDArray) -> ViewParams:

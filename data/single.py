@@ -10,9 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.augment import BRIGHTNESS, CONTRAST, HUE, shift_hue, to_gray
+from data.augment import BRIGHTNESS, CONTRAST, HUE, at_once, color, shift_hue, to_gray
 from data.sampler import ViewParams
 from data.views import ViewSpec
+
+BATCHED_ON_CPU = 64  # largest view that a CPU makes faster as part of a batch
+
+
+def color_views(x: Tensor, params: ViewParams, spec: ViewSpec) -> Tensor:
+    """(N, 3, S, S) uint8, cropped and flipped -> float32 in [0, 1] with all colours: in whichever way is fastest there.
+
+    On CPU, small views in chunks that fit its cache, and large ones each by itself.
+    """
+    on_cpu = x.device.type == "cpu"
+    if on_cpu and spec.size > BATCHED_ON_CPU:
+        views = x.float().div_(255)
+        for i, view in enumerate(views):
+            color_view(view, params, i, spec)
+        return views
+    step = at_once(spec.size) if on_cpu else len(x)
+    cuts = [slice(at, at + step) for at in range(0, len(x), step)]
+    return torch.cat([color(x[cut].float().div_(255), params.rows(cut), spec.blur_taps) for cut in cuts])
 
 
 def crop_view(image: Tensor, params: ViewParams, i: int, size: int) -> Tensor:

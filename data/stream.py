@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.ahead import AheadLoader, Pieces
-from data.augment import color, normalize
+from data.augment import normalize
 from data.datasets import Data
 from data.images import Images
 from data.module import DataModule
@@ -74,16 +74,7 @@ class StreamModule(DataModule):
     def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
         if epoch < 0:
             return super().finish(batch, split, epoch)
-        return batch if self.on_host else super().finish(self._colored(batch, epoch), split, epoch)
+        return batch if self.on_host else super().finish(self.colored(batch, epoch), split, epoch)
 
-    def _colored(self, batch: Batch, epoch: int) -> Batch:
-        index = batch.index.cpu().numpy()
-        views = []
-        for number, (spec, view) in enumerate(zip(self.specs, batch.views, strict=True)):
-            # The crop is done, and nothing else depends on how large an image was.
-            params = sample(spec, self.seed, epoch, index, number, np.ones((len(index), 2)))
-            views.append(color(view.float().div_(255), params, spec.blur_taps))
-        return batch._replace(views=views)
-
-    def _loader(self, dataset, order) -> AheadLoader:
+    def _loader(self, dataset, order, device=None) -> AheadLoader:
         return AheadLoader(dataset, order, self.num_workers)

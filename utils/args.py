@@ -79,12 +79,12 @@ def add_data_flags(parser: ArgumentParser, datasets: Sequence[str]) -> None:
     g.add_argument("--val_dir", help="class folders for validation, relative to --data_folder")
     g.add_argument(
         "--pipeline",
-        choices=["auto", "device", "stream", "torchvision"],
+        choices=["auto", "dali", "device", "stream", "torchvision"],
         default="auto",
-        help="how images become views: decoded once into memory, at every step by threads, or by worker processes",
+        help="how images become views: decoded once into memory; or at every step, by NVIDIA DALI, threads, processes",
     )
     g.add_argument("--num_workers", type=count, default=4,
-                   help="threads of stream, processes of torchvision; 0: none beside the main one")  # fmt: skip
+                   help="threads of stream, dali; processes of torchvision; 0: none beside the main one")  # fmt: skip
     g.add_argument("--batch_size", type=positive_int, default=256, help="images per device and step")
 
 
