@@ -157,7 +157,7 @@ def build_graph(
     def graph():
         path, decoded, pixels, *cuts = fn.external_source(feed, num_outputs=3 + each * len(sides), batch=True)
         if decoded:
-            image = pixels.gpu() if on_gpu else pixels
+            image = fn.reinterpret(pixels.gpu() if on_gpu else pixels, layout="HWC")
         else:
             image = fn.decoders.image(
                 fn.io.file.read(path), device="mixed" if on_gpu else "cpu", output_type=types.RGB,
