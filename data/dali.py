@@ -1,7 +1,8 @@
 """--pipeline dali: NVIDIA DALI reads, decodes, crops, resizes and flips; the batched executor does the colours.
 
 For large image folders, above all where a GPU decodes. The boxes and flips are the shared sampler's, an image is
-decoded once for all its views, and what leaves DALI is uint8 on the device that trains.
+decoded once for all its views, and what leaves DALI is uint8 on the device that trains. Files that DALI cannot read or
+reads differently are decoded by `decode_file`, in the main thread, and join the others there.
 
 Deviation: where the filter of a resize reaches beyond the box, DALI repeats the box's outermost pixels and torchvision
 leaves that part of the filter out. It concerns the outermost pixels of a view; the others differ by rounding.
@@ -29,7 +30,7 @@ from utils.batch import Batch
 from utils.errors import UserError
 
 DEPTH = 2  # batches in DALI's queue
-FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}  # that DALI decodes to Pillow's pixels; GIF it cannot, some TIFF it gets wrong
+FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}  # of which DALI makes Pillow's pixels; not of GIF and some TIFF and PGM files
 INSTALL = "pip install -r requirements-dali.txt"
 INSTEAD = "choose another --pipeline"
 

@@ -285,6 +285,13 @@ def test_nothing_outlives_an_iteration_that_ends_early(photographs, monkeypatch)
 
 
 @with_dali
+def test_a_rank_may_have_nothing_to_do(photographs):
+    module = using(photographs)
+    loader = module._loader(module.clean_set(photographs.val), [])
+    assert list(loader) == list(loader) == []
+
+
+@with_dali
 def test_batches_that_were_kept_do_not_change(photographs):
     loader = using(photographs).train_dataloader()
     kept = [(batch, [view.clone() for view in batch.views]) for batch in loader]
