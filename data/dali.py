@@ -132,7 +132,6 @@ def inputs(work: Cutting, address: Address) -> tuple[Any, ...]:
     pixels = [np.zeros((1, 1, 3), np.uint8)] * len(rows)
     for i in np.flatnonzero(ours):
         pixels[i] = np.ascontiguousarray(images.decode(rows[i]).permute(1, 2, 0).numpy())
-        sizes[i] = pixels[i].shape[:2]  # Pillow turns a TIFF file
     paths = [np.frombuffer(os.fsencode(images.path(i)), np.uint8) for i in rows]
     return paths, ours, pixels, *(part for cut in work.cuts(epoch, rows, sizes) for part in vars(cut).values())
 

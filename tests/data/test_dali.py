@@ -157,6 +157,18 @@ def test_every_kind_of_file_is_what_decode_file_makes_of_it(tmp_path, ending, ho
 
 
 @with_dali
+def test_a_tiff_file_that_pillow_turns_is_cut_as_it_lies_then(tmp_path):
+    for i in range(4):
+        image = smooth((30, 70), i)
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / f"{i}.tif", exif=exif)
+    data = read_dataset("custom", str(tmp_path), None, None)
+    a, b = (next(training_batches(build(n, data, CROPS, 0, 4))) for n in ("dali", "torchvision"))
+    assert all(difference[:, :, 1:-1, 1:-1].max() < 1.01 for difference in apart(a, b))
+
+
+@with_dali
 def test_every_image_once_and_other_views_each_epoch(photographs):
     module = using(photographs)
     first, second = (list(training_batches(module, epoch)) for epoch in (0, 1))
