@@ -4,16 +4,18 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import normalize
+from data.augment import color, normalize
+from data.compiled import finish
 from data.datasets import Data
 from data.images import Images
-from data.sampler import epoch_order
+from data.sampler import epoch_order, sample
 from data.views import ViewSpec, expand
 from utils.batch import Batch
 from utils.distributed import rank, world_size
@@ -140,6 +142,24 @@ class DataModule(LightningDataModule):
     def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
         """The batch with its views normalized on its device; epoch -1 for the evaluation view of `split`."""
         return batch._replace(views=[normalize(v, self.data.mean, self.data.std) for v in batch.views])
+
+    def colored(self, batch: Batch, epoch: int) -> Batch:
+        """The training batch, whose views are cropped and flipped in uint8, with all that comes after, normalized."""
+        index = batch.index.cpu().numpy()
+        views = []
+        for number, (spec, view) in enumerate(zip(self.specs, batch.views, strict=True)):
+            # The crop is done, and nothing else depends on how large an image was.
+            params = sample(spec, self.seed, epoch, index, number, np.ones((len(index), 2)))
+            if view.is_cuda:
+                x = color(view.float().div_(255), params, spec.blur_taps)
+                views.append(normalize(x, self.data.mean, self.data.std))
+                continue
+            params.flip[:] = False  # that is done too
+            out = torch.empty(view.shape)
+            crops = list(view.permute(0, 2, 3, 1).contiguous().numpy())
+            finish(crops, params, spec.blur_taps, self.data.mean, self.data.std, out.numpy())
+            views.append(out)
+        return batch._replace(views=views)
 
     def train_dataloader(self) -> DataLoader:
         self.order = EpochOrder(len(self.data.train), self.batch_size, self.seed)

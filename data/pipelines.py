@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from data.dali import DaliModule
 from data.datasets import Data
 from data.device import SHARE, DeviceModule, bytes_needed, stored_side
 from data.images import ArrayImages
@@ -16,6 +17,7 @@ from utils.errors import UserError
 from utils.hardware import host_memory, usable_cores
 
 PIPELINES: dict[str, type[DataModule]] = {
+    "dali": DaliModule,
     "device": DeviceModule,
     "stream": StreamModule,
     "torchvision": TorchvisionModule,

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.ahead import AheadLoader, Pieces
-from data.augment import color
 from data.compiled import finish
 from data.datasets import Data
 from data.images import Images
@@ -86,16 +85,7 @@ class StreamModule(DataModule):
     def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
         if epoch < 0:
             return super().finish(batch, split, epoch)
-        return batch if self.on_host else super().finish(self._colored(batch, epoch), split, epoch)
-
-    def _colored(self, batch: Batch, epoch: int) -> Batch:
-        index = batch.index.cpu().numpy()
-        views = []
-        for number, (spec, view) in enumerate(zip(self.specs, batch.views, strict=True)):
-            # The crop is done, and nothing else depends on how large an image was.
-            params = sample(spec, self.seed, epoch, index, number, np.ones((len(index), 2)))
-            views.append(color(view.float().div_(255), params, spec.blur_taps))
-        return batch._replace(views=views)
+        return batch if self.on_host else self.colored(batch, epoch)
 
     def _loader(self, work: Pieces, order: Any, device: torch.device) -> AheadLoader:  # type: ignore[override]
         return AheadLoader(work, order, self.num_workers)

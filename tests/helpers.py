@@ -1,6 +1,8 @@
 """What several tests need: small arguments, small networks, small images, several processes."""
 
+import dataclasses
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -26,7 +29,25 @@ from utils.resolve import resolve
 # Sizes of heads and queues with which a method takes milliseconds, for those that have them.
 SIZES = {"--hidden_mlp": "16", "--proj_dim": "8", "--pred_hidden_mlp": "16", "--queue_size": "40"}
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # not even another of NVIDIA's packages
+        return False
+
+
+NO_DALI = "needs NVIDIA DALI: pip install -r requirements-dali.txt"
+WITH_DALI = [pytest.mark.dali, pytest.mark.skipif(not _has_dali(), reason=NO_DALI)]
 TINY = ["digits", "test_resnet.r160_in1k", "--precision", "32", "--num_workers", "0"]
+
+
+def with_dali(test):
+    """A test of the dali pipeline: skipped where that is absent."""
+    for mark in WITH_DALI:
+        test = mark(test)
+    return test
 
 
 def small(method: str, *words: str, data_folder: str | None = None) -> list[str]:
@@ -44,6 +65,18 @@ def small(method: str, *words: str, data_folder: str | None = None) -> list[str]
 def read(data_folder: str | None = None) -> Data:
     """The images of a folder, or else the digits."""
     return read_dataset("custom" if data_folder else "digits", data_folder or "none", None, None)
+
+
+@functools.cache
+def digit_files() -> Data:
+    """The digits as they would be in class folders, for a pipeline that reads files only."""
+    root, digits = Path(tempfile.mkdtemp()), read()
+    for split, images in digits.splits().items():
+        for i, label in enumerate(images.labels.tolist()):
+            path = root / split / str(label) / f"{i:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.decode(i).permute(1, 2, 0).numpy()).save(path)
+    return dataclasses.replace(read_dataset("custom", str(root), None, None), mean=digits.mean, std=digits.std)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import main_contrastive
 from data.datasets import read_dataset
@@ -10,7 +11,7 @@ from data.pipelines import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
-from tests.helpers import arguments, batched, small
+from tests.helpers import arguments, batched, class_folders, digit_files, small, with_dali
 from utils.run import read_metrics
 
 pytestmark = [
@@ -36,6 +37,44 @@ def test_decoded_images_live_on_the_device():
     batch = next(iter(module.plain_dataloader("train", torch.device("cuda", 0))))
     assert batch.views[0].is_cuda
     assert module.stores["train"].pixels.is_cuda
+
+
+@with_dali
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_dali_decodes_and_crops_on_the_device(tmp_path, suffix):
+    """A GPU's JPEG decoder rounds in its own way; PNG files are decoded by the CPU."""
+    root, cuda = class_folders(tmp_path / "x", each=16, size=(90, 70)), torch.device("cuda", 0)
+    for path in root.rglob("*.png"):
+        image = Image.open(path).resize((9, 7)).resize((90, 70), Image.Resampling.BICUBIC)  # smooth
+        image.save(path.with_suffix(suffix))
+        if suffix != ".png":
+            path.unlink()
+    data = read_dataset("custom", str(tmp_path), "x", None)
+    args = arguments("simclr", "--batch_size", "8", "--num_workers", "2")
+    specs = [ViewSpec(32, jitter=0, gray=0), ViewSpec(48, scale=(0.05, 0.3), jitter=0, gray=0)]
+    a, b = (build_pipeline(name, data, specs, args) for name in ("dali", "torchvision"))
+    batches = list(a.training(np.arange(32), cuda).epoch(1))
+    assert len(batches) == 4
+    for x, y in zip(batches, b.training(np.arange(32), cuda).epoch(1), strict=True):
+        assert torch.equal(x.index, y.index)
+        for v, w in zip(x.views, y.views, strict=True):
+            assert v.is_cuda
+            assert (v - w)[:, :, 1:-1, 1:-1].abs().max() * 0.23 * 255 < (2 if suffix == ".png" else 12)
+    kept = list(a.plain_dataloader("train", cuda))
+    again = list(a.plain_dataloader("train", cuda))
+    assert all(torch.equal(x.views[0], y.views[0]) for x, y in zip(kept, again, strict=True)), "a buffer was reused"
+
+
+@with_dali
+def test_a_run_with_dali(tmp_path):
+    folder = str(digit_files().train.root.parent)
+    main_contrastive.main(["custom", "resnet18", "--data_folder", folder, "--large_size", "32", "--method", "simclr",
+                           *small("simclr"), "--batch_size", "128", "--epochs", "3", "--optimizer", "sgd", "--lr",
+                           "0.1", "--log_every", "1", "--gpus", "0", "--pipeline", "dali", "--output", str(tmp_path),
+                           "--run_id", "r"])  # fmt: skip
+    rows = read_metrics(tmp_path / "r" / "metrics.csv")
+    assert all(np.isfinite(float(row["loss"])) for row in rows if row["loss"])
+    assert [float(row["knn_20"]) for row in rows if row.get("knn_20")][-1] > 50
 
 
 @pytest.mark.parametrize(

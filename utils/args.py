@@ -81,9 +81,9 @@ def add_data_flags(parser: ArgumentParser, datasets: Sequence[str]) -> None:
                    help="files that are no images or cut off: stop before training, or leave them out")  # fmt: skip
     g.add_argument(
         "--pipeline",
-        choices=["auto", "device", "stream", "torchvision"],
+        choices=["auto", "dali", "device", "stream", "torchvision"],
         default="auto",
-        help="how images become views: decoded once into memory, at every step by threads, or by worker processes",
+        help="how images become views: decoded once into memory; or at every step, by NVIDIA DALI, threads, processes",
     )
     g.add_argument("--num_workers", type=count, default=4,
                    help="processes of torchvision, threads of the others; 0: none beside the main one")  # fmt: skip

@@ -15,10 +15,9 @@ from data.datasets import read_dataset
 from data.folder import read_folder
 from data.images import DAMAGED, decode_file
 from data.module import DataModule
-from data.pipelines import PIPELINES
 from data.sampler import epoch_order
 from data.views import ViewSpec
-from tests.data.test_pipelines import build, training_batches
+from tests.data.test_pipelines import SUBJECTS, build, training_batches
 from tests.helpers import BAD, class_folders, spoil, write_image
 from utils.errors import UserError
 
@@ -187,7 +186,7 @@ def test_a_very_large_folder_is_only_asked_for_empty_files_unless_they_are_left_
 
 
 @pytest.mark.parametrize("workers", [0, 9])
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.filterwarnings("ignore:.*worker processes in total")
 def test_every_pipeline_sees_the_same_images(tmp_path, name, workers):
     """Whatever the number of workers: none, or more than a machine of tests has cores."""

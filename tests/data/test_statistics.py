@@ -15,9 +15,8 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, read_dataset
-from data.pipelines import PIPELINES
 from data.views import SIGMA, ViewSpec
-from tests.data.test_pipelines import build, training_batches
+from tests.data.test_pipelines import SUBJECTS, build, training_batches
 
 H, W, SIZE, FINE, IMAGES = 48, 64, 16, 32, 300
 NOTHING = {"flip": 0.0, "jitter": 0.0, "gray": 0.0}
@@ -135,7 +134,7 @@ def likely(a, b):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", SUBJECTS)
 def test_views_are_distributed_as_torchvisions(name, case):
     found, wanted = ours(name, case, CASES[case][1]), torchvisions(case)
     for what, values in found.items():
