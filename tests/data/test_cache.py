@@ -173,3 +173,15 @@ def test_views_of_a_run_with_a_cache_are_those_without(folder):
     )
     assert len(a) == len(b) == 3
     assert all(torch.equal(v, w) for x, y in zip(a, b, strict=True) for v, w in zip(x.views, y.views, strict=True))
+
+
+def opened(rank, world, folder):
+    kept, counted = store(folder)
+    return counted.decoded, int(kept.pixels.sum())
+
+
+def test_processes_share_one_cache_and_decode_once(folder, ranks):
+    class_folders(folder / "x" / "train", each=30, size=(100, 50))
+    results = ranks(2).run(opened, folder)
+    assert sorted(decoded for decoded, _ in results) == [0, 60]
+    assert len({total for _, total in results}) == 1
