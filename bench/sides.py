@@ -111,7 +111,7 @@ def _serve(make: Make, settings: Settings, cores: int, pipe: Connection) -> None
                 settle()
             else:
                 answer = memory() | work.facts()
-    except EOFError:  # the one who asks has gone
+    except (EOFError, KeyboardInterrupt):  # the one who asks has gone
         return
     except BaseException:  # whatever it is, the row must fail with it
         pipe.send((False, traceback.format_exc()))

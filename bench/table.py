@@ -119,29 +119,36 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     } | {"peers": peers} | provenance()  # fmt: skip
 
 
+def attempt(row: Row, settings: Settings, rounds: int) -> tuple[dict[str, Any], str | None]:
+    """(result, None), or ({}, why there is none)."""
+    missing = row.missing(settings)
+    if missing:
+        return {}, missing
+    try:
+        return measure(row, settings, rounds), None
+    except SideError as e:
+        print(e, file=sys.stderr)
+        return {}, f"it failed: {str(e).strip().splitlines()[-1]}"
+
+
 def main(argv: list[str]) -> None:
     rows = all_rows()
     args = parse(argv, list(rows))
-    wanted = args.rows or list(rows)
+    wanted = {name: rows[name] for name in args.rows or rows}
     out = about(args) | {"rows": [], "left_out": {}}
-    print(f"{out['device']}, torch {torch.__version__}; medians of {args.rounds}, memory in MiB\n\n"
-          f"{'row':<{WIDTH}} {'ratio':>6} {'ours':>9} {'theirs':>9} {'':<8} {'memory':>6} theirs")  # fmt: skip
+    print(f"{out['device']}, torch {torch.__version__}; medians of {args.rounds}, host memory in MiB\n\n"
+          f"{'row':<{WIDTH}} {'ratio':>6} {'ours':>9} {'theirs':>9} {'':<8} {'ours':>6} {'theirs':>6}")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        drawn = args.cifar or draw_digits(Path(folder)) if any(rows[name].reads == "cifar" for name in wanted) else None
-        settings = Settings(args.photographs, drawn, args.seconds)
-        for name in wanted:
-            reason = rows[name].missing(settings)
-            if reason is None:
-                try:
-                    told = {"name": name, "command": command(name, rows[name].reads, args)}
-                    out["rows"].append(told | measure(rows[name], settings, args.rounds))
-                    show(out["rows"][-1])
-                    continue
-                except SideError as e:
-                    print(e, file=sys.stderr)
-                    reason = f"it failed: {str(e).strip().splitlines()[-1]}"
-            out["left_out"][name] = reason
-            print(f"{name:<{WIDTH}} left out: {reason}", flush=True)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, out)
+        small = any(row.reads == "cifar" for row in wanted.values())
+        cifar = args.cifar or (draw_digits(Path(folder)) if small else None)
+        for name, row in wanted.items():
+            result, reason = attempt(row, Settings(args.photographs, cifar, args.seconds), args.rounds)
+            if reason:
+                out["left_out"][name] = reason
+                print(f"{name:<{WIDTH}} left out: {reason}", flush=True)
+            else:
+                out["rows"].append({"name": name, "command": command(name, row.reads, args)} | result)
+                show(out["rows"][-1])
+            if args.output:  # after every row: what was measured is kept, whatever comes
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                write_json(args.output, out)

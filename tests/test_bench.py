@@ -11,8 +11,8 @@ from PIL import Image
 
 from bench import usual, views
 from bench.rows import all_rows
-from bench.sides import Settings
-from bench.table import draw_digits, parse
+from bench.sides import Settings, SideError
+from bench.table import attempt, draw_digits, parse
 from bench.task import Quarter, Task, steady
 from bench.train import read
 from tests.helpers import class_folders, start
@@ -29,16 +29,14 @@ def photographs(tmp_path):
 
 
 def test_the_command(tmp_path):
-    """A row is written with both sides, what is missing or fails is named with the reason."""
-    (tmp_path / "empty" / "c").mkdir(parents=True)
-    words = ["--rows", "views-32-v2", "views-224-gpu", "decode", "--photographs", str(tmp_path / "empty")]
+    """A row is written with both sides, and what is missing is named with the flag that brings it."""
+    words = ["--rows", "views-32-v2", "decode"]
     few = ["--rounds", "2", "--seconds", "0.01", "--output", str(tmp_path / "x.json")]
     said, _ = start(["-m", "bench", *words, *few]).communicate()
-    assert "views-224-gpu              left out: needs a CUDA device" in said
+    assert "decode                     left out: --photographs FOLDER brings it" in said
     assert "python3 -m bench --rows views-32-v2" in said
     out = json.loads((tmp_path / "x.json").read_text())
-    assert out["left_out"]["views-224-gpu"] == "needs a CUDA device"
-    assert out["left_out"]["decode"].startswith("it failed: AssertionError: no JPEG files")
+    assert out["left_out"] == {"decode": "--photographs FOLDER brings it"}
     assert {"commit", "date", "device", "packages", "peers"} <= set(out)
     (row,) = out["rows"]
     assert (row["name"], row["command"]) == ("views-32-v2", "python3 -m bench --rows views-32-v2")
@@ -60,6 +58,14 @@ def test_a_row_without_its_folder_or_library_is_left_out_with_the_remedy(monkeyp
     assert rows["views-224-dali"].missing(there) == "DALI is not installed"
     assert rows["train-32-lightly"].missing(there).startswith("Lightly is not installed: pip install -r")
     assert rows["train-32"].missing(there) is None
+
+
+def test_a_row_that_fails_is_left_out_with_its_reason(monkeypatch):
+    def killed(*args):
+        raise SideError("Traceback ...\n  ...\nValueError: no")
+
+    monkeypatch.setattr("bench.table.Side", killed)
+    assert attempt(all_rows()["knn"], Settings(None, None, 0.0), 1) == ({}, "it failed: ValueError: no")
 
 
 def test_an_unknown_row_is_one_line_with_all_rows():
