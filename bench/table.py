@@ -76,7 +76,7 @@ def measure(row: Row, settings: Settings, rounds: int) -> dict[str, Any]:
         }
         taken = [{name: side.round() for name, side in sides.items()} for _ in range(rounds)]
         told = {name: side.facts() for name, side in sides.items()}
-    out: dict[str, Any] = {"unit": row.unit}
+    out: dict[str, Any] = {"unit": row.unit, "cores": row.cores or "all"}
     if row.theirs:
         out["ratio"] = statistics.median(
             r["ours"] / r["theirs"] if row.unit.endswith("/s") else r["theirs"] / r["ours"] for r in taken

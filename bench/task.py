@@ -1,5 +1,6 @@
 """What both sides of a row agree on, and how their rounds are timed. Imports little: it counts in everyone's memory."""
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from utils.backbones import build_backbone
 SMALL = ViewSpec(32, saturation=0.2)
 LARGE = ViewSpec(224, saturation=0.2, blur=0.5)
 IN_MEMORY = 256  # images per batch of those that are in memory
-WORKERS = 2  # threads of ours, worker processes of theirs
-BATCH, WARM, BATCHES = 32, 4, 16  # views from files: images per batch, batches before and in a round
-EPOCH = WARM + BATCHES + 4 * WORKERS  # batches of an epoch there, more than a loader has ready at the end of a round
+WORKERS = min(8, os.cpu_count() or 2)  # threads of ours, worker processes of theirs
+WARM = 4  # steps of a training run before the clock starts
+BATCH = 32  # images per batch of views from files
+BEFORE, BATCHES = 2 * WORKERS, 8 * WORKERS  # batches of them before and in a round
+EPOCH = BEFORE + BATCHES + 4 * WORKERS  # batches of an epoch there, more than a loader has ready at the end of a round
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def from_files(batches: Callable[[], Iterable]) -> Callable[[], float]:
     """Views per second from files to normalized batches of two views; `batches` begins an epoch of at least EPOCH."""
 
     def once() -> float:
-        seconds, _ = steady(batches(), WARM, BATCHES)
+        seconds, _ = steady(batches(), BEFORE, BATCHES)
         return 2 * BATCH * BATCHES / seconds
 
     return once
