@@ -1,7 +1,7 @@
 # make demo    pretrain NNCLR on real digits, judge it, draw it       (CPU, minutes, nothing downloaded)
 # make test    lint, types and the fast tests
 # make prove   every method on 1, 2 and 3 processes: how far loss, gradient and parameters are apart
-# make bench   images per second of a training run beside the bare step; views per second; seconds of evaluations, k-means
+# make bench   speed and memory beside torchvision, Lightly, DALI and faiss; PHOTOGRAPHS=FOLDER and CIFAR=FOLDER for all rows
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -22,6 +22,10 @@ $(VENV)/.installed: requirements.txt | $(PY)
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-umap.txt requirements-faiss.txt requirements-dali.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-bench.txt
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -47,11 +51,8 @@ prove: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow
 
-bench: $(VENV)/.installed-dev
-	$(PY) -m bench.train
-	$(PY) -m bench.judge
-	$(PY) -m bench.kmeans
-	$(PY) -m bench.views
+bench: $(VENV)/.installed-bench
+	$(PY) -m bench $(if $(PHOTOGRAPHS),--photographs "$(PHOTOGRAPHS)") $(if $(CIFAR),--cifar "$(CIFAR)")
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that waits for a machine with a CUDA device: the tests marked gpu, the benchmark's rows, and one short
-# CIFAR-10 run per method. Untried so far; each run is cut off after 75 seconds.
-#   CIFAR10=folder with cifar10/{train,test}/<class>/*.jpg   OUT=folder for what was measured   bash bench/on_gpu.sh
+# Everything that waits for a machine with a CUDA device: the tests marked gpu, the benchmark, and one short CIFAR-10
+# run per method. Untried so far; each run is cut off after 75 seconds.
+#   CIFAR10=folder with {train,test}/<class>/*.jpg   PHOTOGRAPHS=folder with <class>/*.jpg
+#   OUT=folder for what was measured   bash bench/on_gpu.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:?set OUT to a folder for the results}
@@ -10,7 +11,8 @@ export PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$OUT/device.txt"
 
 $PYTHON -m pytest -m gpu 2>&1 | tee "$OUT/tests.log"
-$PYTHON -m bench.train --rounds 3 --output "$OUT/train.json" 2>&1 | tee "$OUT/bench.log"
+$PYTHON -m bench --rounds 3 --output "$OUT/bench.json" ${CIFAR10:+--cifar "$CIFAR10/train"} \
+    ${PHOTOGRAPHS:+--photographs "$PHOTOGRAPHS"} 2>&1 | tee "$OUT/bench.log"
 
 if [ -n "${CIFAR10:-}" ]; then
     lars="--optimizer lars --lr 0.4 --lars_eta 0.02 --lars_clip --weight_decay 1e-5"

@@ -1,173 +1,139 @@
-"""Views per second of the executors beside torchvision, image by image; both alternate, ratios come first.
+"""Our side of decoding and of views, and the work of --pipeline torchvision on the same parameters."""
 
-    python3 -m bench.views --folder IMAGES --output bench/results/FILE.json
-
-IMAGES holds class folders of photographs, as ImageNet's. SimCLR's views: crop, flip, jitter .4 .4 .2 .1 with
-probability .8, gray .2, and at 224 pixels blur .5. The usual way beside which `stream` stands is torchvision's
-ImageFolder, its transforms on Pillow images, and a DataLoader with as many workers as `stream` has threads; with
-Pillow's blur, the fastest there is, and with torchvision's own. Differences are those of a whole view from
-torchvision's operations with the same parameters, of 255.
-"""
-
-import argparse
-import json
-import platform
-import random
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+import itertools
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision import transforms as T
-from torchvision.datasets import ImageFolder
 
-from data.augment import crop_axes
-from data.compiled import draw
+from bench.sides import Settings, Work
+from bench.task import (
+    BATCH,
+    EPOCH,
+    IN_MEMORY,
+    LARGE,
+    SMALL,
+    WORKERS,
+    each,
+    from_files,
+    images_in_memory,
+    jpeg_files,
+    rate,
+    synchronize,
+)
+from bench.usual import by_pillow
+from data.ahead import AheadLoader
+from data.augment import normalize
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, Data
+from data.device import DeviceModule
 from data.folder import read_folder
-from data.sampler import ViewParams, sample
-from data.stream import StreamModule
-from data.views import SIGMA, ViewSpec
+from data.images import ArrayImages, Images, decode_file
+from data.module import DataModule, EpochOrder
+from data.sampler import sample
+from data.stream import StreamedViews, StreamModule
+from data.views import ViewSpec
 from data.workers import draw_view
 from utils.hardware import keep_freed_memory
-from utils.run import provenance
 
-SMALL = ViewSpec(32, saturation=0.2)
-LARGE = ViewSpec(224, saturation=0.2, blur=0.5)
-Row = tuple[Callable[[], int], Callable[[], int], dict[str, float]]  # ours and theirs, each counting; differences
+CPU = torch.device("cpu")
+CHECKED = 64  # images whose pixels are compared
 
 
-def one_by_one(images: Tensor, params: ViewParams, spec: ViewSpec) -> Tensor:
-    return torch.stack([draw_view(image, params, i, spec) for i, image in enumerate(images)])
+def apart(module: DataModule, device: torch.device) -> dict[str, float]:
+    """How far views are from those of torchvision's operations with the same parameters, of 255."""
+    images, spec = module.data.train, module.specs[0]
+    batch = next(module.augmented(range(min(CHECKED, len(images))), device))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (module.data.mean, module.data.std))
+
+    def theirs(i: int) -> Tensor:
+        image = images.decode(i)
+        return draw_view(image, sample(spec, module.seed, 0, np.array([i]), 0, np.array([image.shape[1:]])), 0, spec)
+
+    off = 255 * (batch.views[0].cpu() * std + mean - torch.stack([theirs(int(i)) for i in batch.index])).abs()
+    return {"largest_difference": off.max().item(), "mean_difference": off.mean().item()}
 
 
-def differences(ours: Tensor, theirs: Tensor) -> dict[str, float]:
-    apart = (ours - theirs).abs() * 255
-    return {"largest_difference": apart.max().item(), "mean_difference": apart.mean().item()}
-
-
-def small_row() -> Row:
-    """A batch of 256 images of 32 pixels, two views each, on one core."""
-    images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    index, sizes = np.arange(256), np.full((256, 2), 32)
-
-    def views(draw: Callable) -> list[Tensor]:
-        return [draw(images, sample(SMALL, 0, 0, index, number, sizes), SMALL) for number in range(2)]
-
-    def batched(x: Tensor, params: ViewParams, spec: ViewSpec) -> Tensor:
-        out = torch.empty(len(x), 3, spec.size, spec.size)
-        axes = crop_axes(params.box, spec.size)
-        draw(x.numpy(), index, *axes, params, spec.blur_taps, (0.0,) * 3, (1.0,) * 3, out.numpy())
-        return out
-
-    def counted(draw: Callable) -> Callable[[], int]:
-        return lambda: sum(len(v) for v in views(draw))
-
-    return counted(batched), counted(one_by_one), differences(views(batched)[0], views(one_by_one)[0])
-
-
-class Twice:
-    """Two views of an image, as users write it."""
-
-    def __init__(self, blur: Callable) -> None:
-        self.view = T.Compose([
-            T.RandomResizedCrop(LARGE.size, LARGE.scale),
-            T.RandomHorizontalFlip(),
-            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-            T.RandomGrayscale(0.2),
-            T.RandomApply([blur], p=0.5),
-            T.ToTensor(),
-            T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ])  # fmt: skip
-
-    def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
-        return self.view(image), self.view(image)
-
-
-def pillow_blur(image: Image.Image) -> Image.Image:
-    return image.filter(ImageFilter.GaussianBlur(random.uniform(*SIGMA)))
-
-
-BLURS = {"Pillow's": T.Lambda(pillow_blur), "torchvision's": T.GaussianBlur(LARGE.blur_taps, SIGMA)}
-
-
-def large_row(folder: Path, workers: int, batch_size: int, blur: Callable) -> Row:
-    """From files to normalized batches of two views of 224 pixels."""
-    images = read_folder(folder)
-    data = Data(images, None, len(images.classes), IMAGENET_MEAN, IMAGENET_STD, [])
-    module = StreamModule(data, [LARGE, LARGE], batch_size, 0, workers)
-    ours = module.training(np.arange(len(images)), torch.device("cpu"))
-    theirs = DataLoader(ImageFolder(str(folder), Twice(blur)), batch_size, shuffle=True, drop_last=True,
-                        num_workers=workers, persistent_workers=True)  # fmt: skip
-
-    def reference() -> int:
-        return sum(2 * len(labels) for _, labels in theirs)
-
-    def streamed() -> int:
-        return sum(2 * len(batch.index) for batch in ours.epoch(0))
-
-    reference()  # starts the workers
-    return streamed, reference, _apart(module)
-
-
-def _apart(module: StreamModule) -> dict[str, float]:
-    """Largest and mean difference of 64 views as they are streamed."""
-    index = list(range(min(64, len(module.data.train))))
-    batch = next(module.augmented(index, torch.device("cpu")))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    theirs = []
-    for i in index:
-        image = module.data.train.decode(i)
-        params = sample(LARGE, module.seed, 0, np.array([i]), 0, np.array([image.shape[1:]]))
-        theirs.append(draw_view(image, params, 0, LARGE))
-    return differences(batch.views[0][: len(index)] * std + mean, torch.stack(theirs[: len(batch.index)]))
-
-
-def rate(run: Callable[[], int], least: float) -> float:
-    """Views per second over at least so many seconds."""
-    start, views = time.perf_counter(), 0
-    while time.perf_counter() - start < least:
-        views += run()
-    return views / (time.perf_counter() - start)
-
-
-def measure(name: str, row: Row, rounds: int) -> dict:
-    ours, theirs, apart = row
-    pairs = [(rate(ours, 2), rate(theirs, 2)) for _ in range(rounds)]
-    ratio = statistics.median(a / b for a, b in pairs)
-    fast, slow = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(f"{name:<36} {ratio:>6.1f} {fast:>10.0f} {slow:>12.0f} {apart['largest_difference']:>9.4f} "
-          f"{apart['mean_difference']:>8.4f}", flush=True)  # fmt: skip
-    return {"name": name, "ratio": ratio, "views_per_second": fast, "torchvision": slow, "rounds": pairs} | apart
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="class folders of photographs; without it only small images")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, help="write the results there as JSON")
-    args = parser.parse_args()
-    device = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    print(f"{device}, torch {torch.__version__}; views per second, medians of {args.rounds}\n")
-    print(f"{'two views':<36} {'ratio':>6} {'ours':>10} {'torchvision':>12} {'largest':>9} {'mean':>8}")
-    torch.set_num_threads(1)
+def decode(settings: Settings) -> Work:
+    assert settings.photographs
+    files = jpeg_files(settings.photographs)
     keep_freed_memory()  # as every data module does
-    rows = [measure("32 px in memory, one core", small_row(), args.rounds)]
-    if args.folder:
-        for name, blur in BLURS.items():
-            row = large_row(args.folder, args.workers, args.batch_size, blur)
-            rows.append(measure(f"224 px, {args.workers} workers, {name} blur", row, args.rounds))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"device": device, "rows": rows} | provenance(), indent=2) + "\n")
+
+    def off(file: str) -> int:
+        return int(np.abs(decode_file(file).permute(1, 2, 0).numpy().astype(int) - by_pillow(file)).max())
+
+    return Work(
+        lambda: rate(lambda: each(files, decode_file), settings.seconds),
+        lambda: {"largest_difference": max(map(off, files[:CHECKED]))},
+    )
 
 
-if __name__ == "__main__":
-    main()
+def as_data(images: Images) -> Data:
+    return Data(images, None, max(1, len(images.classes)), IMAGENET_MEAN, IMAGENET_STD, [])
+
+
+def in_memory(pixels: Tensor) -> Data:
+    return as_data(ArrayImages(pixels, torch.zeros(len(pixels)).long()))
+
+
+def stored(settings: Settings, spec: ViewSpec = SMALL) -> Work:
+    """Two views of each image in memory, by --pipeline device without threads."""
+    module = DeviceModule(in_memory(images_in_memory(spec)), [spec, spec], IN_MEMORY, 0, 0)
+    batches, epochs = module.training(np.arange(len(module.data.train)), CPU), itertools.count()
+
+    def epoch() -> int:
+        return sum(len(view) for batch in batches.epoch(next(epochs)) for view in batch.views)
+
+    return Work(lambda: rate(epoch, settings.seconds), lambda: apart(module, CPU))
+
+
+def one_by_one(settings: Settings) -> Work:
+    """The same by the work of --pipeline torchvision."""
+    images, epochs = images_in_memory(SMALL), itertools.count()
+    index, sizes = np.arange(IN_MEMORY), np.full((IN_MEMORY, 2), SMALL.size)
+
+    def batch() -> int:
+        epoch = next(epochs)
+        for number in range(2):
+            params = sample(SMALL, 0, epoch, index, number, sizes)
+            views = torch.stack([draw_view(image, params, i, SMALL) for i, image in enumerate(images)])
+            normalize(views, IMAGENET_MEAN, IMAGENET_STD)
+        return 2 * IN_MEMORY
+
+    return Work(lambda: rate(batch, settings.seconds))
+
+
+def streamed(
+    settings: Settings, specs: tuple[ViewSpec, ...] = (LARGE, LARGE), batch_size: int = BATCH, workers: int = WORKERS
+) -> Work:
+    """Images per second times two, from files to finished batches."""
+    assert settings.photographs
+    images = read_folder(settings.photographs)
+    module = StreamModule(as_data(images), list(specs), batch_size, 0, workers)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ours = module.training(np.resize(np.arange(len(images)), EPOCH * batch_size), device)
+    epochs = itertools.count()
+    return Work(from_files(lambda: ours.epoch(next(epochs)), batch_size), lambda: apart(module, device))
+
+
+def cropped(settings: Settings) -> Work:
+    """The part of that which is left to the threads where a GPU does the rest: decoding and crops, in uint8."""
+    assert settings.photographs
+    images = read_folder(settings.photographs)
+    work = StreamedViews(as_data(images), [LARGE, LARGE], 0, finished=False, pinned=False)
+    order = EpochOrder(EPOCH * BATCH, BATCH, 0, np.resize(np.arange(len(images)), EPOCH * BATCH))
+    loader = AheadLoader(work, order, WORKERS)
+    return Work(from_files(lambda: loader))
+
+
+def on_gpu(settings: Settings) -> Work:
+    """Milliseconds of 512 views of 224 pixels from decoded images of 256 pixels that are on the GPU."""
+    module = DeviceModule(in_memory(images_in_memory(LARGE)), [LARGE, LARGE], IN_MEMORY, 0, 0)
+    work, epochs, device = module.view_set(), itertools.count(), torch.device("cuda", 0)
+    work.store.to(device)
+
+    def batch() -> int:
+        work.on_device((next(epochs), list(range(IN_MEMORY))), device)
+        synchronize()
+        return 1
+
+    return Work(lambda: 1000 / rate(batch, settings.seconds), lambda: apart(module, device))

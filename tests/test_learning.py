@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 FOLDERS = os.environ.get("CIFAR10_FOLDERS", "")
 BACKBONE = "test_resnet.r160_in1k"  # 0.4 million weights: some 1,000 images a second on one core
 SEEDS = (0, 1, 2)
-NOISE = 1.2  # deviation of that number from seed to seed
+NOISE = 1.2  # points of kNN, its deviation from seed to seed
 MARGIN = 3.0  # points of kNN on 2,000 images, of which chance is one
 CASES = {  # method and its words -> epochs
     "barlow_twins --hidden_mlp 512 --proj_dim 512": 10,

@@ -1,0 +1,151 @@
+"""The rows of the benchmark: what is measured, beside what, and what must be there for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from bench import dali, lightly, train, usual, views
+from bench.judge import judge
+from bench.kmeans import kmeans
+from bench.sides import Make, Settings, Work
+from bench.task import BATCH, LARGE, WORKERS, Task
+
+REMEDIES = {
+    "faiss": "faiss is not installed: pip install -r requirements-faiss.txt",
+    "lightly": "Lightly is not installed: pip install -r requirements-bench.txt",
+    "nvidia.dali": "DALI is not installed: pip install -r requirements-dali.txt",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    unit: more of something per second is better, fewer "s" or "ms" are. ours, theirs: what a side is, and its function.
+    cores: those that each side may use, 0 for all. reads: the folder of `Settings` whose images it takes. library:
+    what theirs needs. cuda: only with a CUDA device.
+    """
+
+    unit: str
+    ours: tuple[str, Make]
+    theirs: tuple[str, Make] | None = None
+    cores: int = 0
+    reads: str | None = None
+    library: str | None = None
+    cuda: bool = False
+
+    def missing(self, settings: Settings) -> str | None:
+        """Why the row cannot be measured here, if so."""
+        if self.reads and getattr(settings, self.reads) is None:
+            return f"--{self.reads} FOLDER brings it"
+        if self.library and not there(self.library):
+            return REMEDIES[self.library]
+        return "needs a CUDA device" if self.cuda and not torch.cuda.is_available() else None
+
+
+def there(library: str) -> bool:
+    parent = library.rpartition(".")[0]
+    return (not parent or there(parent)) and find_spec(library) is not None
+
+
+def view_rows() -> dict[str, Row]:
+    small = partial(Row, "views/s", ("device", views.stored), cores=1)
+    large = partial(Row, "views/s", (f"stream, {WORKERS} threads", views.streamed), cores=WORKERS, reads="photographs")
+    loader = f"torchvision, {WORKERS} workers"
+    return {
+        "decode": Row("images/s", ("decode_file", views.decode), ("Pillow", usual.decode), 1, "photographs"),
+        "views-32-v1": small(theirs=("torchvision v1 on Pillow images", partial(usual.one_by_one, v1=True))),
+        "views-32-v2": small(theirs=("torchvision v2 on tensors", partial(usual.one_by_one, v1=False))),
+        "views-32-same": small(theirs=("torchvision's functions, same parameters", views.one_by_one)),
+        "views-224": large(theirs=(f"{loader}, Pillow's blur", partial(usual.loaded, blur="pillow"))),
+        "views-224-blur": large(theirs=(f"{loader}, its own blur", partial(usual.loaded, blur="torchvision"))),
+        "views-224-dali": large(theirs=(f"DALI on CPU, {WORKERS} threads", dali.views), library="nvidia.dali"),
+        "views-224-memory": Row(
+            "views/s",
+            ("device, from 256 px", partial(views.stored, spec=LARGE)),
+            ("torchvision v1 on Pillow images", partial(usual.one_by_one, v1=True, spec=LARGE)),
+            1,
+        ),
+        "views-224-gpu": Row("ms", ("512 views by the batched executor", views.on_gpu), cuda=True),
+    }
+
+
+def growth_rows() -> dict[str, Row]:
+    """What `stream` takes when something else than two views of 224 pixels in batches of 32 is asked for."""
+    small = replace(LARGE, size=96, scale=(0.05, 0.14))
+
+    def row(what: str, make: Make) -> Row:
+        base = ("two views of 224 px", views.streamed)
+        return Row("views/s", (what, make), base, cores=WORKERS, reads="photographs")
+
+    def other(what: str, **how: Any) -> Row:
+        return row(what, partial(views.streamed, **how))
+
+    return {
+        "grow-one-view": other("one view, counted as two", specs=(LARGE,)),
+        "grow-small-views": other("and four of 96 px, not counted", specs=(LARGE, LARGE, *[small] * 4)),
+        "grow-96": other("views of 96 px", specs=(replace(LARGE, size=96),) * 2),
+        "grow-160": other("views of 160 px", specs=(replace(LARGE, size=160),) * 2),
+        "grow-batch": other("batches of 128", batch_size=4 * BATCH),
+        "grow-one-thread": other("one thread", workers=1),
+        "grow-gpu": row("decoded and cropped only, for a GPU", views.cropped),
+    }
+
+
+def train_rows(cuda: bool) -> dict[str, Row]:
+    """Whole training runs. The small images are --cifar's, or scans of digits at the same size."""
+    batch, queue, steps, more = (256, 65536, 200, 200) if cuda else (64, 4096, 8, 20)
+    simclr = Task("--method simclr", batch, steps)
+    quarter = Task("--method simclr", batch, more, quarter=True)
+    large = Task("--method simclr", 16, 6, 224, "imagenet")
+    large_quarter = Task("--method simclr", 16, 12, 224, "imagenet", quarter=True)
+
+    def row(task: Task, theirs: Callable[..., Work], what: str, library: str | None = None) -> Row:
+        ours = f"main_contrastive.py {task.command}{', a quarter of the channels' * task.quarter}"
+        sides = (ours, partial(train.whole, task=task)), (what, partial(theirs, task=task))
+        return Row("images/s", *sides, reads=task.reads, library=library)
+
+    def step(task: Task) -> Row:
+        return row(task, train.bare, "bare step on ready tensors")
+
+    def loop(task: Task) -> Row:
+        return row(task, usual.train, f"plain loop, torchvision, {WORKERS} workers")
+
+    def other(task: Task) -> Row:
+        return row(task, lightly.train, f"Lightly, {WORKERS} workers", "lightly")
+
+    return {
+        "train-32-step": step(simclr),
+        "train-32-step-nnclr": step(Task(f"--method nnclr --queue_size {queue}", batch, steps)),
+        "train-32-step-stem": step(Task("--method simclr", batch, more, stem="imagenet")),
+        "train-32-step-quarter": step(quarter),
+        "train-32": loop(simclr),
+        "train-32-quarter": loop(quarter),
+        "train-32-lightly": other(simclr),
+        "train-32-lightly-quarter": other(quarter),
+        "train-224": loop(large),
+        "train-224-quarter": loop(large_quarter),
+    }
+
+
+def evaluation_rows() -> dict[str, Row]:
+    def clusters(n: int, d: int, k: int) -> Row:
+        ours, theirs = (partial(kmeans, backend=b, n=n, d=d, k=k) for b in ("torch", "faiss"))
+        what = f"k-means iteration, {n:,} x {d} in {k:,}"
+        return Row("s", (what, ours), ("faiss", theirs), library="faiss")
+
+    return {
+        "knn": Row("s", ("kNN, k = 20 and 200", partial(judge, name="knn"))),
+        "probe": Row("s", ("probe, penalty chosen", partial(judge, name="probe"))),
+        "quality": Row("s", ("quality of 10,000 features", partial(judge, name="quality"))),
+        "kmeans-512": clusters(50_000, 512, 1000),
+        "kmeans-128": clusters(50_000, 128, 100),
+    }
+
+
+def all_rows() -> dict[str, Row]:
+    return view_rows() | growth_rows() | train_rows(torch.cuda.is_available()) | evaluation_rows()

@@ -1,0 +1,148 @@
+"""What both sides of a row agree on, and how their rounds are timed. Imports little: it counts in everyone's memory."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from bench.sides import Settings
+from data.views import ViewSpec
+from utils.backbones import build_backbone
+
+SMALL = ViewSpec(32, saturation=0.2)
+LARGE = ViewSpec(224, saturation=0.2, blur=0.5)
+IN_MEMORY = 256  # images per batch of those that are in memory
+WORKERS = min(8, os.cpu_count() or 2)  # threads of ours, worker processes of theirs
+WARM = 4  # steps of a training run before the clock starts
+BATCH = 32  # images per batch of views from files
+BEFORE, BATCHES = 2 * WORKERS, 8 * WORKERS  # batches of them before and in a round
+EPOCH = BEFORE + BATCHES + 4 * WORKERS  # batches of an epoch there, more than a loader has ready at the end of a round
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training run.
+
+    words: of main_contrastive.py, but for what the other fields say. steps: in a round. quarter: a quarter of the
+    channels of ResNet-18.
+    """
+
+    words: str
+    batch_size: int
+    steps: int
+    size: int = SMALL.size
+    stem: str = "small"
+    quarter: bool = False
+
+    @property
+    def reads(self) -> str:
+        """The field of `Settings` that names its folder."""
+        return "cifar" if self.size == SMALL.size else "photographs"
+
+    @property
+    def command(self) -> str:
+        name = "cifar10" if self.reads == "cifar" else "custom"
+        return f"{name} resnet18 {self.words} --batch_size {self.batch_size} --stem {self.stem} --num_workers {WORKERS}"
+
+    def folder(self, settings: Settings) -> Path:
+        folder = getattr(settings, self.reads)
+        assert folder is not None  # else the row is left out
+        return folder
+
+    def backbone(self) -> tuple[nn.Module, int]:
+        return (Quarter(self.stem), Quarter.width) if self.quarter else build_backbone("resnet18", self.stem, self.size)
+
+
+class Quarter(ResNet):
+    """ResNet-18 with a quarter of its channels: (N, 3, H, W) -> (N, 128)."""
+
+    width = 128
+    inplanes: int
+
+    def __init__(self, stem: str):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        if stem == "small":
+            self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
+            self.maxpool: nn.Module = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.fc: nn.Module = nn.Identity()
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        self.inplanes = 16 if planes == 64 else self.inplanes
+        return super()._make_layer(block, planes // 4, *args, **kwargs)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """What `work` counts per second, over at least so many seconds."""
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or not done:
+        done += work()
+    return done / (time.perf_counter() - start)
+
+
+def steady(batches: Iterable, warm: int, steps: int, step: Callable[[Any], None] = lambda batch: None) -> list[float]:
+    """[seconds, share of them before a step] of `steps` steps after `warm` others.
+
+    There are more batches than that: a loader has as many of them ready at the end of the time as at its beginning.
+    """
+    wait = start = last = 0.0
+    for done, batch in enumerate(batches, start=1):
+        ready = time.perf_counter()
+        step(batch)
+        if done in (warm, warm + steps):
+            synchronize()
+        if done > warm:
+            wait += ready - last
+        last = time.perf_counter()
+        if done == warm:
+            start = last
+        if done == warm + steps:
+            return [last - start, wait / (last - start)]
+    raise AssertionError(f"fewer than {warm + steps} batches")
+
+
+def from_files(batches: Callable[[], Iterable], batch_size: int = BATCH) -> Callable[[], float]:
+    """Views per second from files to batches of two views; `batches` begins an epoch of at least EPOCH."""
+
+    def once() -> float:
+        seconds, _ = steady(batches(), BEFORE, BATCHES)
+        return 2 * batch_size * BATCHES / seconds
+
+    return once
+
+
+def jpeg_files(folder: Path) -> list[str]:
+    files = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    assert files, f"no JPEG files in the folders of {folder}"
+    return files
+
+
+def each(files: list[str], decode: Callable[[str], Any]) -> int:
+    """How many files were decoded; none is kept."""
+    for file in files:
+        decode(file)
+    return len(files)
+
+
+def images_in_memory(spec: ViewSpec) -> torch.Tensor:
+    """(N, 3, H, W) uint8 of the size of a view, at 224 pixels of 256; its cost does not depend on what they show."""
+    side = spec.size if spec == SMALL else 256
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (IN_MEMORY, 3, side, side), dtype=torch.uint8, generator=g)
+
+
+def autocast(accelerator: str, precision: str) -> torch.autocast:
+    return torch.autocast(accelerator, torch.bfloat16, enabled=precision == "bf16-mixed")
