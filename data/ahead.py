@@ -18,7 +18,7 @@ from utils.batch import Batch
 
 AHEAD = 2  # batches in the making beside the one that is asked for
 # Images per task: enough to draw their parameters at once, few enough to share a batch among the threads.
-PIECE = {"least": 8, "most": 64, "pixels": 2**19}
+LEAST, PIXELS = 8, 2**19
 
 Submit = Callable[..., Future]
 
@@ -43,8 +43,7 @@ class Pieces(ByAddress):
         epoch, index = address
         rows, where = np.array(index), torch.tensor(index)
         views = [torch.empty(len(rows), 3, s, s, dtype=d, pin_memory=self.pinned) for s, d in self.shapes()]
-        piece = PIECE["pixels"] // sum(size**2 for size, _ in self.shapes())
-        piece = min(max(piece, PIECE["least"]), PIECE["most"])
+        piece = max(LEAST, PIXELS // sum(size**2 for size, _ in self.shapes()))
         cuts = [slice(at, at + piece) for at in range(0, len(rows), piece)]
         jobs = [submit(self.fill, [v[cut] for v in views], epoch, rows[cut]) for cut in cuts]
         return Batch(where, views, self.images.labels[where]), jobs

@@ -83,7 +83,8 @@ def _draw(pixels, index, places, choices, taps, gain, shift, out):
         _weigh(places[i, 4:], width, 1.0, first[1], count[1], columns)
         _resample(pixels[index[i]], first, count, rows, columns, choices[i, FLIP] > 0, spare, t)
         _change(t, choices[i], taps, spare)
-        _store(t, gain, shift, out[i])
+        for c in range(3):
+            _turn(t[c], size, size, gain[c], shift[c], out[i, c])
 
 
 @compiled
@@ -126,40 +127,32 @@ def _weigh(place, pixels, unit, first, count, weight):
 
 @compiled
 def _resample(image, first, count, rows, columns, flip, spare, t):
-    """(3, H, W) uint8 -> t (3, S, S): the rows of the view, turned, then its columns, turned back."""
+    """(3, H, W) uint8 -> t (3, S, S) turned, a row for each column of the view: its rows, turned, then its columns."""
     size = t.shape[1]
     left, right = first[1].min(), (first[1] + count[1]).max()
     mid, turned = spare
     for c in range(3):
         for y in range(size):
-            _blend(image[c], first[0, y], rows[y, : count[0, y]], left, mid[y, : right - left])
-        _transpose(mid, size, right - left, turned)
+            for k in range(count[0, y]):
+                w, line = rows[y, k], image[c, first[0, y] + k]
+                for x in range(right - left):
+                    mid[y, x] = w * np.float32(line[left + x]) + (mid[y, x] if k else ZERO)
+        _turn(mid, size, right - left, ONE, ZERO, turned)
         for x in range(size):
-            to = size - 1 - x if flip else x
-            _blend(turned, first[1, x] - left, columns[x, : count[1, x]], 0, mid[to, :size])
-        _transpose(mid, size, size, t[c])
+            to = t[c, size - 1 - x if flip else x]
+            for k in range(count[1, x]):
+                w, line = columns[x, k], turned[first[1, x] - left + k]
+                for y in range(size):
+                    to[y] = w * line[y] + (to[y] if k else ZERO)
 
 
 @compiled
-def _blend(lines, at, weights, left, to):
-    """to (L,) becomes the weighted sum of the rows of `lines` from `at` on, of their pixels from `left` on."""
-    for k in range(len(weights)):
-        w, line = weights[k], lines[at + k, left : left + len(to)]
-        if k == 0:
-            for i in range(len(to)):
-                to[i] = w * np.float32(line[i])
-        else:
-            for i in range(len(to)):
-                to[i] += w * np.float32(line[i])
-
-
-@compiled
-def _transpose(a, height, width, out):
-    """out[x, y] = a[y, x], in blocks."""
+def _turn(a, height, width, gain, shift, out):
+    """out[x, y] = gain * a[y, x] + shift, in blocks."""
     for at in range(0, height, BLOCK):
         for x in range(width):
             for y in range(at, min(at + BLOCK, height)):
-                out[x, y] = a[y, x]
+                out[x, y] = gain * a[y, x] + shift
 
 
 @compiled
