@@ -35,15 +35,15 @@ class SimCLR(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.06)
 
 
-def train(settings: Settings, task: Task) -> Work:
-    """In the precision that the application chooses, with workers that stay from round to round."""
+def train(settings: Settings, task: Task, own: bool = False) -> Work:
+    """With workers that stay from round to round, in the precision that the application chooses or in their own, 32."""
     from lightly.data import LightlyDataset
     from lightly.data.multi_view_collate import MultiViewCollate
     from lightly.transforms import SimCLRTransform
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    precision: Any = choose_precision(None, accelerator)[0]
+    precision: Any = "32" if own else choose_precision(None, accelerator)[0]
     model = SimCLR(*task.backbone())
     transform = SimCLRTransform(input_size=task.size, cj_strength=0.5, gaussian_blur=0.0)
     images = LightlyDataset(str(task.folder(settings)), transform=transform)

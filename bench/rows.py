@@ -116,7 +116,10 @@ def train_rows(cuda: bool) -> dict[str, Row]:
         return row(task, usual.train, f"plain loop, torchvision, {WORKERS} workers")
 
     def other(task: Task) -> Row:
-        return row(task, lightly.train, f"Lightly, {WORKERS} workers", "lightly")
+        return row(task, lightly.train, f"Lightly in our precision, {WORKERS} workers", "lightly")
+
+    def example(task: Task) -> Row:
+        return row(task, partial(lightly.train, own=True), f"Lightly in float32, {WORKERS} workers", "lightly")
 
     return {
         "train-32-step": step(simclr),
@@ -127,6 +130,8 @@ def train_rows(cuda: bool) -> dict[str, Row]:
         "train-32-quarter": loop(quarter),
         "train-32-lightly": other(simclr),
         "train-32-lightly-quarter": other(quarter),
+        "train-32-lightly-float32": example(simclr),
+        "train-32-lightly-float32-quarter": example(quarter),
         "train-224": loop(large),
         "train-224-quarter": loop(large_quarter),
     }

@@ -28,7 +28,7 @@ from utils.args import positive_float, positive_int
 from utils.errors import UserError, did_you_mean
 from utils.run import provenance, write_json
 
-WIDTH = 26  # of the column of names
+WIDTH = 33  # of the column of names
 
 
 def parse(argv: list[str], names: list[str]) -> argparse.Namespace:

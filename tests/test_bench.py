@@ -33,7 +33,7 @@ def test_the_command(tmp_path):
     words = ["--rows", "views-32-v2", "decode"]
     few = ["--rounds", "2", "--seconds", "0.01", "--output", str(tmp_path / "x.json")]
     said, _ = start(["-m", "bench", *words, *few]).communicate()
-    assert "decode                     left out: --photographs FOLDER brings it" in said
+    assert "decode                            left out: --photographs FOLDER brings it" in said
     assert "python3 -m bench --rows views-32-v2" in said
     out = json.loads((tmp_path / "x.json").read_text())
     assert out["left_out"] == {"decode": "--photographs FOLDER brings it"}
