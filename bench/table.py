@@ -26,7 +26,7 @@ from bench.rows import Row, all_rows
 from bench.sides import Settings, Side, SideError
 from utils.args import positive_float, positive_int
 from utils.errors import UserError, did_you_mean
-from utils.run import provenance, write_json
+from utils.run import provenance, read_json, write_json
 
 WIDTH = 33  # of the column of names
 
@@ -42,6 +42,7 @@ def parse(argv: list[str], names: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", metavar="NAME", help=f"some of {', '.join(names)}")
     parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--seconds", type=positive_float, default=2.0, help="least length of a round of small work")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print what such a file says as a table, and end")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results there as JSON")
     args = parser.parse_args(argv)
     for name in args.rows or ():
@@ -100,6 +101,23 @@ def number(value: float | None, digits: str, unit: float = 1) -> str:
     return "-" if value is None else format(value / unit, digits)
 
 
+def markdown(out: dict[str, Any]) -> str:
+    """The rows of a file of results as a table for the docs."""
+    lines = [
+        "| row | times as fast | ours | theirs | per | host MiB | ours is; theirs is |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in out["rows"]:
+        sides = [side for side in (row["ours"], row.get("theirs")) if side]
+        digits = ".4g" if row["unit"].endswith("/s") else ".3f"
+        medians = [number(side["median"], digits) for side in sides] + ["-"] * (2 - len(sides))
+        memory = " / ".join(number(side.get("host_peak_bytes"), ".0f", 2**20) for side in sides)
+        what = "; ".join(side["what"].removeprefix("main_contrastive.py ") for side in sides)
+        cells = (f"`{row['name']}`", number(row.get("ratio"), ".2f"), *medians, row["unit"], memory, what)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def command(name: str, reads: str | None, args: argparse.Namespace) -> str:
     folder = getattr(args, reads) if reads else None
     return shlex.join(["python3", "-m", "bench", "--rows", name, *([f"--{reads}", str(folder)] if folder else [])])
@@ -134,6 +152,9 @@ def attempt(row: Row, settings: Settings, rounds: int) -> tuple[dict[str, Any], 
 def main(argv: list[str]) -> None:
     rows = all_rows()
     args = parse(argv, list(rows))
+    if args.table:
+        print(markdown(read_json(args.table)))
+        return
     wanted = {name: rows[name] for name in args.rows or rows}
     out = about(args) | {"rows": [], "left_out": {}}
     print(f"{out['device']}, torch {torch.__version__}; medians of {args.rounds}, host memory in MiB\n\n"

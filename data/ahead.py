@@ -15,6 +15,7 @@ from torch import Tensor
 from data.images import Images
 from data.module import Address, ByAddress, ResumableLoader, as_it_is
 from utils.batch import Batch
+from utils.hardware import in_large_pages
 
 AHEAD = 2  # batches in the making beside the one that is asked for
 # Images per task: enough to draw their parameters at once, few enough to share a batch among the threads.
@@ -43,6 +44,7 @@ class Pieces(ByAddress):
         epoch, index = address
         rows, where = np.array(index), torch.tensor(index)
         views = [torch.empty(len(rows), 3, s, s, dtype=d, pin_memory=self.pinned) for s, d in self.shapes()]
+        views = views if self.pinned else [in_large_pages(view) for view in views]
         piece = max(LEAST, PIXELS // sum(size**2 for size, _ in self.shapes()))
         cuts = [slice(at, at + piece) for at in range(0, len(rows), piece)]
         jobs = [submit(self.fill, [v[cut] for v in views], epoch, rows[cut]) for cut in cuts]

@@ -53,6 +53,12 @@ def finish(views: list[NDArray], params: ViewParams, taps: int, mean: Statistic,
         _finish(view, choices[i], taps, gain, shift, out[i])
 
 
+def planes(views: list[NDArray], flip: NDArray, out: NDArray) -> None:
+    """Write cropped views (S, S, 3) uint8 into out (N, 3, S, S) uint8, those of `flip` (N,) mirrored."""
+    for i, view in enumerate(views):
+        _planes(view, flip[i], np.uint8(1), out[i])
+
+
 def _normal(mean: Statistic, std: Statistic) -> tuple[NDArray, NDArray]:
     """What a channel is multiplied with, and what is then added."""
     deviation = np.array(std, np.float32)
@@ -91,13 +97,20 @@ def _draw(pixels, index, places, choices, taps, gain, shift, out):
 def _finish(view, choices, taps, gain, shift, out):
     size = len(view)
     t = np.empty((3, size, size), np.float32)
-    for y in range(size):
-        for x in range(size):
-            to = size - 1 - x if choices[FLIP] > 0 else x
-            for c in range(3):
-                t[c, y, to] = np.float32(view[y, x, c]) * np.float32(1 / 255)
+    _planes(view, choices[FLIP] > 0, np.float32(1 / 255), t)
     _change(t, choices, taps, np.empty((2, size, size), np.float32))
     _store(t, gain, shift, out)
+
+
+@compiled
+def _planes(view, flip, gain, out):
+    """out (3, S, S) = gain * view (S, S, 3), mirrored with `flip`."""
+    size = len(view)
+    for y in range(size):
+        for x in range(size):
+            to = size - 1 - x if flip else x
+            for c in range(3):
+                out[c, y, to] = view[y, x, c] * gain
 
 
 @compiled

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.ahead import AheadLoader, Pieces
-from data.compiled import finish
+from data.compiled import finish, planes
 from data.datasets import Data
 from data.images import Images
 from data.module import DataModule
@@ -41,9 +41,8 @@ class StreamedViews(Pieces):
             crops = [cropped(*pair, spec.size) for pair in zip(images, params.box.tolist(), strict=True)]
             if self.finished:
                 finish(crops, params, spec.blur_taps, self.data.mean, self.data.std, out.numpy())
-                continue
-            for view, crop, flip in zip(out, crops, params.flip, strict=True):
-                view.copy_(torch.from_numpy(crop[:, ::-1].copy() if flip else crop).permute(2, 0, 1))
+            else:
+                planes(crops, params.flip, out.numpy())
 
 
 def cropped(image: Tensor, box: list[int], size: int) -> NDArray:

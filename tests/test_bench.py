@@ -12,10 +12,10 @@ from PIL import Image
 from bench import usual, views
 from bench.rows import all_rows
 from bench.sides import Settings, SideError
-from bench.table import attempt, draw_digits, parse
+from bench.table import attempt, draw_digits, markdown, parse
 from bench.task import Quarter, Task, steady
 from bench.train import read
-from tests.helpers import class_folders, start
+from tests.helpers import ROOT, class_folders, start
 from utils.errors import UserError
 
 
@@ -113,3 +113,9 @@ def test_steady_takes_no_more_batches_than_it_counts():
     assert (seen, next(batches)) == ([0, 1, 2, 3, 4], 5)
     assert seconds > 0
     assert 0 <= wait <= 1
+
+
+def test_the_docs_have_the_table_that_was_measured():
+    """And nothing in it was typed by hand."""
+    out = json.loads((ROOT / "bench" / "results" / "cpu-2-cores.json").read_text())
+    assert markdown(out) in (ROOT / "docs" / "performance.md").read_text()

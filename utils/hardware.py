@@ -7,6 +7,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from utils.errors import UserError
 
@@ -118,6 +119,16 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
         ctypes.CDLL(None).mallopt(trim_threshold, 256 * 2**20)
+
+
+def in_large_pages(x: Tensor) -> Tensor:
+    """The new, empty tensor; asks Linux for pages of 2 MiB, which are cleared many times faster than small ones."""
+    page, huge = 2**21, 14  # sys/mman.h: MADV_HUGEPAGE
+    start = -(-x.data_ptr() // page) * page
+    length = (x.data_ptr() + x.nbytes - start) // page * page
+    if sys.platform == "linux" and length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), huge)
+    return x
 
 
 def peak_memory(accelerator: str) -> int:

@@ -177,3 +177,11 @@ def test_fast_jpegs_are_pillows_to_the_bit(tmp_path, how):
         assert ours is None, "left to Pillow"
     else:
         assert torch.equal(ours, _by_pillow(str(path)))
+
+
+def test_a_batch_in_large_pages_is_whole(photographs):
+    """A batch of 20 MB: its ends lie beyond the pages of 2 MiB inside of it."""
+    module = build("stream", photographs, [ViewSpec(224)], 2, 40)
+    (batch,) = training_batches(module)
+    assert batch.views[0].nbytes > 2**24
+    assert (batch.views[0].flatten(1).std(dim=1) > 0.05).all()
