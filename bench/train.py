@@ -24,6 +24,7 @@ from data.views import view_specs
 from methods import METHODS
 from utils.args import parse
 from utils.batch import Batch
+from utils.hardware import keep_freed_memory
 from utils.logs import MetricsCSV, Speed
 from utils.optim import build_optimizer, parameter_groups
 from utils.resolve import resolve
@@ -84,6 +85,7 @@ def whole(settings: Settings, task: Task) -> Work:
 
 def bare(settings: Settings, task: Task) -> Work:
     args, _ = read(settings, task)
+    keep_freed_memory()  # as the whole run does
     device = torch.device(args.accelerator)
     method = METHODS[args.method](args, *task.backbone()).to(device).train()
     n, size = args.batch_size, args.large_size

@@ -18,7 +18,7 @@ from data.datasets import IMAGENET_MEAN, IMAGENET_STD, read_dataset
 from data.views import SIGMA, ViewSpec
 from tests.data.test_pipelines import SUBJECTS, build, training_batches
 
-H, W, SIZE, FINE, IMAGES = 48, 64, 16, 32, 300
+H, W, SIZE, FINE, IMAGES = 48, 64, 16, 32, 200
 NOTHING = {"flip": 0.0, "jitter": 0.0, "gray": 0.0}
 ONLY_JITTER = NOTHING | {"jitter": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 
