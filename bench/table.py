@@ -103,13 +103,11 @@ def number(value: float | None, digits: str, unit: float = 1) -> str:
 
 def markdown(out: dict[str, Any]) -> str:
     """The rows of a file of results as a table for the docs."""
-    lines = [
-        "| row | times as fast | ours | theirs | per | host MiB | ours is; theirs is |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    titles = ("row", "times as fast", "ours", "theirs", "unit", "host MiB", "what ours is; what theirs is")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in out["rows"]:
         sides = [side for side in (row["ours"], row.get("theirs")) if side]
-        digits = ".4g" if row["unit"].endswith("/s") else ".3f"
+        digits = ".3f" if sides[0]["median"] < 20 else ",.1f" if sides[0]["median"] < 1000 else ",.0f"
         medians = [number(side["median"], digits) for side in sides] + ["-"] * (2 - len(sides))
         memory = " / ".join(number(side.get("host_peak_bytes"), ".0f", 2**20) for side in sides)
         what = "; ".join(side["what"].removeprefix("main_contrastive.py ") for side in sides)
