@@ -293,8 +293,8 @@ class DaliModule(DataModule):
     def clean_set(self, images: Images) -> Cutting:
         return Cutting(next(h for h in self.headers.values() if h.images is images), [self.size])
 
-    def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
-        return super().finish(batch, split, epoch) if epoch < 0 else self.colored(batch, epoch)
+    def finish(self, batch: Batch, epoch: int) -> Batch:
+        return super().finish(batch, epoch) if epoch < 0 else self.colored(batch, epoch)
 
     def _loader(self, work: Cutting, order: Any, device: torch.device) -> DaliLoader:  # type: ignore[override]
         return DaliLoader(work, order, partial(Runner, work, self.batch_size, max(1, self.num_workers), device))

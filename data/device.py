@@ -186,7 +186,7 @@ class DeviceModule(DataModule):
         store = next(store for store in self.stores.values() if store.images is images)
         return StoredViews(store, self.data, [], self.size, self.seed)
 
-    def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
+    def finish(self, batch: Batch, epoch: int) -> Batch:
         return batch  # as its loader made it
 
     def _loader(self, work: StoredViews, order: Any, device: torch.device) -> ResumableLoader:  # type: ignore[override]

@@ -139,8 +139,8 @@ class DataModule(LightningDataModule):
     def clean_set(self, images: Images) -> ByAddress:
         raise NotImplementedError
 
-    def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
-        """The batch with its views normalized on its device; epoch -1 for the evaluation view of `split`."""
+    def finish(self, batch: Batch, epoch: int) -> Batch:
+        """The batch with its views normalized on its device; epoch -1 for the evaluation view."""
         return batch._replace(views=[normalize(v, self.data.mean, self.data.std) for v in batch.views])
 
     def colored(self, batch: Batch, epoch: int) -> Batch:
@@ -174,13 +174,13 @@ class DataModule(LightningDataModule):
         """This rank's share of the clean images of "train" or "val", as finished batches on the device."""
         images = self.data.splits()[split]
         loader = self._loader(self.clean_set(images), InOrder(len(images), self.batch_size), device)
-        return PlainLoader(self, loader, split, device)
+        return PlainLoader(self, loader, device)
 
     def augmented(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Finished batches of the augmented views of the training images `rows`, as epoch 0 draws them."""
         parts = [(0, list(rows[at : at + self.batch_size])) for at in range(0, len(rows), self.batch_size)]
         for batch in self._loader(self.view_set(), parts, device):
-            yield self.finish(_moved(batch, device), "train", 0)
+            yield self.finish(_moved(batch, device), 0)
 
     def training(self, rows: NDArray, device: torch.device) -> "TrainingBatches":
         """Augmented batches of the training images `rows`, epoch after epoch."""
@@ -199,8 +199,7 @@ class DataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         assert self.trainer is not None
-        training = self.trainer.training
-        return self.finish(batch, "train" if training else "val", self.order.epoch if training else -1)
+        return self.finish(batch, self.order.epoch if self.trainer.training else -1)
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
@@ -230,14 +229,14 @@ class TrainingBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         self.order.set_epoch(epoch)
         for batch in self.loader:
-            yield self.module.finish(_moved(batch, self.device), "train", epoch)
+            yield self.module.finish(_moved(batch, self.device), epoch)
 
 
 class PlainLoader:
     """Clean batches of one split, finished on the device; len() counts batches, `images` the images of the split."""
 
-    def __init__(self, module: DataModule, loader: DataLoader, split: str, device: torch.device):
-        self.module, self.loader, self.split, self.device = module, loader, split, device
+    def __init__(self, module: DataModule, loader: DataLoader, device: torch.device):
+        self.module, self.loader, self.device = module, loader, device
         self.images = len(loader.dataset)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -245,4 +244,4 @@ class PlainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            yield self.module.finish(_moved(batch, self.device), self.split, -1)
+            yield self.module.finish(_moved(batch, self.device), -1)

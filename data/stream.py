@@ -81,9 +81,9 @@ class StreamModule(DataModule):
     def clean_set(self, images: Images) -> Pieces:
         return StreamedClean(images, self.size, pinned=not self.on_host)
 
-    def finish(self, batch: Batch, split: str, epoch: int) -> Batch:
+    def finish(self, batch: Batch, epoch: int) -> Batch:
         if epoch < 0:
-            return super().finish(batch, split, epoch)
+            return super().finish(batch, epoch)
         return batch if self.on_host else self.colored(batch, epoch)
 
     def _loader(self, work: Pieces, order: Any, device: torch.device) -> AheadLoader:  # type: ignore[override]

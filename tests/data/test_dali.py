@@ -257,7 +257,7 @@ def test_views_after_a_restart_are_those_of_a_run_that_did_not_stop(photographs,
         assert loader.state_dict() == {"taken": 1}, "what was handed out, not what is in the queue"
     module.order.set_epoch(3)
     loader.load_state_dict({"taken": 2})
-    rest = [module.finish(batch, "train", 3) for batch in loader]
+    rest = [module.finish(batch, 3) for batch in loader]
     assert len(rest) == 3
     assert all(map(equal, rest, whole[2:]))
 

@@ -152,7 +152,7 @@ def test_on_a_gpu_the_threads_leave_bytes_to_be_coloured(photographs, finished):
     other = StreamedViews(photographs, module.specs, module.seed, True, pinned=False)
     theirs = other.start((2, list(range(12))), lambda f, *args: f(*args))[0]
     module.on_host = finished
-    for number, (v, w) in enumerate(zip(module.finish(batch, "train", 2).views, theirs.views, strict=True)):
+    for number, (v, w) in enumerate(zip(module.finish(batch, 2).views, theirs.views, strict=True)):
         apart = (v - w).abs()
         assert (apart < 5e-4).float().mean() > (0.99 if number < 2 else 0.999999)
 

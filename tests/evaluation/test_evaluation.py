@@ -144,7 +144,7 @@ def test_features_come_in_data_set_order_and_leave_the_network_as_it_was():
     assert torch.equal(features.y, module.data.train.labels)
     assert all(torch.equal(v, network.state_dict()[k]) for k, v in before.items())
     assert (network.training, network[0].training, network[1].training) == (True, False, True)
-    alone = network.eval()(module.finish(next(iter(module.plain_dataloader("train", CPU))), "train", -1).views[0])
+    alone = network.eval()(module.finish(next(iter(module.plain_dataloader("train", CPU))), -1).views[0])
     torch.testing.assert_close(features.x[:100], alone)
 
 
