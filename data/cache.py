@@ -38,12 +38,15 @@ class Cache:
         path = self.folder / "sizes.npy"
         try:
             known = np.load(path)
-        except (OSError, ValueError):  # not there, or cut off
+        except (OSError, ValueError, EOFError):  # not there, cut off, or empty
             known = np.zeros((0, 2))
         if len(known) != len(self.images):
             known = self.images.sizes()
-            with FileLock(self.folder / "lock"), open(path, "wb") as file:
-                np.save(file, known)
+            part = path.with_suffix(".part")
+            with FileLock(self.folder / "lock"):  # the others read the old file or the whole new one
+                with open(part, "wb") as file:
+                    np.save(file, known)
+                os.replace(part, path)
         return known
 
     def pixels(self, shape: tuple[int, int], fill: Callable[[Tensor, range], None]) -> Tensor:

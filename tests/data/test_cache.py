@@ -102,6 +102,13 @@ def test_a_file_that_was_cut_off_is_made_again(folder, name):
     assert torch.equal(whole.pixels, Store(images(folder), 32).pixels)
 
 
+def test_an_empty_file_of_sizes_is_made_again(folder):
+    store(folder)
+    next((folder / "cache").rglob("sizes.npy")).write_bytes(b"")
+    assert store(folder)[1].headers == 1
+    assert store(folder)[1].headers == 0
+
+
 def test_views_of_other_sizes_lie_beside_each_other(folder):
     store(folder)
     other = Store(images(folder), 8, folder / "cache")
