@@ -6,70 +6,76 @@ python3 main_contrastive.py --resume trained_models/RUN
 """
 
 import time
+from dataclasses import asdict
 
 import pytorch_lightning as pl
 
-from data.datasets import DATASETS, read_dataset
-from data.pipelines import build_pipeline, choose_pipeline, worker_notes
+from backbones.build import build_backbone, choose_stem
+from backbones.load import backbone_metadata, load_pretrained
+from cli.plan import describe, notes, resolve
+from cli.pretrain import method_args, parse_pretraining
+from data.datasets import DATASETS, read_dataset, training_set
+from data.pipelines.choose import build_pipeline, choose_pipeline, worker_notes
 from data.views import view_specs
-from evaluation.online import online_callbacks
+from evaluation.callbacks import evaluation_callbacks
 from methods import METHODS
-from utils.args import parse
-from utils.backbones import build_backbone
-from utils.checkpoint import Saver
-from utils.distributed import launched_rank, synchronize_batch_norm
-from utils.errors import run
-from utils.logs import Progress, Speed, build_loggers
-from utils.resolve import describe, resolve
-from utils.run import check_same_run, prepare_folder, resumed_words, split_resume, write_bad_images, write_summary
-from utils.trainer import build_trainer
-from utils.weights import describe_backbone, start_from
+from runs.folder import start_run_folder, write_bad_images, write_summary
+from runs.loggers import build_loggers, log_pictures
+from runs.resume import check_same_data, check_same_flags, pop_resume_flag, resume_argv
+from runs.trainer import build_trainer, training_callbacks
+from utils.distributed import rank_zero_print
+from utils.errors import run_cli
+from utils.sync_batchnorm import synchronize_batch_norm
 
 
 def main(argv: list[str]) -> None:
     """Parse, read the data, build the backbone and the method, fit, and leave a run folder."""
     started = time.time()
-    say = print if launched_rank() == 0 else lambda *_: None
-    resume, words = split_resume(argv)
+    resume, argv = pop_resume_flag(argv)
     if resume:
-        before, words = resumed_words(resume, words)
-        check_same_run(parse(before, METHODS, DATASETS), parse(words, METHODS, DATASETS))
-    typed = parse(words, METHODS, DATASETS)
+        before, argv = resume_argv(resume, argv)
+        check_same_flags(parse_pretraining(before, METHODS, DATASETS), parse_pretraining(argv, METHODS, DATASETS))
+    args = parse_pretraining(argv, METHODS, DATASETS)
 
-    data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir, typed.on_bad_image)
-    known = int((data.train.labels >= 0).sum())
-    args = resolve(typed, len(data.train), known, data.classes, data.train.fingerprint())
-    pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache)
-    pl.seed_everything(args.seed, verbose=False)
-    backbone, dim = build_backbone(
-        args.backbone, args.used_stem, args.large_size, args.small_size if args.small_views else None
-    )
+    data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
+    plan = resolve(args, training_set(args.dataset, data), choose_stem(args.stem, args.backbone, args.large_size))
+    accelerator, num_workers = plan.hardware.accelerator, args.num_workers
+    pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache, accelerator)
+    pl.seed_everything(plan.seed, verbose=False)
+    backbone, dim = build_backbone(plan.backbone, *plan.views.sizes)
     if not resume:
-        start_from(args, backbone, say)
+        load_pretrained(args, backbone)
         if args.dry_run:
             return
-    method = METHODS[args.method](args, backbone, dim)
-    say(f"{args.method} on {args.dataset}: {len(data.train):,} training images, {data.classes or 'no'} classes")
-    notes = [f"  note: {note}" for note in (*data.notes, *worker_notes(pipeline, args))]
-    say("\n".join([f"  {'pipeline':<14} {pipeline} ({reason})", describe(args), *notes]))
-    module = build_pipeline(pipeline, data, view_specs(args, method.large_views), args)
+    settings = method_args(args, METHODS)
+    method = METHODS[plan.method](settings, plan, backbone, dim)
+    rank_zero_print(f"{plan.method} on {args.dataset}: {len(data.train):,} images, {data.classes or 'no'} classes")
+    rank_zero_print(f"  {'pipeline':<16} {pipeline} ({reason})")
+    rank_zero_print(describe(plan, vars(settings), method.trainable_parameters(), method.checkpoint_bytes()))
+    for note in (*data.notes, *worker_notes(pipeline, num_workers, plan.hardware), *notes(plan, args.knn_k)):
+        rank_zero_print(f"  note: {note}")
+    module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
+                            plan.seed, num_workers, args.cache, accelerator)  # fmt: skip
 
-    folder = prepare_folder(resume, typed, args, words)
+    if resume:
+        check_same_data(resume, plan)
+    folder = resume or start_run_folder(args, plan, argv)
     write_bad_images(folder, data.bad)
-    say(f"  {'run folder':<14} {folder}")
-    if args.processes > 1:
-        synchronize_batch_norm(method, args.accelerator == "cuda")
-    if args.compile:
+    rank_zero_print(f"  {'run folder':<16} {folder}")
+    if plan.hardware.processes > 1:
+        synchronize_batch_norm(method, accelerator == "cuda")
+    if plan.hardware.compile:
         method.compile_networks()
-    loggers = build_loggers(args, folder, resumed=resume is not None)
-    judges = online_callbacks(args, folder, data.val is not None)
-    callbacks = [Speed(), *judges, Progress(), Saver(folder, describe_backbone(args))]
-    trainer = build_trainer(args, callbacks, loggers, validate=data.val is not None and data.labelled)
+    evaluations = evaluation_callbacks(plan, folder, data.val is not None, log_pictures)
+    resume_command = f"python3 main_contrastive.py --resume {folder}"
+    callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), resume_command)
+    loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)
+    trainer = build_trainer(plan, callbacks, loggers, validate=data.val is not None and data.labelled)
     trainer.fit(method, datamodule=module, ckpt_path=str(resume / "last.ckpt") if resume else None, weights_only=True)
     if trainer.is_global_zero:
-        write_summary(folder, args, time.time() - started)
-        say(f"done: {folder}")
+        write_summary(folder, plan, time.time() - started)
+        rank_zero_print(f"done: {folder}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -11,34 +11,43 @@ from typing import Any
 import torch
 from torch import nn
 
+from backbones.build import at_layer, build_backbone
+from backbones.export import check_target, export_backbone, run_card
+from backbones.load import (
+    Weights,
+    check_classes,
+    check_compatible,
+    choose_size,
+    load_backbone,
+    open_all_weights,
+    stem_of,
+)
+from backbones.match_keys import key_flags
+from cli.evaluate import parse_evaluation
 from data.datasets import DATASETS, Data, read_dataset
-from data.pipelines import build_pipeline, choose_pipeline
+from data.pipelines.choose import build_pipeline, choose_pipeline
 from data.views import ViewSpec
-from evaluation.judge import EVALUATIONS, RawPixels, Subject, judge, plan
-from evaluation.report import Numbers, report
-from utils.args import parse_judging
-from utils.backbones import at_layer, build_backbone
-from utils.distributed import join, leave, rank, same_on_all_ranks
-from utils.errors import run
-from utils.export import check_target, export_backbone, run_card
-from utils.hardware import choose_device, spread
-from utils.keys import key_flags
-from utils.run import new_folder, new_run_id, write_bad_images
-from utils.weights import Weights, check_classes, check_told, choose_size, load_backbone, open_all, stem_of
+from evaluation.evaluations import EVALUATIONS, check_and_fill_defaults, evaluate
+from evaluation.table import Numbers, report
+from evaluation.target import EvaluationTarget, RawPixels
+from runs.folder import new_folder, new_run_id, write_bad_images
+from utils.distributed import broadcast_str, destroy_process_group, init_process_group, rank
+from utils.errors import run_cli
+from utils.hardware import choose_device, relaunch_with_torchrun
 
 
 def backbones(args: Namespace, sources: list[Weights], size: int, say: Callable[[str], Any]) -> dict[str, nn.Module]:
     """Row of the table -> network: with --baselines what to beat, then the pretrained backbones, the last one last."""
     rows: dict[str, nn.Module] = {}
     if args.baselines:
-        torch.manual_seed(int(sources[0].told.get("seed", args.seed)))  # the weights that the run started from
+        torch.manual_seed(int(sources[0].metadata.get("seed", args.seed)))  # the weights that the run started from
         untrained, _ = build_backbone(args.backbone, stem_of(args, sources[0], size), size)
         rows |= {"raw pixels": RawPixels(), f"{args.backbone}, untrained": at_layer(untrained, args.layer)}
     for weights in sources:
-        check_told(args, weights, stem := stem_of(args, weights, size))
+        check_compatible(args, weights, stem := stem_of(args, weights, size))
         network, _ = build_backbone(args.backbone, stem, size)
         load_backbone(weights, network, key_flags(args), say)
-        title = weights.name if len(sources) > 1 else weights.told.get("method", "pretrained")
+        title = weights.name if len(sources) > 1 else weights.metadata.get("method", "pretrained")
         rows[f"{args.backbone}, {title}"] = at_layer(network, args.layer)
     return rows
 
@@ -52,15 +61,17 @@ def evaluate(
     flip = DATASETS[args.dataset].views.get("flip", 0.5)
     crops = module.with_views([ViewSpec(size, scale=(0.08, 1.0), flip=flip, jitter=0.0, gray=0.0)])
     on = choose_device(args)
-    return {name: judge(Subject(name, net, module, crops, on, args, folder)) for name, net in networks.items()}
+    return {
+        name: evaluate(EvaluationTarget(name, net, module, crops, on, args, folder)) for name, net in networks.items()
+    }
 
 
 def main(argv: list[str]) -> None:
-    args = parse_judging(argv, list(DATASETS), list(EVALUATIONS))
-    spread(args, argv)
-    join(choose_device(args).type == "cuda")
+    args = parse_evaluation(argv, list(DATASETS), list(EVALUATIONS))
+    relaunch_with_torchrun(args, argv)
+    init_process_group(choose_device(args).type == "cuda")
     say = print if rank() == 0 else lambda *_: None
-    sources = open_all(args.pretrained_feature_extractor)
+    sources = open_all_weights(args.pretrained_feature_extractor)
     size = choose_size(args, sources, DATASETS[args.dataset].views.get("large_size", 224))
     if args.export:
         check_target(args.export[0], Path(args.export[1]))
@@ -73,12 +84,12 @@ def main(argv: list[str]) -> None:
         for note in data.notes:
             say(f"  note: {note}")
         for weights in sources:
-            check_classes(args, weights.told, DATASETS[args.dataset].classes, data.classes)
-        made_from = {"source": str(sources[-1].path), "home": sources[-1].home(args.output)}
-        planned = plan(
+            check_classes(args, weights.metadata, DATASETS[args.dataset].classes, data.classes)
+        made_from = {"source": str(sources[-1].path), "home": sources[-1].default_output_dir(args.output)}
+        planned = check_and_fill_defaults(
             Namespace(**vars(args) | made_from), data.train.labels, None if data.val is None else data.val.labels, say
         )
-        run_id = same_on_all_ranks(new_run_id(args, args.name or "linear"))
+        run_id = broadcast_str(new_run_id(args, args.name or "linear"))
         with new_folder(args, run_id) as folder:
             rows = evaluate(planned, data, networks, size, folder)
             write_bad_images(folder, data.bad)
@@ -88,12 +99,12 @@ def main(argv: list[str]) -> None:
             report(args, argv, told, rows, folder)
     if args.export and rank() == 0:
         (*_, (name, network)) = networks.items()
-        told_by = DATASETS.get(sources[-1].told.get("dataset", ""))
+        told_by = DATASETS.get(sources[-1].metadata.get("dataset", ""))
         inputs = {"mean": str(told_by.mean), "std": str(told_by.std)} if told_by else {}
         card = run_card(sources[-1], args.backbone, stem_of(args, sources[-1], size), rows.get(name, {})) | inputs
         print("\n".join(map(str, export_backbone(args.export[0], Path(args.export[1]), network, card, size))))
-    leave()
+    destroy_process_group()
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -2,6 +2,6 @@
 
 if __name__ == "__main__":
     from bench.table import main
-    from utils.errors import run
+    from utils.errors import run_cli
 
-    run(main)
+    run_cli(main)

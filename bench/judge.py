@@ -9,24 +9,24 @@ from collections.abc import Callable
 import torch
 
 from bench.sides import Settings, Work
-from evaluation.features import Features
+from evaluation.features import FeatureSet
 from evaluation.knn import knn_accuracy
-from evaluation.linear import probe_accuracy
+from evaluation.logistic import probe_accuracy
 from evaluation.quality import quality
 
 CLASSES, WIDTH = 10, 512
-EVALUATIONS: dict[str, Callable[[Features, Features], object]] = {
+EVALUATIONS: dict[str, Callable[[FeatureSet, FeatureSet], object]] = {
     "knn": lambda train, val: knn_accuracy(train, val, [20, 200], CLASSES),
     "probe": lambda train, val: probe_accuracy(train, val, 0, torch.device("cpu")),
     "quality": lambda train, val: quality(val.x),
 }
 
 
-def features(n: int, seed: int) -> Features:
+def features(n: int, seed: int) -> FeatureSet:
     g = torch.Generator().manual_seed(seed)
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(9))
     y = torch.arange(n) % CLASSES
-    return Features((0.15 * centres[y] + torch.randn(n, WIDTH, generator=g)).relu(), y)
+    return FeatureSet((0.15 * centres[y] + torch.randn(n, WIDTH, generator=g)).relu(), y)
 
 
 def judge(settings: Settings, name: str) -> Work:

@@ -24,9 +24,10 @@ from PIL import Image
 
 from bench.rows import Row, all_rows
 from bench.sides import Settings, Side, SideError
-from utils.args import positive_float, positive_int
+from utils.arg_types import positive_float, positive_int
 from utils.errors import UserError, did_you_mean
-from utils.run import provenance, read_json, write_json
+from utils.files import read_json, write_json
+from utils.provenance import provenance
 
 WIDTH = 33  # of the column of names
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from backbones.build import build_backbone
 from bench.sides import Settings
 from data.views import ViewSpec
-from utils.backbones import build_backbone
 
 SMALL = ViewSpec(32, saturation=0.2)
 LARGE = ViewSpec(224, saturation=0.2, blur=0.5)

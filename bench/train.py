@@ -18,17 +18,18 @@ from pytorch_lightning import Callback
 
 from bench.sides import Settings, Work, note_workers, waiting
 from bench.task import WARM, Task, autocast, steady, synchronize
+from cli.plan import resolve
+from cli.pretrain import parse_pretraining
+from data.allocator import keep_freed_memory
 from data.datasets import DATASETS, Data, read_dataset
-from data.pipelines import build_pipeline, choose_pipeline
+from data.pipelines.choose import build_pipeline, choose_pipeline
 from data.views import view_specs
 from methods import METHODS
-from utils.args import parse
+from runs.callbacks import Throughput
+from runs.loggers import MetricsCSV
+from runs.trainer import build_trainer
 from utils.batch import Batch
-from utils.hardware import keep_freed_memory
-from utils.logs import MetricsCSV, Speed
 from utils.optim import build_optimizer, parameter_groups
-from utils.resolve import resolve
-from utils.trainer import build_trainer
 
 
 class Clock(Callback):
@@ -61,7 +62,7 @@ class Clock(Callback):
 
 def read(settings: Settings, task: Task) -> tuple[Namespace, Data]:
     words = f"{task.command} --steps {WARM + task.steps} --knn_every 0 --scheduler none --train_dir . --data_folder"
-    typed = parse([*shlex.split(words), str(task.folder(settings))], METHODS, DATASETS)
+    typed = parse_pretraining([*shlex.split(words), str(task.folder(settings))], METHODS, DATASETS)
     data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir)
     return resolve(typed, len(data.train), len(data.train), data.classes, data.train.fingerprint()), data
 
@@ -76,7 +77,7 @@ def whole(settings: Settings, task: Task) -> Work:
     def once() -> list[float]:
         clock = Clock(task)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build_trainer(args, [Speed(), clock], [MetricsCSV(Path(folder))], validate=False)
+            trainer = build_trainer(args, [Throughput(), clock], [MetricsCSV(Path(folder))], validate=False)
             trainer.fit(method, datamodule=module)
         return clock.speed()
 
@@ -95,12 +96,12 @@ def bare(settings: Settings, task: Task) -> Work:
 
     def step(batch: Batch) -> None:
         with autocast(args.accelerator, args.used_precision):
-            out = method.losses(batch)
+            out = method.compute_losses(batch)
             loss = out["loss"] + out["probe_loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        method.advance(0.0)
+        method.after_optimizer_step(0.0)
 
     def once() -> float:
         return task.steps * n / steady(itertools.repeat(ready), WARM, task.steps, step)[0]

@@ -22,18 +22,18 @@ from bench.task import (
     synchronize,
 )
 from bench.usual import by_pillow
-from data.ahead import AheadLoader
-from data.augment import normalize
+from data.allocator import keep_freed_memory
+from data.augment_torch import standardize_images
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, Data
-from data.device import DeviceModule
 from data.folder import read_folder
 from data.images import ArrayImages, Images, decode_file
-from data.module import DataModule, EpochOrder
+from data.pipelines.base import DataModule, EpochBatchSampler
+from data.pipelines.memory import MemoryDataModule
+from data.pipelines.prefetch import ThreadPrefetchLoader
+from data.pipelines.stream import StreamDataModule, StreamedViews
+from data.pipelines.torchvision_workers import augment_image
 from data.sampler import sample
-from data.stream import StreamedViews, StreamModule
 from data.views import ViewSpec
-from data.workers import draw_view
-from utils.hardware import keep_freed_memory
 
 CPU = torch.device("cpu")
 CHECKED = 64  # images whose pixels are compared
@@ -42,12 +42,14 @@ CHECKED = 64  # images whose pixels are compared
 def apart(module: DataModule, device: torch.device) -> dict[str, float]:
     """How far views are from those of torchvision's operations with the same parameters, of 255."""
     images, spec = module.data.train, module.specs[0]
-    batch = next(module.augmented(range(min(CHECKED, len(images))), device))
+    batch = next(module.augmented_loader(range(min(CHECKED, len(images))), device))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (module.data.mean, module.data.std))
 
     def theirs(i: int) -> Tensor:
         image = images.decode(i)
-        return draw_view(image, sample(spec, module.seed, 0, np.array([i]), 0, np.array([image.shape[1:]])), 0, spec)
+        return augment_image(
+            image, sample(spec, module.seed, 0, np.array([i]), 0, np.array([image.shape[1:]])), 0, spec
+        )
 
     off = 255 * (batch.views[0].cpu() * std + mean - torch.stack([theirs(int(i)) for i in batch.index])).abs()
     return {"largest_difference": off.max().item(), "mean_difference": off.mean().item()}
@@ -77,7 +79,7 @@ def in_memory(pixels: Tensor) -> Data:
 
 def stored(settings: Settings, spec: ViewSpec = SMALL) -> Work:
     """Two views of each image in memory, by --pipeline device without threads."""
-    module = DeviceModule(in_memory(images_in_memory(spec)), [spec, spec], IN_MEMORY, 0, 0)
+    module = MemoryDataModule(in_memory(images_in_memory(spec)), [spec, spec], IN_MEMORY, 0, 0)
     batches, epochs = module.training(np.arange(len(module.data.train)), CPU), itertools.count()
 
     def epoch() -> int:
@@ -95,8 +97,8 @@ def one_by_one(settings: Settings) -> Work:
         epoch = next(epochs)
         for number in range(2):
             params = sample(SMALL, 0, epoch, index, number, sizes)
-            views = torch.stack([draw_view(image, params, i, SMALL) for i, image in enumerate(images)])
-            normalize(views, IMAGENET_MEAN, IMAGENET_STD)
+            views = torch.stack([augment_image(image, params, i, SMALL) for i, image in enumerate(images)])
+            standardize_images(views, IMAGENET_MEAN, IMAGENET_STD)
         return 2 * IN_MEMORY
 
     return Work(lambda: rate(batch, settings.seconds))
@@ -108,7 +110,7 @@ def streamed(
     """Images per second times two, from files to finished batches."""
     assert settings.photographs
     images = read_folder(settings.photographs)
-    module = StreamModule(as_data(images), list(specs), batch_size, 0, workers)
+    module = StreamDataModule(as_data(images), list(specs), batch_size, 0, workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ours = module.training(np.resize(np.arange(len(images)), EPOCH * batch_size), device)
     epochs = itertools.count()
@@ -120,15 +122,15 @@ def cropped(settings: Settings) -> Work:
     assert settings.photographs
     images = read_folder(settings.photographs)
     work = StreamedViews(as_data(images), [LARGE, LARGE], 0, finished=False, pinned=False)
-    order = EpochOrder(EPOCH * BATCH, BATCH, 0, np.resize(np.arange(len(images)), EPOCH * BATCH))
-    loader = AheadLoader(work, order, WORKERS)
+    order = EpochBatchSampler(EPOCH * BATCH, BATCH, 0, np.resize(np.arange(len(images)), EPOCH * BATCH))
+    loader = ThreadPrefetchLoader(work, order, WORKERS)
     return Work(from_files(lambda: loader))
 
 
 def on_gpu(settings: Settings) -> Work:
     """Milliseconds of 512 views of 224 pixels from decoded images of 256 pixels that are on the GPU."""
-    module = DeviceModule(in_memory(images_in_memory(LARGE)), [LARGE, LARGE], IN_MEMORY, 0, 0)
-    work, epochs, device = module.view_set(), itertools.count(), torch.device("cuda", 0)
+    module = MemoryDataModule(in_memory(images_in_memory(LARGE)), [LARGE, LARGE], IN_MEMORY, 0, 0)
+    work, epochs, device = module.train_dataset(), itertools.count(), torch.device("cuda", 0)
     work.store.to(device)
 
     def batch() -> int:

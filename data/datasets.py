@@ -11,8 +11,9 @@ from filelock import FileLock
 
 from data.folder import FolderImages, read_folder, some
 from data.images import ArrayImages, Images
-from utils.distributed import alike_on_all_ranks
+from utils.distributed import all_equal
 from utils.errors import UserError
+from utils.plan import TrainingSet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NO_COLOR_JITTER = {"jitter_strengths": [0.4, 0.4, 0.0, 0.0], "gray": 0.0}
@@ -128,11 +129,17 @@ class Data:
     def check_ranks(self) -> None:
         """Every process reads the folders by itself; they can only share the images when all found the same ones."""
         read = [f"{len(i)} {i.fingerprint()}" for i in self.splits().values() if isinstance(i, FolderImages)]
-        if not alike_on_all_ranks(" ".join(read)):
+        if not all_equal(" ".join(read)):
             raise UserError(
                 "the processes have read different images; give every machine the same folder, and change no file "
                 "while a run starts"
             )
+
+
+def training_set(name: str, data: Data) -> TrainingSet:
+    """The facts about the training images that a plan needs."""
+    labelled = int((data.train.labels >= 0).sum())
+    return TrainingSet(name, len(data.train), labelled, data.classes, data.train.fingerprint())
 
 
 def read_dataset(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.check import check_files
+from data.image_check import check_files
 from data.images import decode_file
 from utils.errors import UserError
 

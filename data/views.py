@@ -1,7 +1,8 @@
 """What a view is."""
 
-from argparse import Namespace
 from dataclasses import dataclass
+
+from utils.plan import ViewsConfig
 
 RATIO = (3 / 4, 4 / 3)  # aspect of a crop, width over height
 SIGMA = (0.1, 2.0)  # of the blur, in pixels (SimCLR, app. A)
@@ -34,22 +35,24 @@ class ViewSpec:
         return max(3, 2 * (self.size // 20) + 1)
 
 
-def view_specs(args: Namespace, large: int) -> list[ViewSpec]:
+def view_specs(config: ViewsConfig, large: int) -> list[ViewSpec]:
     """The `large` large views of --large_size and --crop_scale, then the small ones (SwAV, sec. 3.3).
 
     --blur and --solarize give all views one probability, or each large view its own (BYOL, app. B). Small views take
     these in turn, or the third number.
     """
-    brightness, contrast, saturation, hue = args.jitter_strengths
+    brightness, contrast, saturation, hue = config.jitter_strengths
 
     def spec(number: int, size: int, scale: tuple[float, float], small: bool) -> ViewSpec:
         p = {k: v[2] if small and len(v) == 3 else v[number % min(2, len(v))]
-             for k, v in (("blur", args.blur), ("solarize", args.solarize))}  # fmt: skip
-        return ViewSpec(size, scale, args.flip, args.jitter, brightness, contrast, saturation, hue, args.gray, **p)
+             for k, v in (("blur", config.blur), ("solarize", config.solarize))}  # fmt: skip
+        return ViewSpec(
+            size, scale, config.flip, config.jitter, brightness, contrast, saturation, hue, config.gray, **p
+        )
 
     return [
-        *(spec(i, args.large_size, tuple(args.crop_scale), small=False) for i in range(large)),
-        *(spec(i, args.small_size, tuple(args.small_scale), small=True) for i in range(args.small_views)),
+        *(spec(i, config.large_size, config.crop_scale, small=False) for i in range(large)),
+        *(spec(i, config.small_size, config.small_scale, small=True) for i in range(config.small_views)),
     ]
 
 

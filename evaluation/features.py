@@ -19,20 +19,20 @@ class Loader(Sized, Protocol):
     def __iter__(self): ...
 
 
-class Features(NamedTuple):
+class FeatureSet(NamedTuple):
     """x: (N, D) float32 on CPU in data set order. y: (N,) labels, -1 unknown."""
 
     x: Tensor
     y: Tensor
 
-    def labelled(self) -> "Features":
+    def labelled(self) -> "FeatureSet":
         """Only the rows whose label is known."""
         known = self.y >= 0
-        return self if bool(known.all()) else Features(self.x[known], self.y[known])
+        return self if bool(known.all()) else FeatureSet(self.x[known], self.y[known])
 
 
 @torch.no_grad()
-def extract(network: nn.Module, loader: Loader, title: str = "") -> Features:
+def extract(network: nn.Module, loader: Loader, title: str = "") -> FeatureSet:
     """Features of every image of the loader, from the network in evaluation mode; all ranks get all rows.
 
     The network's mode is put back afterwards. A title shows a progress bar on the first rank.
@@ -48,7 +48,7 @@ def extract(network: nn.Module, loader: Loader, title: str = "") -> Features:
     for m in training:
         m.training = True
     assert x is not None, "a rank without images"
-    return Features(_merge(x, loader.device), _merge(y, loader.device))
+    return FeatureSet(_merge(x, loader.device), _merge(y, loader.device))
 
 
 def _merge(rows: Tensor, device: torch.device, at_once: int = 2**16) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.features import Features
+from evaluation.features import FeatureSet
 
 TEMPERATURE = 0.07
 
@@ -31,7 +31,7 @@ def neighbours(
 
 
 def knn_guess(
-    train: Features, val: Features, ks: Sequence[int], classes: int, device: torch.device = CPU
+    train: FeatureSet, val: FeatureSet, ks: Sequence[int], classes: int, device: torch.device = CPU
 ) -> dict[int, Tensor]:
     """k -> (N,) the class that the k nearest training images vote for, each weighted exp(cosine / 0.07).
 
@@ -47,7 +47,7 @@ def knn_guess(
 
 
 def knn_accuracy(
-    train: Features, val: Features, ks: Sequence[int], classes: int, device: torch.device = CPU
+    train: FeatureSet, val: FeatureSet, ks: Sequence[int], classes: int, device: torch.device = CPU
 ) -> dict[int, float]:
     """k -> top-1 accuracy in per cent on the rows of `val` whose label is known."""
     val = val.labelled()

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.features import Features
+from evaluation.features import FeatureSet
 from evaluation.knn import neighbours as nearest
 from utils.errors import UserError
 
@@ -94,7 +94,7 @@ def _grid(
     _save(figure, path)
 
 
-def neighbours(path: Path, bank: Features, queries: Features | None, data: Any, seed: int) -> None:
+def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: Any, seed: int) -> None:
     """Ten held-out images, spread over the classes, beside their eight nearest training images.
 
     bank, queries: features of `data.train` and of `data.val`. Without held-out images the first hundred training
@@ -103,7 +103,7 @@ def neighbours(path: Path, bank: Features, queries: Features | None, data: Any, 
     first, asked = 0, data.val
     if queries is None:
         first, asked = min(100, len(bank.x) // 2), data.train
-        queries, bank = Features(bank.x[:first], bank.y[:first]), Features(bank.x[first:], bank.y[first:])
+        queries, bank = FeatureSet(bank.x[:first], bank.y[:first]), FeatureSet(bank.x[first:], bank.y[first:])
     chosen, rows = nearest_rows(bank, queries, k=8, count=10, seed=seed)
     labelled = bool((bank.y >= 0).any())
     neighbour_grid(
@@ -169,7 +169,7 @@ def _umap(x: NDArray, seed: int) -> NDArray:
 PLANES = {"pca": ("PCA", _pca), "tsne": ("t-SNE", _tsne), "umap": ("UMAP", _umap)}
 
 
-def embedding(path: Path, features: Features, names: list[str], seed: int, how: str = "tsne") -> None:
+def embedding(path: Path, features: FeatureSet, names: list[str], seed: int, how: str = "tsne") -> None:
     """Features in the plane, coloured by class where labels exist. how: one of PLANES."""
     order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
     x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
@@ -191,7 +191,7 @@ def embedding(path: Path, features: Features, names: list[str], seed: int, how: 
     _save(figure, path)
 
 
-def nearest_rows(bank: Features, queries: Features, k: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def nearest_rows(bank: FeatureSet, queries: FeatureSet, k: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """(Q,) some queries, spread over the classes where labels exist, and the (Q, k) nearest rows of the bank."""
     order = torch.randperm(len(queries.x), generator=torch.Generator().manual_seed(seed))
     turn = torch.zeros(len(order), dtype=torch.long)  # how many of its class came before

@@ -1,14 +1,16 @@
 """Barlow Twins (Zbontar et al., 2021, arXiv:2103.03230)."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
 from torch import Tensor, nn
 
-from methods.base import Features, Method
-from utils.args import nonnegative_float, positive_float
+from methods.base import Method, ViewFeatures
+from utils.arg_types import nonnegative_float, positive_float
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks
 from utils.heads import add_projector_flags, projector
+from utils.optim import FlagGroup
+from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
 
 
@@ -36,10 +38,10 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lamb: float) -> dict[str, Tensor]:
 class BarlowTwins(Method):
     """Two views, one network, no negatives: decorrelate the coordinates of the embedding."""
 
-    no_small_views = "the cross-correlation of Barlow Twins compares exactly two views"
+    small_views_refusal = "the cross-correlation of Barlow Twins compares exactly two views"
 
     @staticmethod
-    def add_args(parser: ArgumentParser) -> None:
+    def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.2, weight_decay=1.5e-6)  # sec. 2.2
         add_projector_flags(parser, hidden=8192, dim=8192, layers=3, source="sec. 2.2")
         parser.add_argument(
@@ -49,11 +51,11 @@ class BarlowTwins(Method):
                             help="factor on the loss; under lars it gives biases and norms the paper's rate of 0.0048, "
                             "which is 0.024 times that of the weights (sec. 2.2)")  # fmt: skip
 
-    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
-        super().__init__(args, backbone, dim)
+    def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
+        super().__init__(args, plan, backbone, dim)
         self.projector = projector(args, dim, last_norm=False, last_bias=False)
 
-    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         z1, z2 = (self.projector(f) for f in feats.large)
         out = barlow_twins_loss(z1, z2, self.args.lamb)
         return out | {"loss": self.args.scale_loss * out["loss"]}

@@ -1,9 +1,9 @@
 """What every method shares: the backbone once per view, the online probe, the optimizer, the log.
 
-A method overrides `training_loss`, usually `__init__` and `add_args`, sometimes `prepare` and `constant_lr`.
+A method overrides `training_loss`, usually `__init__` and `add_args`, sometimes `transform_batch` and `constant_lr_module`.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +18,14 @@ from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank
 from utils.ema import EMA
 from utils.errors import UserError
-from utils.optim import build_optimizer, build_scheduler, parameter_groups
-from utils.precision import at_least_float32, normalize
+from utils.optim import FlagGroup, build_optimizer, build_scheduler, parameter_groups
+from utils.plan import Plan
+from utils.precision import at_least_float32, l2_normalize
 from utils.queue import FeatureQueue
 
 
 @dataclass(frozen=True)
-class Features:
+class ViewFeatures:
     """Backbone features (N, D), one tensor per view; `all` is `large` followed by `small`."""
 
     large: list[Tensor]
@@ -40,18 +41,18 @@ def view_pairs(views: Sequence[Tensor], large: Sequence[Tensor]) -> list[tuple[T
     return [(a, b) for j, b in enumerate(large) for i, a in enumerate(views) if i != j]
 
 
-def agreement(p: list[Tensor], z: list[Tensor]) -> tuple[Tensor, Tensor]:
+def mean_cosine(p: list[Tensor], z: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(mean cosine of predictions with targets, deviation of the coordinates of a unit target).
 
     p: (n, D) of all views, large ones first. z: (n, D) of the large ones, whose gradient is stopped. The cosine is
     averaged over images and over all pairs of a view and another, large one.
     """
-    targets = [normalize(x).detach() for x in z]
-    cosines = [(a * b).sum(dim=1).mean() for a, b in view_pairs([normalize(x) for x in p], targets)]
+    targets = [l2_normalize(x).detach() for x in z]
+    cosines = [(a * b).sum(dim=1).mean() for a, b in view_pairs([l2_normalize(x) for x in p], targets)]
     return torch.stack(cosines).mean(), targets[0].std(dim=0).mean()
 
 
-def fast_layout(x: Tensor) -> Tensor:
+def channels_last(x: Tensor) -> Tensor:
     """(N, 3, H, W) in the memory layout that convolutions are fastest in: channels last on CPU and CUDA."""
     return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
 
@@ -60,37 +61,44 @@ class Method(LightningModule):
     """One objective on top of one backbone.
 
     `args` are the resolved arguments, backbone maps (N, 3, H, W) to (N, dim). `large_views`: how many large views of an
-    image the method takes. `no_small_views`: why it takes no small ones, where it does not. `constant_lr` names the
+    image the method takes. `small_views_refusal`: why it takes no small ones, where it does not. `constant_lr_module` names the
     submodule whose learning rate the schedule leaves alone.
     """
 
     large_views = 2
-    no_small_views: str | None = None
-    constant_lr: str | None = None
+    small_views_refusal: str | None = None
+    constant_lr_module: str | None = None
 
     @staticmethod
-    def add_args(parser: ArgumentParser) -> None:
-        """The flags that only this method reads, and its defaults of the shared ones."""
+    def add_args(parser: FlagGroup) -> None:
+        """Add the flags that only this method reads, and set its defaults of shared flags."""
 
-    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
+    @staticmethod
+    def length_defaults(epochs: int) -> dict[str, Any]:
+        """Defaults that depend on the length of the run, as flag name -> value."""
+        return {}
+
+    def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__()
-        if args.small_views and self.no_small_views:
-            raise UserError(f"--small_views {args.small_views}: {self.no_small_views}; leave it out")
-        self.args = args
+        if plan.views.small_views and self.small_views_refusal:
+            raise UserError(f"--small_views {plan.views.small_views}: {self.small_views_refusal}; remove it")
+        self.args, self.plan = args, plan
         self.backbone = backbone
         self.probe: nn.Module | None = None
-        if args.num_classes:
+        if plan.training_set.num_classes:
             # Features are standardized first: one learning rate then suits backbones of any scale. The generator is put
             # back, so that the number of classes does not change what the method starts from.
             with torch.random.fork_rng(devices=[]):
-                self.probe = nn.Sequential(nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, args.num_classes))
-            self.val_accuracy = MulticlassAccuracy(args.num_classes, average="micro", ignore_index=-1)
+                self.probe = nn.Sequential(
+                    nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, plan.training_set.num_classes)
+                )
+            self.val_accuracy = MulticlassAccuracy(plan.training_set.num_classes, average="micro", ignore_index=-1)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def transform_batch(self, batch: Batch) -> Batch:
         """Change the views before the backbone sees them. A view may grow: its first N rows remain the images."""
         return batch
 
-    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         """The objective of this rank's share of the batch under "loss"; other entries are logged as they are.
 
         Its gradient, averaged over ranks, must be that of the loss of the whole batch on one process.
@@ -99,27 +107,37 @@ class Method(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalized images -> (N, D) features."""
-        return self.backbone(fast_layout(x))
+        return self.backbone(channels_last(x))
+
+    def trainable_parameters(self) -> int:
+        """Number of trainable parameters, those of the heads and the online probe included."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def checkpoint_bytes(self) -> int:
+        """Expected size of a checkpoint: parameters, buffers, and the optimizer's moments of each trained parameter."""
+        moments = 2 if self.plan.optimizer.name == "adamw" else 1
+        state = sum(v.nbytes for v in self.state_dict().values())
+        return state + moments * sum(p.nbytes for p in self.parameters() if p.requires_grad)
 
     def compile_networks(self) -> None:
         """Compile what takes the time: the backbone and the teachers."""
         for network in [self.backbone, *(m for m in self.modules() if isinstance(m, EMA))]:
             network.compile()
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """What `training_loss` returns, and the online probe's loss and accuracy where there are labels."""
-        batch = self.prepare(batch)
-        batch = batch._replace(views=[fast_layout(view) for view in batch.views])
+        batch = self.transform_batch(batch)
+        batch = batch._replace(views=[channels_last(view) for view in batch.views])
         feats = [self(view) for view in batch.views]  # batch norm sees one view at a time, as in the papers
-        large = len(feats) - self.args.small_views
-        out = self.training_loss(Features(feats[:large], feats[large:]), batch)
+        large = len(feats) - self.plan.views.small_views
+        out = self.training_loss(ViewFeatures(feats[:large], feats[large:]), batch)
         if self.probe is not None:
             n = len(batch.labels)
             out |= self._probe_step(torch.cat([f[:n] for f in feats[:large]]), batch.labels.repeat(large))
         return out
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        out = self.losses(batch)
+        out = self.compute_losses(batch)
         if self.logs_now():
             self._log(out)
         return out["loss"] + out["probe_loss"] if self.probe is not None else out["loss"]
@@ -136,13 +154,13 @@ class Method(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout and its like depend on where a step stands, not on what was drawn before: a run can be resumed."""
         where = self.trainer.fit_loop.total_batch_idx * 2**16 + rank()
-        torch.manual_seed((self.args.seed * 0x9E3779B97F4A7C15 + where) % 2**63)
+        torch.manual_seed((self.plan.seed * 0x9E3779B97F4A7C15 + where) % 2**63)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.advance(self.trainer.global_step / self.args.total_steps)
+        self.after_optimizer_step(self.trainer.global_step / self.plan.schedule.total_steps)
 
-    def advance(self, done: float) -> None:
+    def after_optimizer_step(self, done: float) -> None:
         """What follows an optimizer step: queues take in what waits, teachers move. Once per step, not once per batch,
         so that accumulation is one large batch to them. `done`: share of the run's steps before this one."""
         for module in self.modules():
@@ -158,9 +176,10 @@ class Method(LightningModule):
             nn.utils.clip_grad_norm_(mine, gradient_clip_val)
 
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self, self.args, self.constant_lr)
-        optimizer = build_optimizer(groups, self.args)
-        scheduler = build_scheduler(optimizer, self.args)
+        config = self.plan.optimizer
+        groups = parameter_groups(self, config.lr, config.weight_decay, self.plan.probe_lr, self.constant_lr_module)
+        optimizer = build_optimizer(groups, config)
+        scheduler = build_scheduler(optimizer, self.plan.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _probe_step(self, feats: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -174,7 +193,7 @@ class Method(LightningModule):
 
     def logs_now(self) -> bool:
         """Whether Lightning writes this step down: numbers cost a reduction over ranks, so only then."""
-        return (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % self.args.log_every == 0
+        return (self.trainer.global_step + 1) % self.plan.logging.log_every == 0
 
     def _log(self, out: dict[str, Tensor]) -> None:
         values = mean_over_ranks(torch.stack([v.detach().float() for v in out.values()]))

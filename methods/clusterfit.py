@@ -1,15 +1,17 @@
 """ClusterFit (Yan et al., 2020, arXiv:1912.03330)."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Features, Method
+from methods.base import Method, ViewFeatures
 from utils.batch import Batch
-from utils.clusters import check_same_images, read_clusters
+from utils.cluster_file import check_same_images, read_clusters
+from utils.optim import FlagGroup
+from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
 
 
@@ -31,7 +33,7 @@ class ClusterFit(Method):
     ids: Tensor
 
     @staticmethod
-    def add_args(parser: ArgumentParser) -> None:
+    def add_args(parser: FlagGroup) -> None:
         # Sec. 4 and app. A: 105 epochs, SGD, a tenth of the rate after epochs 30, 60, 90 and 100; crop, flip, jitter.
         parser.set_defaults(
             optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
@@ -42,15 +44,21 @@ class ClusterFit(Method):
         parser.add_argument("--shuffle_clusters", action="store_true",
                             help="control: deal the ids out anew at random, which leaves nothing to learn")  # fmt: skip
 
-    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
-        super().__init__(args, backbone, dim)
+    def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
+        super().__init__(args, plan, backbone, dim)
         clusters = read_clusters(Path(args.clusters))
-        check_same_images(args.clusters, clusters.about, args.dataset, args.images, args.fingerprint)
+        check_same_images(
+            args.clusters,
+            clusters.about,
+            plan.training_set.name,
+            plan.training_set.images,
+            plan.training_set.fingerprint,
+        )
         ids = torch.from_numpy(clusters.ids).int()
         if args.shuffle_clusters:
-            ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(args.seed))]
+            ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(plan.seed))]
         self.register_buffer("ids", ids)  # in the checkpoint: a resumed run goes on with the ids that it began with
         self.head = nn.Linear(dim, len(clusters.centroids))
 
-    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         return cluster_loss([self.head(f) for f in feats.all], self.ids[batch.index].long())

@@ -1,18 +1,20 @@
 """NNCLR (Dwibedi et al., 2021, arXiv:2104.14548)."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Features, Method, view_pairs
-from utils.args import positive_float, positive_int
+from methods.base import Method, ViewFeatures, view_pairs
+from utils.arg_types import positive_float, positive_int
 from utils.batch import Batch
 from utils.distributed import gather, rank
 from utils.errors import UserError
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
-from utils.precision import full_precision, normalize
+from utils.optim import FlagGroup
+from utils.plan import Plan
+from utils.precision import full_precision, l2_normalize
 from utils.queue import FeatureQueue
 
 
@@ -42,7 +44,7 @@ class NNCLR(Method):
     queue: FeatureQueue
 
     @staticmethod
-    def add_args(parser: ArgumentParser) -> None:
+    def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 4.1
         parser.add_argument("--temperature", type=positive_float, default=0.1, help="of the softmax (sec. 4.1)")
         add_projector_flags(parser, hidden=2048, dim=256, layers=3, source="sec. 4.1")
@@ -52,21 +54,21 @@ class NNCLR(Method):
         )
         parser.add_argument("--queue_size", type=positive_int, default=98304, help="rows of the support set (sec. 4.1)")
 
-    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
-        super().__init__(args, backbone, dim)
-        if args.queue_size < args.global_batch:
+    def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
+        super().__init__(args, plan, backbone, dim)
+        if args.queue_size < plan.batch.global_batch:
             raise UserError(
-                f"--queue_size {args.queue_size} is smaller than the global batch of {args.global_batch}; "
+                f"--queue_size {args.queue_size} is smaller than the global batch of {plan.batch.global_batch}; "
                 f"raise it or lower --batch_size"
             )
         self.projector = projector(args, dim, last_norm=True)
         self.predictor = predictor(args) if args.predictor else nn.Identity()
-        self.queue = FeatureQueue(args.queue_size, args.proj_dim, args.seed)
+        self.queue = FeatureQueue(args.queue_size, args.proj_dim, plan.seed)
 
-    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         z = [self.projector(f) for f in feats.all]
-        p = [normalize(self.predictor(x)) for x in z]
-        queries = [normalize(x).detach() for x in z[: len(feats.large)]]
+        p = [l2_normalize(self.predictor(x)) for x in z]
+        queries = [l2_normalize(x).detach() for x in z[: len(feats.large)]]
         found = [self.queue.nearest(q) for q in queries]
         loss = nnclr_loss([self.queue.rows[row] for row, _ in found], p, self.args.temperature)
         row, similarity = found[0]

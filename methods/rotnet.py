@@ -1,13 +1,15 @@
 """RotNet (Gidaris et al., 2018, arXiv:1803.07728)."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Features, Method
+from methods.base import Method, ViewFeatures
 from utils.batch import Batch
+from utils.optim import FlagGroup
+from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
 
 TURNS = 4  # 0, 90, 180 and 270 degrees: quarter turns leave no trace of resampling (sec. 2.2)
@@ -34,23 +36,23 @@ class RotNet(Method):
     """Tell by how many quarter turns an image was rotated."""
 
     large_views = 1
-    no_small_views = "RotNet classifies the rotation of whole images; it compares no views"
+    small_views_refusal = "RotNet classifies the rotation of whole images; it compares no views"
 
     @staticmethod
-    def add_args(parser: ArgumentParser) -> None:
+    def add_args(parser: FlagGroup) -> None:
         # The schedule of the RotNet in ClusterFit (arXiv:1912.03330); views are cropped and flipped only.
         parser.set_defaults(
             optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
             jitter=0.0, gray=0.0, blur=[0.0], solarize=[0.0],
         )  # fmt: skip
 
-    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
-        super().__init__(args, backbone, dim)
+    def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
+        super().__init__(args, plan, backbone, dim)
         self.head = nn.Linear(dim, TURNS)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def transform_batch(self, batch: Batch) -> Batch:
         """All four rotations of each image in one batch (sec. 3.1); the upright ones, which the probe sees, first."""
         return batch._replace(views=[rotations(view) for view in batch.views])
 
-    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         return rotation_loss(self.head(feats.large[0]))

@@ -1,25 +1,27 @@
 """SimCLR (Chen et al., 2020, arXiv:2002.05709)."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from methods.base import Features, Method
-from utils.args import positive_float
+from methods.base import Method, ViewFeatures
+from utils.arg_types import positive_float
 from utils.batch import Batch
 from utils.distributed import gather, rank
 from utils.errors import UserError
 from utils.heads import add_projector_flags, projector
-from utils.precision import full_precision, normalize
+from utils.optim import FlagGroup
+from utils.plan import Plan
+from utils.precision import full_precision, l2_normalize
 
 
 def similarities(views: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
     """V tensors (n, D) -> (nV, NV) cosines / T of this rank's views with all views of the global batch, and the (nV,)
     columns in which each finds itself. Rows and columns are ordered by image, then by view."""
     v, n = len(views), len(views[0])
-    z = torch.stack([normalize(x) for x in views], dim=1)  # (n, V, D)
+    z = torch.stack([l2_normalize(x) for x in views], dim=1)  # (n, V, D)
     everyone = rearrange(gather(z), "N V D -> (N V) D")
     itself = torch.arange(n * v, device=z.device) + rank() * n * v
     return rearrange(z, "n V D -> (n V) D") @ everyone.T / temperature, itself
@@ -74,19 +76,19 @@ class SimCLR(Method):
     """Views of one image attract, all others repel; --supervised: views of one class (SupCon)."""
 
     @staticmethod
-    def add_args(parser: ArgumentParser) -> None:
+    def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 2.2 and app. B.6
         parser.add_argument("--temperature", type=positive_float, default=0.1, help="of the softmax (sec. 5.1)")
         parser.add_argument("--supervised", action="store_true", help="images of one class attract too (SupCon)")
         add_projector_flags(parser, hidden=2048, dim=128, layers=2, source="sec. 4.2")
 
-    def __init__(self, args: Namespace, backbone: nn.Module, dim: int):
-        super().__init__(args, backbone, dim)
-        if args.supervised and not args.num_classes:
-            raise UserError(f"--supervised needs labels and {args.dataset} has none here; leave it out")
+    def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
+        super().__init__(args, plan, backbone, dim)
+        if args.supervised and not plan.training_set.num_classes:
+            raise UserError(f"--supervised needs labels and {plan.training_set.name} has none here; leave it out")
         self.projector = projector(args, dim, last_norm=True)
 
-    def training_loss(self, feats: Features, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         views = [self.projector(f) for f in feats.all]
         if self.args.supervised:
             return supcon(views, batch.labels, self.args.temperature)

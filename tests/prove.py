@@ -21,8 +21,9 @@ from methods.base import Method
 from tests.helpers import Ranks, arguments
 from utils import distributed
 from utils.batch import Batch
-from utils.distributed import mean_over_ranks, synchronize_batch_norm
+from utils.distributed import mean_over_ranks
 from utils.optim import build_optimizer, build_scheduler, parameter_groups
+from utils.sync_batchnorm import synchronize_batch_norm
 
 N, STEPS = 12, 3  # images of the global batch, which 1, 2 and 3 divide; optimizer steps
 VARIANTS = {"nnclr": ["--no_predictor"], "simclr": ["--supervised"]}
@@ -36,7 +37,7 @@ def cases() -> list[str]:
     for name, method in METHODS.items():
         for variant in ["", *VARIANTS.get(name, [])]:
             out += [" ".join([name, variant, small]).strip().replace("  ", " ")
-                    for small in (["", SMALL_VIEWS] if not method.no_small_views else [""])]  # fmt: skip
+                    for small in (["", SMALL_VIEWS] if not method.small_views_refusal else [""])]  # fmt: skip
     return out
 
 
@@ -57,7 +58,7 @@ class Losses(nn.Module):
         self.method = method
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.method.losses(batch)
+        return self.method.compute_losses(batch)
 
 
 def share(rank: int, world: int, step: int, method: Method) -> Batch:
@@ -91,7 +92,7 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     method = METHODS[name](args, Pooled(), 6)
     synchronize_batch_norm(method, on_cuda=False)
     method.double().train()
-    optimizer = build_optimizer(parameter_groups(method, args, method.constant_lr), args)
+    optimizer = build_optimizer(parameter_groups(method, args, method.constant_lr_module), args)
     scheduler = build_scheduler(optimizer, args)
     step_losses: nn.Module = Losses(method)
     if torch.distributed.is_initialized():
@@ -106,7 +107,7 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
                 gradients[f"{step} {key}"] = p.grad.clone()
         optimizer.step()
         scheduler.step()
-        method.advance(step / STEPS)
+        method.after_optimizer_step(step / STEPS)
         losses |= {f"{step} {key}": mean_over_ranks(out[key].detach()) for key in ("loss", "probe_loss")}
     return {"loss": losses, "gradient": gradients, "state": dict(method.state_dict())}
 

@@ -7,12 +7,12 @@ from PIL import Image
 
 import main_contrastive
 from data.datasets import read_dataset
-from data.pipelines import build_pipeline
+from data.pipelines.choose import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
 from tests.helpers import arguments, batched, class_folders, digit_files, small, with_dali
-from utils.run import read_metrics
+from utils.files import read_metrics
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +34,7 @@ def test_views_are_those_of_the_cpu(size):
 def test_decoded_images_live_on_the_device():
     args = arguments("simclr", "--batch_size", "16")
     module = build_pipeline("device", read_dataset("digits", "none", None, None), [ViewSpec(32, count=2)], args)
-    batch = next(iter(module.plain_dataloader("train", torch.device("cuda", 0))))
+    batch = next(iter(module.eval_dataloader("train", torch.device("cuda", 0))))
     assert batch.views[0].is_cuda
     assert module.stores["train"].pixels.is_cuda
 
@@ -53,15 +53,15 @@ def test_dali_decodes_and_crops_on_the_device(tmp_path, suffix):
     args = arguments("simclr", "--batch_size", "8", "--num_workers", "2")
     specs = [ViewSpec(32, jitter=0, gray=0), ViewSpec(48, scale=(0.05, 0.3), jitter=0, gray=0)]
     a, b = (build_pipeline(name, data, specs, args) for name in ("dali", "torchvision"))
-    batches = list(a.training(np.arange(32), cuda).epoch(1))
+    batches = list(a.train_subset_loader(np.arange(32), cuda).epoch(1))
     assert len(batches) == 4
-    for x, y in zip(batches, b.training(np.arange(32), cuda).epoch(1), strict=True):
+    for x, y in zip(batches, b.train_subset_loader(np.arange(32), cuda).epoch(1), strict=True):
         assert torch.equal(x.index, y.index)
         for v, w in zip(x.views, y.views, strict=True):
             assert v.is_cuda
             assert (v - w)[:, :, 1:-1, 1:-1].abs().max() * 0.23 * 255 < (2 if suffix == ".png" else 12)
-    kept = list(a.plain_dataloader("train", cuda))
-    again = list(a.plain_dataloader("train", cuda))
+    kept = list(a.eval_dataloader("train", cuda))
+    again = list(a.eval_dataloader("train", cuda))
     assert all(torch.equal(x.views[0], y.views[0]) for x, y in zip(kept, again, strict=True)), "a buffer was reused"
 
 
@@ -83,7 +83,7 @@ def test_a_run_with_dali(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run(tmp_path, method, more):
     queue = ["--queue_size", "300"] if method == "nnclr" else []
-    if not METHODS[method].no_small_views and "--compile" in more:
+    if not METHODS[method].small_views_refusal and "--compile" in more:
         more = [*more, "--small_views", "2"]
     main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from tests.prove import TOLERANCE, cases, difference, differences
-from utils.distributed import mean_over_ranks, synchronize_batch_norm
+from utils.distributed import mean_over_ranks
+from utils.sync_batchnorm import synchronize_batch_norm
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -15,10 +15,10 @@ import pytest
 
 import main_contrastive
 import main_linear
-from data.pipelines import PIPELINES
+from data.pipelines.choose import PIPELINES
 from methods import METHODS
 from tests.conftest import LEARNED
-from utils.run import read_metrics
+from utils.files import read_metrics
 
 pytestmark = pytest.mark.slow
 FOLDERS = os.environ.get("CIFAR10_FOLDERS", "")
@@ -47,7 +47,7 @@ def cases() -> dict[str, int]:
     for case, epochs in CASES.items():
         method = case.split()[0]
         words, share = SMALL_VIEWS.get(method, SMALL_VIEWS[""])
-        if not METHODS[method].no_small_views:
+        if not METHODS[method].small_views_refusal:
             out[f"{case} {words}"] = round(share * epochs)
     return out
 

@@ -12,10 +12,10 @@ import torch
 import main_contrastive
 from methods import METHODS
 from methods.base import Method
+from runs.callbacks import ProgressBar
 from tests.helpers import BAD, TINY, class_folders, judge, pile, small, spoil, start, words, write_image
-from utils.errors import Stopped, UserError
-from utils.logs import Progress
-from utils.run import read_metrics
+from utils.errors import Interrupted, UserError
+from utils.files import read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
 CLOCK = ("images_per_second", "data_wait")
@@ -48,7 +48,7 @@ def assert_same_run(a, b):
 
 def interrupt_at(monkeypatch, step):
     """A real SIGINT arrives in the middle of a training step."""
-    original, pressed = Progress.on_train_batch_end, []
+    original, pressed = ProgressBar.on_train_batch_end, []
 
     def press(self, trainer, *args):
         original(self, trainer, *args)
@@ -56,7 +56,7 @@ def interrupt_at(monkeypatch, step):
             pressed.append(step)
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Progress, "on_train_batch_end", press)
+    monkeypatch.setattr(ProgressBar, "on_train_batch_end", press)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed_is_never_stopped(tmp_path
         assert_same_run(tmp_path / "whole", tmp_path / "twice")
     with monkeypatch.context() as m:
         interrupt_at(m, 8)  # of 5 steps per epoch
-        with pytest.raises(Stopped, match=r"after step 8; go on with: .* --resume"):
+        with pytest.raises(Interrupted, match=r"after step 8; go on with: .* --resume"):
             main_contrastive.main([*argv, "--run_id", "stopped"])
     assert weights(tmp_path / "stopped")["global_step"] == 8
     assert not same(weights(tmp_path / "stopped")["state_dict"], weights(tmp_path / "whole")["state_dict"])
@@ -95,7 +95,7 @@ def test_stopped_at_awkward_places(tmp_path, monkeypatch, few, step, more):
     main_contrastive.main([*argv, "--run_id", "whole"])
     with monkeypatch.context() as m:
         interrupt_at(m, step)
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             main_contrastive.main([*argv, "--run_id", "stopped"])
     main_contrastive.main(["--resume", str(tmp_path / "stopped"), "--num_workers", "0"])
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -112,7 +112,7 @@ def test_killed_and_resumed_from_the_last_epoch(tmp_path, monkeypatch, few, step
             raise RuntimeError("power cut")
 
     with monkeypatch.context() as m:
-        m.setattr(Progress, "on_train_batch_end", die)
+        m.setattr(ProgressBar, "on_train_batch_end", die)
         with pytest.raises(RuntimeError, match="power cut"):
             main_contrastive.main([*argv, "--run_id", "killed"])
     assert weights(tmp_path / "killed")["global_step"] == step // 5 * 5
@@ -307,7 +307,7 @@ def test_an_image_lost_half_way_stops_the_run_that_goes_on_once_it_is_back(tmp_p
     main_contrastive.main([*argv, "--run_id", "whole"])
     image = tmp_path / "images" / "train" / "c2" / "3.png"
     content = image.read_bytes()
-    original = Progress.on_train_batch_end
+    original = ProgressBar.on_train_batch_end
 
     def damage(self, trainer, *args):
         original(self, trainer, *args)
@@ -315,7 +315,7 @@ def test_an_image_lost_half_way_stops_the_run_that_goes_on_once_it_is_back(tmp_p
             image.write_bytes(content[:-500])
 
     with monkeypatch.context() as m:
-        m.setattr(Progress, "on_train_batch_end", damage)
+        m.setattr(ProgressBar, "on_train_batch_end", damage)
         told = mistake([*argv, "--run_id", "r"])
     assert re.search(r"c2/3\.png is not a readable image \(.*\); repair .* --resume only with the file as it was", told)
     assert "the training images are not those that the run began with" in mistake(["--resume", str(tmp_path / "r")])
@@ -325,7 +325,7 @@ def test_an_image_lost_half_way_stops_the_run_that_goes_on_once_it_is_back(tmp_p
 
 
 def test_many_more_workers_than_cores_are_told(tmp_path, few, capsys, monkeypatch):
-    monkeypatch.setattr("data.pipelines.usable_cores", lambda: 2)
+    monkeypatch.setattr("data.pipelines.choose.usable_cores", lambda: 2)
     argv = ["custom", *words("simclr", tmp_path, *few, "--pipeline", "stream", "--steps", "1")[1:]]
     for workers, told in ((4, False), (5, True)):
         main_contrastive.main([*argv, "--num_workers", str(workers), "--run_id", str(workers)])
@@ -387,8 +387,8 @@ def test_two_processes_train_what_one_does(tmp_path, method, more):
 def test_accumulation_moves_teachers_and_queues_once_per_step(tmp_path, few, monkeypatch, method, more):
     """5 batches an epoch, 2 to a step: three steps, the last of one batch; tau follows the steps of the run."""
     moved = []
-    whole = Method.advance
-    monkeypatch.setattr(Method, "advance", lambda self, done: (moved.append(done), whole(self, done))[0])
+    whole = Method.after_optimizer_step
+    monkeypatch.setattr(Method, "after_optimizer_step", lambda self, done: (moved.append(done), whole(self, done))[0])
     argv = ["custom", *words(method, tmp_path, *few, "--accumulate", "2", "--run_id", "r", *more)[1:]]
     main_contrastive.main(argv)
     assert moved == pytest.approx([step / 9 for step in range(9)])
@@ -396,7 +396,7 @@ def test_accumulation_moves_teachers_and_queues_once_per_step(tmp_path, few, mon
     if method == "byol":
         assert state["target.tau"].item() == pytest.approx(1 - 0.004 * (1 + math.cos(math.pi * 8 / 9)) / 2)
     else:
-        assert state["queue.at"] == 3 * 5 * 12
+        assert state["queue.pointer"] == 3 * 5 * 12
         assert state["queue.age"].max() == 8, "pushes are steps, not batches"
 
 

@@ -11,13 +11,13 @@ import torch
 
 import main_contrastive
 import main_linear
+from backbones.build import build_backbone
+from cli.evaluate import parse_evaluation
 from tests.helpers import TINY, class_folders, judge, pile, spoil, start, words, write_image
 from utils import hardware
-from utils.args import parse_judging
-from utils.backbones import build_backbone
-from utils.clusters import read_clusters
+from utils.cluster_file import read_clusters
 from utils.errors import UserError
-from utils.run import read_metrics
+from utils.files import read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
 
@@ -269,7 +269,7 @@ def test_a_flag_that_would_do_nothing_is_refused(words, message):
     evaluations = ("cluster", "features", "fewshot", "finetune", "knn", "linear", "pictures", "probe", "transfer")
     argv = ["digits", "resnet18", "--pretrained_feature_extractor", "w", *words.split()]
     with pytest.raises(UserError, match=message):
-        parse_judging(argv, ["digits"], evaluations)
+        parse_evaluation(argv, ["digits"], evaluations)
 
 
 def test_several_gpus_start_a_process_each(monkeypatch):
@@ -279,7 +279,7 @@ def test_several_gpus_start_a_process_each(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.setattr("sys.argv", ["main_linear.py", "x"])
     argv = ["digits", "resnet18", "--pretrained_feature_extractor", "w", "--gpus", "1", "3"]
-    args = parse_judging(argv, ["digits"], ["knn", "linear"])
+    args = parse_evaluation(argv, ["digits"], ["knn", "linear"])
     hardware.spread(args, argv)
     assert started[0][1:] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main_linear.py",
                               *argv]  # fmt: skip

@@ -1,38 +1,53 @@
-"""Mistakes of the user: one line that says what came, what was needed and what to do, never a traceback."""
+"""User errors: one line that says what came, what was needed and what to do, never a traceback."""
 
 import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
 
+NEAR = 0.75  # similarity from which a known name is suggested for an unknown one
+
 
 class UserError(ValueError):
-    """Anything that a user can cause and mend."""
+    """A mistake that a user can cause and correct; the message is one line."""
 
 
-class Stopped(Exception):
-    """The user asked the run to stop (Ctrl-C, SIGTERM); the message says how to go on."""
+class Interrupted(Exception):
+    """The run was interrupted (Ctrl-C, SIGTERM) and saved; the message names the command that resumes it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """' (did you mean a, b?)' with the nearest of the known names, or '' when none is near."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    """' (did you mean a, b?)' with the known names near to `name`, or '' when none is near.
+
+    Case and punctuation do not count: SimCLR is simclr, resnet-18 is resnet18.
+    """
+    names = list(known)
+    plain: dict[str, str] = {}
+    for candidate in names:
+        plain.setdefault(_plain(candidate), candidate)
+    if _plain(name) in plain:
+        return f" (did you mean {plain[_plain(name)]}?)"
+    near = [plain[match] for match in difflib.get_close_matches(_plain(name), list(plain), n=3, cutoff=NEAR)]
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Call a command with the words of the shell; a user's mistake ends it with one line and status 2."""
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def run_cli(main: Callable[[list[str]], None]) -> None:
+    """Call a command with the arguments of the shell; a user's mistake ends it with one line and status 2."""
     try:
         main(sys.argv[1:])
     except UserError as e:
-        # A loader's worker hands its error on with its whole traceback in the message; the last line is the reason.
+        # A worker process passes its error on with the whole traceback in the message; the last line is the reason.
         print(f"error: {str(e).strip().splitlines()[-1].removeprefix('utils.errors.UserError: ')}", file=sys.stderr)
         sys.exit(2)
-    except Stopped as e:
+    except Interrupted as e:
         print(f"\n{e}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("\nstopped before the end; what was not finished is not saved", file=sys.stderr)
+        print("\nInterrupted; unfinished work was not saved", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away (`| head`): nothing is wrong
+    except BrokenPipeError:  # the reader of the output went away (`| head`): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from utils.args import positive_int
+from utils.arg_types import positive_int
 
 
 def mlp(*widths: int, last_norm: bool, last_affine: bool = True, last_bias: bool = True) -> nn.Sequential:

@@ -1,34 +1,107 @@
-"""Parameter groups from the module tree, optimizers by name, learning-rate schedules per step."""
+"""Optimizers by name, parameter groups from the module tree, learning-rate schedules per step.
+
+Pretraining and the classifiers of an evaluation use the same functions.
+"""
 
 import math
-from argparse import Namespace
+from argparse import ArgumentParser, _ArgumentGroup
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from utils.arg_types import number, positive_float, positive_int
 
-def parameter_groups(module: nn.Module, args: Namespace, constant: str | None = None) -> list[dict]:
-    """Weights; biases and norms, without weight decay; the probe, with its own rate and without weight decay.
+FlagGroup = ArgumentParser | _ArgumentGroup
+ParameterGroup = dict[str, Any]
 
-    `constant` names a submodule whose rate the schedule leaves alone (SimSiam's predictor). Empty groups are left out.
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of an optimizer.
+
+    lr: learning rate of a step, already scaled to the global batch. trust_coefficient and clip_trust_ratio: of LARS.
+    clip_grad: largest norm of the gradient, None for no limit. fused: whether SGD and AdamW take one kernel per step.
     """
-    exempt = {f"backbone.{n}" for n in getattr(getattr(module, "backbone", None), "no_weight_decay", set)()}
-    groups: dict[tuple[str, bool], dict] = {}
+
+    name: str
+    lr: float
+    weight_decay: float
+    momentum: float = 0.9
+    trust_coefficient: float = 0.001
+    clip_trust_ratio: bool = False
+    clip_grad: float | None = None
+    fused: bool = True
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """A learning-rate schedule. warmup_cosine: linear warm-up, then half a cosine; cosine; step; none (constant).
+
+    All lengths are optimizer steps; decay_epochs are the epochs after which "step" multiplies by decay_factor.
+    """
+
+    name: str
+    total_steps: int
+    steps_per_epoch: int
+    warmup_steps: int = 0
+    decay_epochs: tuple[int, ...] = ()
+    decay_factor: float = 0.1
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that the steps take; the last one may be incomplete."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+
+def add_optimizer_flags(group: FlagGroup) -> None:
+    """Flags of the optimizer and of the step schedule that pretraining and evaluation share."""
+    group.add_argument("--optimizer", choices=["adamw", "lars", "sgd"], default="sgd", help="optimizer")
+    group.add_argument("--momentum", type=number(float, 0, 1), default=0.9, help="momentum of sgd and lars")
+    group.add_argument("--lars_eta", type=positive_float, default=0.001, help="trust coefficient of LARS")
+    group.add_argument("--lars_clip", action="store_true", help="clip the LARS trust ratio at 1 (LARC)")
+    group.add_argument("--lr_decay_steps", type=positive_int, nargs="+", default=[60, 80], metavar="EPOCH",
+                       help="epochs after which --scheduler step lowers the learning rate")  # fmt: skip
+    group.add_argument("--lr_decay_factor", type=positive_float, default=0.1,
+                       help="factor on the learning rate at each of --lr_decay_steps")  # fmt: skip
+
+
+def no_weight_decay_names(module: nn.Module) -> set[str]:
+    """Names of the parameters that a timm network exempts from weight decay, as position embeddings are."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, child in module.named_modules()
+        if callable(getattr(child, "no_weight_decay", None))
+        for name in child.no_weight_decay()  # type: ignore[operator]
+    }
+
+
+def parameter_groups(
+    module: nn.Module, lr: float, weight_decay: float, probe_lr: float = 0.0, constant_lr_module: str | None = None
+) -> list[ParameterGroup]:
+    """Trainable parameters in groups: weights; biases and norms, without weight decay; the online probe.
+
+    The submodule "probe" has the rate probe_lr and no weight decay. constant_lr_module names a submodule whose rate
+    the schedule leaves alone (SimSiam's predictor). Empty groups are left out.
+    """
+    exempt = no_weight_decay_names(module)
+    groups: dict[tuple[str, bool], ParameterGroup] = {}
     for name, p in module.named_parameters():
         if not p.requires_grad:
             continue
         kind = "probe" if name.startswith("probe.") else "norms" if p.ndim <= 1 or name in exempt else "weights"
-        held = constant is not None and name.startswith(f"{constant}.")
+        constant = constant_lr_module is not None and name.startswith(f"{constant_lr_module}.")
         group = groups.setdefault(
-            (kind, held),
+            (kind, constant),
             {
                 "params": [],
-                "name": kind + " (constant rate)" * held,
-                "lr": args.probe_rate if kind == "probe" else args.scaled_lr,
-                "weight_decay": args.weight_decay if kind == "weights" else 0.0,
-                "scheduled": not held,
+                "name": kind + " (constant learning rate)" * constant,
+                "lr": probe_lr if kind == "probe" else lr,
+                "weight_decay": weight_decay if kind == "weights" else 0.0,
+                "scheduled": not constant,
                 "always_adapt": kind == "weights",  # LARS: adapt the weights even where the user sets no decay
             },
         )
@@ -36,48 +109,50 @@ def parameter_groups(module: nn.Module, args: Namespace, constant: str | None = 
     return list(groups.values())
 
 
-def build_optimizer(groups: list[dict], args: Namespace) -> torch.optim.Optimizer:
-    """The optimizer that --optimizer names.
+def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer that `config` names, over `groups`.
 
     LARS is timm's, all layers at once on a GPU: it adapts no group without weight decay, so biases, norms and the probe
-    see plain momentum SGD. The others are fused. Under 16-mixed a fused step scales the gradients back by itself, which
-    would be too late for --clip_grad.
+    see plain momentum SGD.
     """
-    late = getattr(args, "used_precision", "32") == "16-mixed" and args.clip_grad
-    fused = None if late else True
-    if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=args.scaled_lr, fused=fused)
-    if args.optimizer == "lars":
+    fused = True if config.fused else None
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+    if config.name == "lars":
         from timm.optim import Lars
 
         return Lars(
-            groups, lr=args.scaled_lr, momentum=args.momentum, trust_coeff=args.lars_eta, trust_clip=args.lars_clip
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            trust_coeff=config.trust_coefficient,
+            trust_clip=config.clip_trust_ratio,
         )
-    return torch.optim.SGD(groups, lr=args.scaled_lr, momentum=args.momentum, fused=fused)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
 
 
-def schedule(args: Namespace) -> Callable[[int], float]:
+def lr_factor(config: ScheduleConfig) -> Callable[[int], float]:
     """Optimizer step -> factor on the learning rate.
 
-    warmup_cosine: linear from 1/warm-up to 1 over the warm-up, then half a cosine to 0. cosine: without warm-up.
-    step: times --lr_decay_factor at each epoch of --lr_decay_steps. none: 1.
+    warmup_cosine: linear from 1/warmup_steps to 1, then half a cosine to 0. cosine: the same without warm-up.
+    step: times decay_factor at each of decay_epochs. none: 1.
     """
 
     def factor(step: int) -> float:
-        if step < args.warmup_steps:
-            return (step + 1) / args.warmup_steps
-        if args.scheduler.endswith("cosine"):
-            done = (step - args.warmup_steps) / max(1, args.total_steps - args.warmup_steps)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        if args.scheduler == "step":
-            passed = sum(step >= epoch * args.optimizer_steps_per_epoch for epoch in args.lr_decay_steps)
-            return args.lr_decay_factor**passed
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.name.endswith("cosine"):
+            progress = (step - config.warmup_steps) / max(1, config.total_steps - config.warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if config.name == "step":
+            passed = sum(step >= epoch * config.steps_per_epoch for epoch in config.decay_epochs)
+            return config.decay_factor**passed
         return 1.0
 
     return factor
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, args: Namespace) -> LambdaLR:
-    """The schedule on every group but those that keep a constant rate."""
-    factor = schedule(args)
+def build_scheduler(optimizer: torch.optim.Optimizer, config: ScheduleConfig) -> LambdaLR:
+    """The schedule, once per optimizer step, on every group but those with a constant learning rate."""
+    factor = lr_factor(config)
     return LambdaLR(optimizer, [factor if g["scheduled"] else lambda step: 1.0 for g in optimizer.param_groups])

@@ -25,6 +25,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def normalize(z: Tensor) -> Tensor:
+def l2_normalize(z: Tensor) -> Tensor:
     """(..., D) -> unit vectors, in float32 or wider."""
     return F.normalize(at_least_float32(z), dim=-1)

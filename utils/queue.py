@@ -21,7 +21,7 @@ class FeatureQueue(nn.Module):
     rows: Tensor
     labels: Tensor
     age: Tensor
-    at: Tensor
+    pointer: Tensor
 
     def __init__(self, size: int, dim: int, seed: int):
         super().__init__()
@@ -29,26 +29,26 @@ class FeatureQueue(nn.Module):
         self.register_buffer("rows", F.normalize(start, dim=1))
         self.register_buffer("labels", torch.full((size,), -1))
         self.register_buffer("age", torch.full((size,), -1))
-        self.register_buffer("at", torch.zeros((), dtype=torch.long))
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+        self._pending: list[tuple[Tensor, Tensor]] = []
 
     def push(self, z: Tensor, labels: Tensor) -> None:
         """Hand in (N, D) unit vectors and (N,) labels of this rank; all ranks' rows enter at the next flush."""
-        self._waiting.append((gather(z.detach()), gather(labels)))
+        self._pending.append((gather(z.detach()), gather(labels)))
 
     @torch.no_grad()
     def flush(self) -> None:
         """Let what waits replace the oldest rows; any number of rows, wrapping around."""
-        if not self._waiting:
+        if not self._pending:
             return
         size = len(self.rows)
-        z = torch.cat([z for z, _ in self._waiting])[-size:].to(self.rows.dtype)
-        labels = torch.cat([y for _, y in self._waiting])[-size:]
-        where = (self.at + torch.arange(len(z), device=z.device)) % size
+        z = torch.cat([z for z, _ in self._pending])[-size:].to(self.rows.dtype)
+        labels = torch.cat([y for _, y in self._pending])[-size:]
+        where = (self.pointer + torch.arange(len(z), device=z.device)) % size
         self.age[self.age >= 0] += 1
         self.rows[where], self.labels[where], self.age[where] = z, labels, 0
-        self.at.copy_((self.at + len(z)) % size)
-        self._waiting.clear()
+        self.pointer.copy_((self.pointer + len(z)) % size)
+        self._pending.clear()
 
     @full_precision
     @torch.no_grad()

@@ -2,14 +2,14 @@
 
 import pytest
 
+from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from data.views import view_specs
 from methods import METHODS
-from utils.args import parse
 
 
 def specs(text, large=2):
-    return view_specs(parse(text.split(), METHODS, DATASETS), large)
+    return view_specs(parse_pretraining(text.split(), METHODS, DATASETS), large)
 
 
 def test_multi_crop_is_two_large_and_six_small():

@@ -76,9 +76,9 @@ def test_the_loss_is_scaled_and_its_parts_are_not():
     torch.manual_seed(0)
     words = ["--batch_size", "4", "--scale_loss", "0.5", "--lamb", "0.3"]
     method = METHODS["barlow_twins"](arguments("barlow_twins", *words), Flat(12), 6)
-    from methods.base import Features
+    from methods.base import ViewFeatures
 
     feats = [torch.randn(8, 6) for _ in range(2)]
-    out = method.training_loss(Features(feats, []), None)
+    out = method.training_loss(ViewFeatures(feats, []), None)
     assert_close(out["loss"], 0.5 * (out["invariance"] + 0.3 * out["redundancy"]))
     assert [m.bias is None for m in method.projector if isinstance(m, torch.nn.Linear)] == [True] * 3

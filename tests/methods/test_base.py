@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from methods import METHODS
-from methods.base import Features, view_pairs
+from methods.base import ViewFeatures, view_pairs
 from tests.helpers import Flat, arguments
 from utils.batch import Batch
 from utils.errors import UserError
@@ -25,7 +25,7 @@ def batch(method, n=8, seed=0):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_probes_gradient_never_reaches_the_backbone(name):
     method = build(name)
-    method.losses(batch(method))["probe_loss"].backward()
+    method.compute_losses(batch(method))["probe_loss"].backward()
     for key, p in method.named_parameters():
         assert (p.grad is not None) == key.startswith("probe."), key
 
@@ -33,7 +33,7 @@ def test_the_probes_gradient_never_reaches_the_backbone(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_methods_gradient_reaches_everything_but_the_probe(name):
     method = build(name)
-    method.losses(batch(method))["loss"].backward()
+    method.compute_losses(batch(method))["loss"].backward()
     for key, p in method.named_parameters():
         if key.startswith("probe.") or ".teacher." in key:
             assert p.grad is None, key
@@ -46,7 +46,7 @@ def test_the_methods_gradient_reaches_everything_but_the_probe(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_everything_logged_is_a_finite_number(name):
     method = build(name)
-    for key, value in method.losses(batch(method)).items():
+    for key, value in method.compute_losses(batch(method)).items():
         assert value.ndim == 0, key
         assert torch.isfinite(value), key
 
@@ -55,7 +55,7 @@ def test_everything_logged_is_a_finite_number(name):
 def test_without_labels_there_is_no_probe(name):
     method = build(name, classes=0)
     assert method.probe is None
-    out = method.losses(batch(method)._replace(labels=torch.full((8,), -1)))
+    out = method.compute_losses(batch(method)._replace(labels=torch.full((8,), -1)))
     assert torch.isfinite(out["loss"])
     assert not {key for key in out if "probe" in key}
 
@@ -63,11 +63,11 @@ def test_without_labels_there_is_no_probe(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_state_round_trip(name):
     a, b = build(name), build(name, "--seed", "3")
-    a.losses(batch(a))
-    a.advance(0.5)
+    a.compute_losses(batch(a))
+    a.after_optimizer_step(0.5)
     b.load_state_dict(a.state_dict())
     c = batch(a, seed=1)
-    assert torch.equal(a.eval().losses(c)["loss"], b.eval().losses(c)["loss"])
+    assert torch.equal(a.eval().compute_losses(c)["loss"], b.eval().compute_losses(c)["loss"])
 
 
 def test_probe_ignores_unknown_labels():
@@ -113,27 +113,27 @@ def test_pairs_of_views_are_ordered_and_never_one_with_itself():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_small_views_are_used_or_refused(name):
-    if METHODS[name].no_small_views:
+    if METHODS[name].small_views_refusal:
         with pytest.raises(UserError, match=r"--small_views 2: .*; leave it out") as e:
             build(name, "--small_views", "2")
-        assert METHODS[name].no_small_views in str(e.value)
+        assert METHODS[name].small_views_refusal in str(e.value)
         return
     method = build(name, "--small_views", "2")
     seen = batch(method)
-    loss = method.losses(seen)["loss"]
+    loss = method.compute_losses(seen)["loss"]
     for changed in range(len(seen.views)):
         views = [v + (i == changed) * torch.randn_like(v) for i, v in enumerate(seen.views)]
-        assert method.losses(seen._replace(views=views))["loss"] != loss, f"view {changed} plays no part"
+        assert method.compute_losses(seen._replace(views=views))["loss"] != loss, f"view {changed} plays no part"
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.no_small_views])
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.small_views_refusal])
 def test_the_probe_sees_large_views_only(name):
     method = build(name, "--small_views", "2")
     judged = []
     method.probe.register_forward_hook(lambda m, args, out: judged.append(args[0]))
-    method.losses(batch(method))
+    method.compute_losses(batch(method))
     assert judged[0].shape == (8 * method.large_views, 6)
 
 
 def test_features_keep_large_and_small_apart():
-    assert Features([1, 2], [3]).all == [1, 2, 3]
+    assert ViewFeatures([1, 2], [3]).all == [1, 2, 3]

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
 from methods.clusterfit import cluster_loss
 from tests.helpers import Flat, arguments, small
-from utils.args import parse
 from utils.batch import Batch
 from utils.errors import UserError
 
@@ -74,7 +74,7 @@ def test_an_image_is_asked_for_the_cluster_of_its_index(monkeypatch):
         "methods.clusterfit.cluster_loss", lambda logits, ids: asked.append(ids) or {"loss": logits[0].sum()}
     )
     index = torch.tensor([5, 0, 1437, 2])
-    one.losses(Batch(index, [torch.randn(4, 3, 2, 2)], torch.zeros(4, dtype=torch.long)))
+    one.compute_losses(Batch(index, [torch.randn(4, 3, 2, 2)], torch.zeros(4, dtype=torch.long)))
     assert asked[0].tolist() == [i % 4 for i in index.tolist()], "the file puts image i into cluster i % 4"
     assert one.head.out_features == 4
 
@@ -95,7 +95,9 @@ def test_ids_travel_in_the_checkpoint():
 
 
 def test_the_papers_recipe_is_the_default():
-    args = parse(["imagenet", "resnet50", "--method", "clusterfit", "--clusters", "x.npz"], METHODS, DATASETS)
+    args = parse_pretraining(
+        ["imagenet", "resnet50", "--method", "clusterfit", "--clusters", "x.npz"], METHODS, DATASETS
+    )
     assert (args.epochs, args.optimizer, args.lr, args.weight_decay) == (105, "sgd", 0.1, 1e-4)
     assert (args.scheduler, args.lr_decay_steps, args.lr_decay_factor) == ("step", [30, 60, 90, 100], 0.1)
     assert (args.jitter, args.gray, args.blur, args.solarize) == (0.8, 0.0, [0.0], [0.0])
@@ -105,7 +107,7 @@ def test_other_images_are_refused():
     with pytest.raises(UserError, match="has the clusters of 1,438 images, digits has 99 here; make a clusters file"):
         METHODS["clusterfit"](arguments("clusterfit", "--batch_size", "8", images=99), Flat(12), 6)
     with pytest.raises(UserError, match="--clusters"):
-        parse(["digits", "resnet18", "--method", "clusterfit"], METHODS, DATASETS)
+        parse_pretraining(["digits", "resnet18", "--method", "clusterfit"], METHODS, DATASETS)
     wrong = small("clusterfit")
     wrong[wrong.index("--clusters") + 1] = "gone.npz"
     with pytest.raises(UserError, match="gone.npz does not exist; make it by main_linear.py ... --evaluation cluster"):

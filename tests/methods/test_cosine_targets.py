@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from methods.base import Features
+from methods.base import ViewFeatures
 from methods.byol import BYOL, byol_loss
 from methods.simsiam import SimSiam, simsiam_loss
 from tests.helpers import Flat, arguments
@@ -94,7 +94,7 @@ def test_byol_compares_with_the_teacher(small):
     method, b = build(BYOL, "byol", "--small_views", str(small)), batch(small=small)
     for p in method.target.teacher.parameters():
         p.data += 0.1 * torch.randn_like(p)
-    out = method.losses(b)
+    out = method.compute_losses(b)
     p = [method.predictor(method.projector(method.backbone(v))) for v in b.views]
     target = [method.target.teacher(v) for v in b.views[:2]]
     assert_close(out["loss"], byol_loss(p, target)["loss"])
@@ -107,7 +107,7 @@ def test_simsiam_predicts_the_projections(small):
     method, b = build(SimSiam, "simsiam", "--small_views", str(small)), batch(small=small)
     z = [method.projector(method.backbone(v)) for v in b.views]
     feats = [method.backbone(v) for v in b.views]
-    out = method.training_loss(Features(feats[:2], feats[2:]), b)
+    out = method.training_loss(ViewFeatures(feats[:2], feats[2:]), b)
     assert_close(out["loss"], simsiam_loss([method.predictor(x) for x in z], z[:2])["loss"])
 
 

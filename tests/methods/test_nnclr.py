@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from methods.base import Features
+from methods.base import ViewFeatures
 from methods.nnclr import NNCLR, nnclr_loss
 from tests.helpers import Flat, arguments
 from utils.batch import Batch
@@ -76,7 +76,7 @@ def batch(n=4, seed=0, views=2):
 
 def loss_of(method, b):
     feats = [method(v) for v in b.views]
-    return method.training_loss(Features(feats[:2], feats[2:]), b)
+    return method.training_loss(ViewFeatures(feats[:2], feats[2:]), b)
 
 
 @pytest.mark.parametrize("views", [2, 4])
@@ -104,7 +104,7 @@ def test_a_batch_never_finds_itself():
         before = method.queue.rows.clone()
         assert torch.equal(method.queue.rows, before), "the loss must not move the queue"
         method.queue.flush()
-        assert_close(method.queue.rows[(method.queue.at - 4) % 40 : method.queue.at or 40], z1)
+        assert_close(method.queue.rows[(method.queue.pointer - 4) % 40 : method.queue.pointer or 40], z1)
         with torch.no_grad():
             for q in method.projector.parameters():
                 q.add_(0.1 * torch.randn_like(q))
@@ -139,11 +139,11 @@ def test_a_queue_smaller_than_the_global_batch_is_refused():
 
 
 def test_defaults_are_the_papers():
+    from cli.pretrain import parse_pretraining
     from data.datasets import DATASETS
     from methods import METHODS
-    from utils.args import parse
 
-    args = parse(["imagenet", "resnet50", "--method", "nnclr"], METHODS, DATASETS)
+    args = parse_pretraining(["imagenet", "resnet50", "--method", "nnclr"], METHODS, DATASETS)
     wanted = {"hidden_mlp": 2048, "proj_layers": 3, "proj_dim": 256, "pred_hidden_mlp": 4096, "pred_layers": 2,
               "queue_size": 98304, "temperature": 0.1,
               "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6}  # fmt: skip

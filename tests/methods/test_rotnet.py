@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
 from methods.rotnet import RotNet, rotation_loss, rotations
 from tests.helpers import Flat, arguments
-from utils.args import parse
 from utils.batch import Batch
 
 
@@ -74,7 +74,7 @@ def test_backbone_sees_all_rotations_together_and_the_probe_the_upright_ones():
     seen, judged = [], []
     method.backbone.register_forward_hook(lambda m, args, out: seen.append(out))
     method.probe.register_forward_hook(lambda m, args, out: judged.append(args[0]))
-    out = method.losses(batch)
+    out = method.compute_losses(batch)
     assert [len(x) for x in seen] == [16], "one batch, one batch norm"
     assert_close(judged[0], seen[0][:4].detach())
     assert_close(out["loss"], rotation_loss(method.head(seen[0]))["loss"])
@@ -82,6 +82,6 @@ def test_backbone_sees_all_rotations_together_and_the_probe_the_upright_ones():
 
 def test_views_are_only_cropped_and_flipped_on_any_data_set():
     for dataset in ("imagenet", "cifar10", "custom"):
-        args = parse([dataset, "resnet18", "--method", "rotnet"], METHODS, DATASETS)
+        args = parse_pretraining([dataset, "resnet18", "--method", "rotnet"], METHODS, DATASETS)
         assert (args.jitter, args.gray, args.blur, args.solarize) == (0, 0, [0], [0])
         assert (args.scheduler, args.lr_decay_steps, args.epochs) == ("step", [30, 60, 90, 100], 105)

@@ -14,12 +14,12 @@ from methods.simclr import nt_xent, supcon
 from methods.simsiam import simsiam_loss
 from tests.helpers import Flat, arguments
 from utils.batch import Batch
-from utils.precision import normalize
+from utils.precision import l2_normalize
 
 LOSSES = {
     "barlow_twins": lambda a, b: barlow_twins_loss(a, b, 5e-3)["loss"],
     "byol": lambda a, b: byol_loss([a, b], [b, a])["loss"],
-    "nnclr": lambda a, b: nnclr_loss([normalize(a).detach()] * 2, [normalize(a), normalize(b)], 0.05),
+    "nnclr": lambda a, b: nnclr_loss([l2_normalize(a).detach()] * 2, [l2_normalize(a), l2_normalize(b)], 0.05),
     "rotnet": lambda a, b: rotation_loss(torch.cat([a, b, b, a])[:, :4])["loss"],
     "simclr": lambda a, b: nt_xent([a, b], 0.05)["loss"],
     "simsiam": lambda a, b: simsiam_loss([a, b], [b, a])["loss"],
@@ -65,7 +65,7 @@ def test_a_training_step_of_two_images_stays_finite(name, what, dtype):
     }[what]
     batch = Batch(torch.arange(2), [view() for _ in range(method.large_views)], torch.arange(2))
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        out = method.losses(batch)
+        out = method.compute_losses(batch)
     assert all(torch.isfinite(v) for v in out.values()), out
     (out["loss"] + out["probe_loss"]).backward()
     for key, p in method.named_parameters():

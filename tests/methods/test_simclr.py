@@ -144,6 +144,6 @@ def test_supervised_reads_the_labels():
     method = SimCLR(arguments("simclr", "--batch_size", "4", "--supervised"), Flat(12), 6)
     b = Batch(torch.arange(4), [torch.randn(4, 3, 2, 2) for _ in range(2)], torch.tensor([1, 1, 2, -1]))
     z = [method.projector(method(v)) for v in b.views]
-    assert_close(method.losses(b)["loss"], supcon(z, b.labels, 0.1)["loss"])
+    assert_close(method.compute_losses(b)["loss"], supcon(z, b.labels, 0.1)["loss"])
     with pytest.raises(UserError, match="--supervised needs labels and digits has none here; leave it out"):
         SimCLR(arguments("simclr", "--supervised", classes=0), Flat(12), 6)

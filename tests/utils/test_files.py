@@ -9,22 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from backbones.load import find_weights, load_backbone, open_weights, save_backbone
+from runs.checkpoint import AtomicCheckpointIO
+from runs.folder import create_folder, new_run_id
+from runs.loggers import MetricsCSV
+from runs.resume import check_same_data, pop_resume_flag, resume_argv
 from utils import errors
-from utils.checkpoint import AtomicIO
 from utils.errors import UserError
-from utils.logs import MetricsCSV
-from utils.run import (
-    check_same_data,
-    create_folder,
-    last_value,
-    new_run_id,
-    provenance,
-    read_json,
-    read_metrics,
-    resumed_words,
-    split_resume,
-)
-from utils.weights import find_weights, load_backbone, open_weights, save_backbone
+from utils.files import last_value, read_json, read_metrics
+from utils.provenance import provenance
 
 
 def test_metrics_have_a_row_per_point_and_a_column_per_metric(tmp_path):
@@ -46,7 +39,7 @@ def test_a_resumed_run_makes_its_rows_again(tmp_path):
     for step in range(5):
         log.log_metrics({"loss": float(step)}, step)
     again = MetricsCSV(tmp_path)
-    again.forget_from(3)
+    again.truncate_from_step(3)
     again.log_metrics({"loss": 30.0}, 3)
     assert [row["loss"] for row in read_metrics(again.path)] == ["0.0", "1.0", "2.0", "30.0"]
 
@@ -60,7 +53,7 @@ def test_a_row_cut_off_by_a_crash_is_left_out(tmp_path):
 
 
 def test_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path, io = tmp_path / "last.ckpt", AtomicIO()
+    path, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
     io.save_checkpoint({"step": 1}, path)
 
     def full_disk(*args):
@@ -82,10 +75,10 @@ class Evil:
 def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path, content):
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(UserError, match="x.ckpt is not a readable checkpoint"):
-        AtomicIO().load_checkpoint(tmp_path / "x.ckpt")
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt")
     torch.save({"evil": Evil()}, tmp_path / "y.ckpt")
     with pytest.raises(UserError, match="y.ckpt is not a readable checkpoint"):
-        AtomicIO().load_checkpoint(tmp_path / "y.ckpt")
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "y.ckpt")
     assert not os.path.exists("/tmp/lookalike-was-here")
 
 
@@ -93,7 +86,7 @@ def test_weights_go_out_and_come_in(tmp_path):
     a, b = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     save_backbone(tmp_path / "backbone.safetensors", a, {"backbone": "two layers"})
     weights = open_weights(str(tmp_path))
-    assert weights.told == {"backbone": "two layers"}
+    assert weights.metadata == {"backbone": "two layers"}
     load_backbone(weights, b)
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
@@ -134,23 +127,23 @@ def test_run_folder_is_new_and_never_overwritten(tmp_path):
 
 
 def test_resume_words():
-    assert split_resume(["a", "--resume", "RUN", "--epochs", "3"])[1] == ["a", "--epochs", "3"]
-    assert str(split_resume(["--resume=RUN"])[0]) == "RUN"
-    assert split_resume(["a", "b"]) == (None, ["a", "b"])
+    assert pop_resume_flag(["a", "--resume", "RUN", "--epochs", "3"])[1] == ["a", "--epochs", "3"]
+    assert str(pop_resume_flag(["--resume=RUN"])[0]) == "RUN"
+    assert pop_resume_flag(["a", "b"]) == (None, ["a", "b"])
 
 
 def test_resume_needs_a_run(tmp_path):
     with pytest.raises(UserError, match="no last.ckpt in it"):
-        resumed_words(tmp_path, [])
+        resume_argv(tmp_path, [])
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(UserError, match="args.json does not exist"):
-        resumed_words(tmp_path, [])
+        resume_argv(tmp_path, [])
     (tmp_path / "args.json").write_text('{"argv": ["digits", "resnet18"]')
     with pytest.raises(UserError, match="damaged"):
-        resumed_words(tmp_path, [])
+        resume_argv(tmp_path, [])
     (tmp_path / "args.json").write_text('{"argv": ["digits", "resnet18"]}')
-    assert resumed_words(tmp_path, ["--gpus", "0"])[1] == ["digits", "resnet18", "--gpus", "0"]
-    assert resumed_words(tmp_path, ["digits", "resnet34"])[1] == ["digits", "resnet34"]
+    assert resume_argv(tmp_path, ["--gpus", "0"])[1] == ["digits", "resnet18", "--gpus", "0"]
+    assert resume_argv(tmp_path, ["digits", "resnet34"])[1] == ["digits", "resnet34"]
     assert read_json(tmp_path / "args.json")["argv"] == ["digits", "resnet18"]
 
 

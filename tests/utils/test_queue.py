@@ -27,7 +27,7 @@ def test_holds_the_last_rows_whatever_the_batch(size, batches):
         queue.flush()
         sent = torch.cat([sent, z])
     kept = sent[-size:]
-    at = int(queue.at)
+    at = int(queue.pointer)
     in_order = torch.cat([queue.rows[at:], queue.rows[:at]])
     assert_close(in_order[size - len(kept) :], kept)
     if len(sent) < size:

@@ -1,0 +1,88 @@
+"""Flags that main_contrastive.py and main_linear.py share, in titled groups."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+
+from cli.parser import Rule
+from utils.arg_types import count, number, positive_int
+from utils.optim import FlagGroup
+
+IGNORED_TENSORS = ("num_batches_tracked",)  # counters of batch norm, which not every checkpoint has
+OPTIMIZER_RULES: tuple[Rule, ...] = (
+    (("lars_eta", "lars_clip"), "--optimizer lars", lambda a: a.optimizer == "lars"),
+    (("momentum",), "--optimizer sgd or lars", lambda a: a.optimizer != "adamw"),
+    (("lr_decay_steps", "lr_decay_factor"), "--scheduler step", lambda a: a.scheduler == "step"),
+)
+DASHBOARD_RULES: tuple[Rule, ...] = ((("entity", "offline"), "--wandb", lambda a: a.wandb),)
+
+
+def add_positionals(parser: ArgumentParser, datasets: Sequence[str]) -> None:
+    parser.add_argument("dataset", choices=list(datasets), metavar="DATASET", help=f"one of {', '.join(datasets)}")
+    parser.add_argument("backbone", metavar="BACKBONE", help="a torchvision ResNet or any timm model name")
+
+
+def add_common_flags(group: FlagGroup) -> None:
+    """The flags that most commands need."""
+    group.add_argument("--data_folder", default="datasets", help="folder of data sets; downloads go there")
+    group.add_argument("--train_dir", help="training images (class folders or an unlabelled folder), relative to "
+                       "--data_folder; default: the data set's own")  # fmt: skip
+    group.add_argument("--val_dir", help="validation images (class folders), relative to --data_folder; default: the "
+                       "data set's own")  # fmt: skip
+    group.add_argument("--batch_size", type=positive_int, default=256, help="images per process and forward pass")
+    group.add_argument("--num_workers", type=count, default=4,
+                       help="worker processes (torchvision) or threads (other pipelines); 0 loads in the main process")  # fmt: skip
+    group.add_argument("--gpus", type=count, nargs="+", metavar="ID", help="GPU ids (default: all)")
+    group.add_argument("--output", default="trained_models", help="parent directory of run folders")
+    group.add_argument("--run_id", help="name of the run folder; default: name, data set, backbone and time")
+    group.add_argument("--seed", type=count, default=0, help="random seed; the same seed gives the same run")
+
+
+def add_loading_flags(parser: ArgumentParser) -> None:
+    g = parser.add_argument_group("data loading")
+    g.add_argument("--pipeline", choices=["auto", "dali", "memory", "stream", "torchvision"], default="auto",
+                   help="data pipeline: images decoded once and kept in memory; decoded at every step by threads "
+                   "(stream), by NVIDIA DALI, or by torchvision in worker processes")  # fmt: skip
+    g.add_argument("--cache", metavar="DIR", help="directory for decoded images of --pipeline memory; shared by runs")
+    g.add_argument("--on_bad_image", choices=["stop", "skip"], default="stop",
+                   help="corrupt or truncated images: abort or exclude")  # fmt: skip
+
+
+def add_hardware_flags(group: FlagGroup) -> None:
+    group.add_argument("--accelerator", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+                       help="hardware to compute on; auto takes a GPU where there is one")  # fmt: skip
+
+
+def add_backbone_flags(group: FlagGroup) -> None:
+    group.add_argument("--stem", choices=["auto", "small", "imagenet"], default="auto",
+                       help="first layers of a ResNet: 3x3 without max-pool (small) or 7x7; auto takes small for views "
+                       "up to 64 pixels")  # fmt: skip
+
+
+def add_checkpoint_key_flags(group: FlagGroup) -> None:
+    """Flags that say where in a checkpoint the backbone's tensors are."""
+    group.add_argument("--state_dict_key", metavar="KEY", help="dotted path of the state_dict (default: auto-detect)")
+    group.add_argument("--remove_prefix", default="", metavar="PREFIX", help="prefix to strip from tensor names")
+    group.add_argument("--append_prefix", default="", metavar="PREFIX",
+                       help="prefix to prepend to tensor names, after --remove_prefix")  # fmt: skip
+    group.add_argument("--skip_layers", nargs="+", default=list(IGNORED_TENSORS), metavar="TEXT",
+                       help="tensors whose name contains one of these need not be in the checkpoint")  # fmt: skip
+    group.add_argument("--dry_run", action="store_true", help="print the key-matching report and exit")
+
+
+def add_dashboard_flags(group: FlagGroup, default_name: str) -> None:
+    group.add_argument("--name", help=f"name of the run (default: {default_name})")
+    group.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
+    group.add_argument("--project", default="lookalike", help="Weights & Biases project")
+    group.add_argument("--entity", help="Weights & Biases entity (default: your own)")
+    group.add_argument("--offline", action="store_true", help="keep Weights & Biases logs on disk, without a network")
+
+
+def view_size(text: str) -> int:
+    """An argparse type: side of a view in pixels."""
+    side: int = number(int, 8)(text)
+    return side
+
+
+def gpu_list(args: Namespace) -> list[int] | None:
+    """--gpus with its type."""
+    return None if args.gpus is None else [int(gpu) for gpu in args.gpus]

@@ -1,0 +1,83 @@
+"""A strict argument parser: errors of one line, no abbreviations, hints for misspelt names."""
+
+import argparse
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from utils.errors import UserError, did_you_mean
+
+# Flags of other tools and the ones that do the same here.
+FOREIGN_FLAGS = {
+    "--accelerator_devices": "--gpus", "--arch": "BACKBONE", "--batchsize": "--batch_size", "--bs": "--batch_size",
+    "--config": "--help", "--data": "--data_folder", "--data_dir": "--data_folder", "--data_path": "--data_folder",
+    "--devices": "--gpus", "--gpu": "--gpus", "--learning_rate": "--lr", "--max_epochs": "--epochs",
+    "--model": "BACKBONE", "--output_dir": "--output", "--temp": "--temperature", "--wd": "--weight_decay",
+    "--workers": "--num_workers",
+}  # fmt: skip
+Rule = tuple[tuple[str, ...], str, Callable[[Namespace], bool]]
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends the default to the help of each flag that has one; lists and switches in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is argparse.SUPPRESS or action.required:
+            return action.help
+        if isinstance(action.default, bool):
+            return f"{action.help} (default: {'on' if action.default == action.const else 'off'})"
+        if isinstance(action.default, list | tuple):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
+class Parser(ArgumentParser):
+    """argparse with errors of one line, without abbreviations, and with a near known name for a misspelt one."""
+
+    def __init__(self, **kwargs: Any):
+        usage = "python3 %(prog)s DATASET BACKBONE [flags]"
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, usage=usage, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.search(r"argument (\S+): invalid choice: '([^']*)'", message):
+            action = next(a for a in self._actions if match[1] in {a.dest, *"/".join(a.option_strings).split("/")})
+            choices = [str(c) for c in action.choices or ()]
+            near = did_you_mean(match[2], choices)
+            message = f"unknown {match[1].lstrip('-')} {match[2]!r}{near}; choose one of {', '.join(choices)}"
+        raise UserError(message)
+
+    def parse_strictly(self, argv: Sequence[str], flags_of_others: Mapping[str, str]) -> Namespace:
+        """Parse argv; an unknown flag is an error with a near known one. flags_of_others: flag -> its --method."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+            if flag in flags_of_others:
+                raise UserError(
+                    f"{flag} is a flag of --method {flags_of_others[flag]}, not of {args.method}; remove it"
+                )
+            known = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"unknown argument {flag}{_flag_hint(flag, known)}; --help lists all")
+        return args
+
+    def typed_flags(self, argv: Sequence[str]) -> set[str]:
+        """Names of the arguments that argv gives a value, also where it is the default. Forgets the defaults."""
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+            action.required = False
+        return set(vars(self.parse_known_args(argv)[0]))
+
+
+def _flag_hint(flag: str, known: Iterable[str]) -> str:
+    known = list(known)
+    if (same := FOREIGN_FLAGS.get(flag.replace("-", "_").replace("__", "--", 1))) and (same in known or same.isupper()):
+        return f" (did you mean {same}?)"
+    return did_you_mean(flag, known)
+
+
+def check_used(args: Namespace, typed: set[str], rules: Sequence[Rule]) -> None:
+    """Refuse typed flags that would be ignored. rules: (flags, what they need, whether that is there)."""
+    for names, requirement, condition in rules:
+        for flag in names:
+            if flag in typed and not condition(args):
+                raise UserError(f"--{flag} has no effect without {requirement}; add that, or remove --{flag}")

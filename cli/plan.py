@@ -1,0 +1,173 @@
+"""Resolve the flags of a pretraining command into its Plan, and print it."""
+
+import dataclasses
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cli.flags import gpu_list
+from utils.errors import UserError
+from utils.hardware import choose_hardware, choose_precision
+from utils.optim import OptimizerConfig, ScheduleConfig
+from utils.plan import (
+    BackboneConfig,
+    BatchConfig,
+    DashboardConfig,
+    HardwareConfig,
+    LoggingConfig,
+    Plan,
+    TrainingSet,
+    ViewsConfig,
+)
+
+LABEL_WIDTH = 16
+
+
+def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -> Plan:
+    """The plan that follows from the flags for these training images. stem: the backbone's stem, and why.
+
+    The learning rate is linear in the global batch: --lr * batch_size * processes * accumulate / 256.
+    """
+    hardware = _hardware(args)
+    batch = BatchConfig(args.batch_size, hardware.processes, args.accumulate)
+    _check_batch(batch, training_set.images)
+    return Plan(
+        method=args.method,
+        seed=args.seed,
+        hardware=hardware,
+        batch=batch,
+        optimizer=_optimizer(args, batch, hardware.precision),
+        probe_lr=args.probe_lr or (1e-3 if args.optimizer == "adamw" else 0.1),
+        schedule=_schedule(args, batch, training_set.images),
+        views=_views(args),
+        training_set=training_set,
+        backbone=BackboneConfig(args.backbone, *stem, zero_init_residual=args.zero_init_residual),
+        logging=LoggingConfig(
+            log_every=args.log_every,
+            knn_every=args.knn_every,
+            knn_k=tuple(k for k in args.knn_k if k <= training_set.labelled_images),
+            dashboard=dashboard_config(args, args.method),
+        ),
+    )
+
+
+def dashboard_config(args: Namespace, default_name: str) -> DashboardConfig:
+    """The settings of Weights & Biases."""
+    return DashboardConfig(args.wandb, args.name or default_name, args.project, args.entity, args.offline)
+
+
+def _hardware(args: Namespace) -> HardwareConfig:
+    hardware = choose_hardware(args.accelerator, gpu_list(args), args.num_nodes)
+    precision, reason = choose_precision(args.precision, hardware.accelerator)
+    return dataclasses.replace(hardware, precision=precision, precision_reason=reason, compile=args.compile)
+
+
+def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> OptimizerConfig:
+    return OptimizerConfig(
+        name=args.optimizer,
+        lr=args.lr * batch.global_batch / 256,
+        weight_decay=args.weight_decay,
+        momentum=args.momentum,
+        trust_coefficient=args.lars_eta,
+        clip_trust_ratio=args.lars_clip,
+        clip_grad=args.clip_grad,
+        # Under 16-mixed a fused step unscales the gradients by itself, which is too late for clipping them.
+        fused=not (precision == "16-mixed" and args.clip_grad),
+    )
+
+
+def _schedule(args: Namespace, batch: BatchConfig, images: int) -> ScheduleConfig:
+    batches = images // batch.forward_batch
+    steps_per_epoch = -(-batches // batch.accumulate)  # the last, incomplete accumulation of an epoch steps too
+    total_steps = args.steps or args.epochs * steps_per_epoch
+    return ScheduleConfig(
+        name=args.scheduler,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        warmup_steps=_warmup_steps(args, total_steps, steps_per_epoch),
+        decay_epochs=tuple(args.lr_decay_steps),
+        decay_factor=args.lr_decay_factor,
+    )
+
+
+def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> int:
+    if args.scheduler != "warmup_cosine":
+        return 0
+    if args.warmup_epochs is None:
+        return min(10 * steps_per_epoch, total_steps // 10)
+    steps = round(args.warmup_epochs * steps_per_epoch)
+    if steps >= total_steps:
+        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is {steps} of {total_steps} steps; lower it")
+    return steps
+
+
+def _views(args: Namespace) -> ViewsConfig:
+    settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(ViewsConfig)}
+    return ViewsConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def _check_batch(batch: BatchConfig, images: int) -> None:
+    if batch.batch_size < 2:
+        raise UserError("--batch_size 1: batch norm and contrastive losses need at least 2 images; raise it")
+    if images < batch.forward_batch:
+        raise UserError(
+            f"the training set has {images} images, fewer than one global batch of {batch.forward_batch} "
+            f"(--batch_size {batch.batch_size} on {batch.processes} processes); lower --batch_size to "
+            f"{images // batch.processes} or less"
+        )
+
+
+def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, checkpoint_bytes: int) -> str:
+    """The plan as printed before training, a line per part.
+
+    method_settings: the method's own flags. parameters: trainable ones. checkpoint_bytes: expected size of last.ckpt.
+    """
+    hardware, batch, optimizer, schedule = plan.hardware, plan.batch, plan.optimizer, plan.schedule
+    warmup = f", {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
+    small = f", {plan.views.small_views} of {plan.views.small_size} px" if plan.views.small_views else ""
+    per_256 = optimizer.lr * 256 / batch.global_batch
+    stem = f"{plan.backbone.stem} stem ({plan.backbone.stem_reason})"
+    rows = {
+        "hardware": f"{hardware.processes} x {hardware.accelerator}, precision {hardware.precision} "
+        f"({hardware.precision_reason})",
+        "backbone": f"{plan.backbone.name}, {stem}" + ", zero-init residual" * plan.backbone.zero_init_residual,
+        "method": ", ".join(f"{name} {_text(value)}" for name, value in method_settings.items()) or "no settings",
+        "parameters": f"{parameters / 1e6:,.2f} M trainable; a checkpoint takes about {_size(checkpoint_bytes)}",
+        "views": f"{plan.views.large_size} px{small}; {_augmentations(plan.views)}",
+        "batch": f"{batch.batch_size} x {batch.processes} processes x {batch.accumulate} accumulated "
+        f"= {batch.global_batch} images",
+        "learning rate": f"{per_256:g} x {batch.global_batch} / 256 = {optimizer.lr:g} "
+        f"({optimizer.name}, weight decay {optimizer.weight_decay:g})",
+        "schedule": schedule.name + warmup,
+        "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
+    }
+    if batch.accumulate > 1:
+        rows["accumulation"] = f"negatives, batch norm and correlations see {batch.forward_batch} images at a time"
+    return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())
+
+
+def notes(plan: Plan, requested_knn_k: Sequence[int]) -> list[str]:
+    """Remarks on settings that were adapted to the data."""
+    if plan.logging.knn_every and list(plan.logging.knn_k) != list(requested_knn_k):
+        used = " ".join(map(str, plan.logging.knn_k)) or "none"
+        count = plan.training_set.labelled_images
+        return [f"kNN with k = {used} of {' '.join(map(str, requested_knn_k))}: {count:,} labelled training images"]
+    return []
+
+
+def _augmentations(views: ViewsConfig) -> str:
+    strengths = " ".join(f"{s:g}" for s in views.jitter_strengths)
+    return (
+        f"crop {_text(views.crop_scale)}, flip {views.flip:g}, jitter {views.jitter:g} ({strengths}), "
+        f"gray {views.gray:g}, blur {_text(views.blur)}, solarize {_text(views.solarize)}"
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

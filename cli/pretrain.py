@@ -1,0 +1,213 @@
+"""The command line of pretraining: shared flags, those of the chosen method, and what contradicts itself."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from cli.flags import (
+    DASHBOARD_RULES,
+    OPTIMIZER_RULES,
+    add_backbone_flags,
+    add_checkpoint_key_flags,
+    add_common_flags,
+    add_dashboard_flags,
+    add_hardware_flags,
+    add_loading_flags,
+    add_positionals,
+    view_size,
+)
+from cli.parser import Parser, Rule, check_used
+from utils.arg_types import area_share, count, nonnegative_float, positive_float, positive_int, probability
+from utils.errors import UserError, did_you_mean
+from utils.optim import FlagGroup, add_optimizer_flags
+
+DEFAULT_METHOD = "simclr"
+MULTI_CROP_VIEWS = {"crop_scale": [0.14, 1.0]}  # SwAV, sec. 3.3: large crops begin where small ones end
+RULES: tuple[Rule, ...] = (
+    *OPTIMIZER_RULES,
+    *DASHBOARD_RULES,
+    (("small_size", "small_scale"), "--small_views", lambda a: bool(a.small_views)),
+    (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
+    (
+        ("state_dict_key", "remove_prefix", "append_prefix", "skip_layers", "dry_run"),
+        "--pretrained_feature_extractor",
+        lambda a: bool(a.pretrained_feature_extractor),
+    ),
+    (("pred_hidden_mlp", "pred_layers"), "a predictor", lambda a: getattr(a, "predictor", True)),
+    (("gpus",), "--accelerator auto or cuda", lambda a: a.accelerator in ("auto", "cuda")),
+)
+
+
+class MethodFlags(Protocol):
+    """The part of a method that the command line needs."""
+
+    large_views: int
+
+    @staticmethod
+    def add_args(parser: FlagGroup) -> None: ...
+
+    @staticmethod
+    def length_defaults(epochs: int) -> dict[str, Any]: ...
+
+
+class DatasetFlags(Protocol):
+    """The part of a data set's entry that the command line needs: its defaults of the view flags."""
+
+    @property
+    def views(self) -> dict[str, Any]: ...
+
+
+Methods = Mapping[str, type[MethodFlags]]
+Datasets = Mapping[str, DatasetFlags]
+
+
+def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets) -> Namespace:
+    """The flags of a pretraining command, those of the method included, checked.
+
+    Defaults, from the strongest: the data set's, those of multi-crop, the method's for this number of epochs, the
+    method's, the shared ones.
+    """
+    name = _method_name(argv, methods)
+    flags_of_others = _flags_of_others(name, methods)
+    dataset = next((word for word in argv if word in datasets), None)  # so that --help shows its defaults
+    parser = _parser(name, methods, datasets, datasets[dataset].views if dataset else {})
+    first = parser.parse_strictly(argv, flags_of_others)
+    multi_crop = MULTI_CROP_VIEWS if first.small_views else {}
+    defaults = methods[name].length_defaults(first.epochs) | multi_crop | datasets[first.dataset].views
+    args = _parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others)
+    _check_views(args, methods[name].large_views)
+    check_used(args, _parser(name, methods, datasets, {}).typed_flags(argv), RULES)
+    return args
+
+
+def method_args(args: Namespace, methods: Methods) -> Namespace:
+    """The flags that only the chosen method reads."""
+    parser = ArgumentParser(add_help=False)
+    methods[args.method].add_args(parser)
+    names = {action.dest for action in parser._actions}
+    return Namespace(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def _method_name(argv: Sequence[str], methods: Methods) -> str:
+    first = Parser(add_help=False)
+    first.add_argument("--method", default=DEFAULT_METHOD)
+    name = str(first.parse_known_args(argv)[0].method)
+    if name not in methods:
+        raise UserError(f"unknown method {name!r}{did_you_mean(name, methods)}; choose one of {', '.join(methods)}")
+    return name
+
+
+def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str, Any]) -> Parser:
+    parser = Parser(prog="main_contrastive.py", description="Self-supervised pretraining of an image backbone.")
+    add_positionals(parser, list(datasets))
+    common = parser.add_argument_group("common")
+    common.add_argument("--method", choices=list(methods), default=DEFAULT_METHOD, help="self-supervised method")
+    add_common_flags(common)
+    _add_length_flags(common)
+    common.add_argument("--resume", metavar="RUN", help="resume the run in this folder")
+    description = (methods[name].__doc__ or "").partition("\n")[0]
+    method_group = parser.add_argument_group(f"method {name}", description)
+    _add_optimization_flags(parser.add_argument_group("optimizer and schedule"))
+    _add_view_flags(parser.add_argument_group("views"))
+    add_loading_flags(parser)
+    _add_hardware_flags(parser.add_argument_group("hardware"))
+    _add_backbone_flags(parser.add_argument_group("backbone"))
+    _add_logging_flags(parser.add_argument_group("logging and evaluation during training"))
+    methods[name].add_args(method_group)  # last: it sets the method's defaults of the flags above
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add_length_flags(g: FlagGroup) -> None:
+    g.add_argument("--epochs", type=positive_int, default=100, help="passes over the training images")
+    g.add_argument("--steps", type=positive_int, help="optimizer steps, instead of --epochs")
+    g.add_argument("--lr", type=positive_float, default=0.3, help="learning rate per 256 images of the global batch")
+
+
+def _add_optimization_flags(g: FlagGroup) -> None:
+    add_optimizer_flags(g)
+    g.add_argument("--weight_decay", type=nonnegative_float, default=1e-4,
+                   help="weight decay of weights; biases and norms have none")  # fmt: skip
+    g.add_argument("--scheduler", choices=["warmup_cosine", "cosine", "step", "none"], default="warmup_cosine",
+                   help="learning-rate schedule; none keeps the rate constant")  # fmt: skip
+    g.add_argument("--warmup_epochs", type=nonnegative_float,
+                   help="epochs of linear warm-up; default: 10, or a tenth of a run of fewer than 100 epochs")  # fmt: skip
+    g.add_argument("--accumulate", type=positive_int, default=1, help="batches per optimizer step")
+    g.add_argument("--clip_grad", type=positive_float, help="clip the gradient norm to this value; default: no limit")
+    g.add_argument("--probe_lr", type=positive_float,
+                   help="learning rate of the online probe; default: 0.1, or 0.001 with adamw")  # fmt: skip
+
+
+def _add_view_flags(g: FlagGroup) -> None:
+    g.add_argument("--large_size", type=view_size, default=224, help="side of a large view in pixels")
+    g.add_argument("--crop_scale", type=area_share, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
+                   help="min and max fraction of the image area (RandomResizedCrop)")  # fmt: skip
+    g.add_argument("--small_views", type=count, default=0, help="small views beside the large ones (multi-crop)")
+    g.add_argument("--small_size", type=view_size, default=96, help="side of a small view in pixels")
+    g.add_argument("--small_scale", type=area_share, nargs=2, default=[0.05, 0.14], metavar=("MIN", "MAX"),
+                   help="min and max fraction of the image area in small views")  # fmt: skip
+    g.add_argument("--flip", type=probability, default=0.5, help="probability of a horizontal flip")
+    g.add_argument("--jitter", type=probability, default=0.8, help="probability of ColorJitter")
+    g.add_argument("--jitter_strengths", type=nonnegative_float, nargs=4, default=[0.4, 0.4, 0.2, 0.1],
+                   metavar=("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"),
+                   help="strengths of ColorJitter")  # fmt: skip
+    g.add_argument("--gray", type=probability, default=0.2, help="probability of RandomGrayscale")
+    per_view = "one for all views, or one for each large view and perhaps one for the small views"
+    g.add_argument("--blur", type=probability, nargs="+", default=[0.0], metavar="P",
+                   help=f"probability of Gaussian blur; {per_view}")  # fmt: skip
+    g.add_argument("--solarize", type=probability, nargs="+", default=[0.0], metavar="P",
+                   help=f"probability of RandomSolarize; {per_view}")  # fmt: skip
+
+
+def _add_hardware_flags(g: FlagGroup) -> None:
+    add_hardware_flags(g)
+    g.add_argument("--num_nodes", type=positive_int, default=1, help="number of machines")
+    g.add_argument("--precision", choices=["32", "bf16-mixed", "16-mixed"],
+                   help="numeric precision; default: bf16-mixed where the hardware computes bf16, else 32")  # fmt: skip
+    g.add_argument("--compile", action="store_true", help="compile the backbone and the teachers with torch.compile")
+
+
+def _add_backbone_flags(g: FlagGroup) -> None:
+    add_backbone_flags(g)
+    g.add_argument("--zero_init_residual", action="store_true", dest="zero_init_residual",
+                   help="initialize the last norm of each residual block of a ResNet with zero")  # fmt: skip
+    g.add_argument("--no_zero_init_residual", action="store_false", dest="zero_init_residual",
+                   help="initialize all norms with one")  # fmt: skip
+    g.add_argument("--pretrained_feature_extractor", metavar="WEIGHTS",
+                   help="start from these weights: a run folder, a checkpoint or a .safetensors file")  # fmt: skip
+    add_checkpoint_key_flags(g)
+
+
+def _add_logging_flags(g: FlagGroup) -> None:
+    g.add_argument("--log_every", type=positive_int, default=10,
+                   help="optimizer steps between two rows of metrics.csv")  # fmt: skip
+    g.add_argument("--knn_every", type=count, default=5, help="epochs between two kNN evaluations; 0 for none")
+    g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K",
+                   help="numbers of nearest neighbours of the kNN evaluation")  # fmt: skip
+    add_dashboard_flags(g, "the method")
+
+
+def _check_views(args: Namespace, large: int) -> None:
+    """Refuse view settings that contradict each other."""
+    for low, high, flag in ((*args.crop_scale, "crop_scale"), (*args.small_scale, "small_scale")):
+        if low > high:
+            raise UserError(f"--{flag} {low} {high}: the minimum is larger than the maximum; swap them")
+    if max(len(args.blur), len(args.solarize)) > max(1, large + (args.small_views > 0)):
+        raise UserError(
+            f"--blur and --solarize take one probability, or one for each of the {large} large views of {args.method}, "
+            f"and with --small_views one more for the small views"
+        )
+    if args.small_views and args.small_size > args.large_size:
+        raise UserError(f"--small_size {args.small_size} is larger than --large_size {args.large_size}; lower it")
+    if args.jitter_strengths[3] > 0.5:
+        raise UserError(f"--jitter_strengths: got hue {args.jitter_strengths[3]}, needs at most 0.5 (a half turn)")
+
+
+def _flags_of_others(name: str, methods: Methods) -> dict[str, str]:
+    flags: dict[str, str] = {}
+    for other in methods:
+        if other != name:
+            parser = ArgumentParser(add_help=False)
+            methods[other].add_args(parser)
+            flags |= {option: other for action in parser._actions for option in action.option_strings}
+    return flags

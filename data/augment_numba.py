@@ -1,0 +1,289 @@
+"""The executor on CPU: loops compiled by numba, one view at a time, so that it stays in the processor's cache.
+
+Equal to `data.augment`, operation for operation, but for the ends of the blur. Views are (3, S, S) float32 in [0, 1]
+until they are stored, normalized. The loops are written so that the innermost runs over neighbours in memory.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from data.augment_torch import CONTRAST, GRAY, HUE, SATURATION, Axis
+from data.sampler import ViewParams
+
+Statistic = tuple[float, ...]  # one number per channel
+
+# Sums may be reordered and products fused, as in torch's own kernels; not-a-number and infinity stay what they are.
+HOW: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+BLOCK = 16  # columns that are transposed together: a line of the cache
+RED, GREEN, BLUE = (np.float32(part) for part in GRAY)
+ZERO, ONE, TWO, THREE, FOUR, SIX = (np.float32(n) for n in (0, 1, 2, 3, 4, 6))
+THRESHOLD = np.float32(128 / 255)
+TINY = np.float32(1e-9)
+
+
+def compiled(function: Callable) -> Callable:
+    """Machine code, kept beside this file, or else in the user's cache, for later runs."""
+    try:
+        return njit(cache=True, **HOW)(function)
+    except RuntimeError:  # neither can be written to: compiled anew by every run
+        return njit(**HOW)(function)
+
+
+def augment_images(
+    pixels: NDArray, index: NDArray, y: Axis, x: Axis, params: ViewParams | None, taps: int,
+    mean: Statistic, std: Statistic, out: NDArray,
+) -> None:  # fmt: skip
+    """Write views of the images `index` (N,) of pixels (M, 3, H, W) uint8 into out (N, 3, S, S) float32, normalized.
+
+    y, x: where their pixels lie. params: of the flip and the colours, of which there are none for clean views.
+    """
+    places = np.stack([y.start, y.scale, y.low, y.high, x.start, x.scale, x.low, x.high], axis=1)
+    _draw(pixels, index, places, _choices(params, len(index)), taps, *_normal(mean, std), out)
+
+
+def augment_crops(
+    views: list[NDArray], params: ViewParams, taps: int, mean: Statistic, std: Statistic, out: NDArray
+) -> None:
+    """Write cropped views (S, S, 3) uint8 into out (N, 3, S, S) float32: flip, colours, blur, normalization."""
+    choices, (gain, shift) = _choices(params, len(views)), _normal(mean, std)
+    for i, view in enumerate(views):
+        _finish(view, choices[i], taps, gain, shift, out[i])
+
+
+def to_chw(views: list[NDArray], flip: NDArray, out: NDArray) -> None:
+    """Write cropped views (S, S, 3) uint8 into out (N, 3, S, S) uint8, those of `flip` (N,) mirrored."""
+    for i, view in enumerate(views):
+        _planes(view, flip[i], np.uint8(1), out[i])
+
+
+def _normal(mean: Statistic, std: Statistic) -> tuple[NDArray, NDArray]:
+    """What a channel is multiplied with, and what is then added."""
+    deviation = np.array(std, np.float32)
+    return ONE / deviation, -np.array(mean, np.float32) / deviation
+
+
+FLIP, JITTER, FACTORS, ORDER, TO_GRAY, SIGMA, SOLARIZE = 0, 1, 2, 6, 10, 11, 12  # columns
+
+
+def _choices(params: ViewParams | None, n: int) -> NDArray:
+    """(N, 13) float64: a row per view, which the loops read."""
+    if params is None:
+        return np.zeros((n, 13))
+    columns = (params.flip, params.jitter, params.factors, params.order, params.gray, params.sigma, params.solarize)
+    return np.column_stack(columns).astype(np.float64)
+
+
+@compiled
+def _draw(pixels, index, places, choices, taps, gain, shift, out):
+    size, height, width = out.shape[2], pixels.shape[2], pixels.shape[3]
+    t = np.empty((3, size, size), np.float32)
+    spare = np.empty((2, max(size, width), max(size, width)), np.float32)
+    widest = 2 + 2 * int(max(places[:, 1].max(), places[:, 5].max(), 1.0) + 1)
+    rows, columns = np.empty((size, widest), np.float32), np.empty((size, widest), np.float32)
+    first, count = np.empty((2, size), np.int64), np.empty((2, size), np.int64)
+    for i in range(len(index)):
+        _weigh(places[i, :4], height, 1 / 255, first[0], count[0], rows)
+        _weigh(places[i, 4:], width, 1.0, first[1], count[1], columns)
+        _resample(pixels[index[i]], first, count, rows, columns, choices[i, FLIP] > 0, spare, t)
+        _change(t, choices[i], taps, spare)
+        for c in range(3):
+            _turn(t[c], size, size, gain[c], shift[c], out[i, c])
+
+
+@compiled
+def _finish(view, choices, taps, gain, shift, out):
+    size = len(view)
+    t = np.empty((3, size, size), np.float32)
+    _planes(view, choices[FLIP] > 0, np.float32(1 / 255), t)
+    _change(t, choices, taps, np.empty((2, size, size), np.float32))
+    _store(t, gain, shift, out)
+
+
+@compiled
+def _planes(view, flip, gain, out):
+    """out (3, S, S) = gain * view (S, S, 3), mirrored with `flip`."""
+    size = len(view)
+    for y in range(size):
+        for x in range(size):
+            to = size - 1 - x if flip else x
+            for c in range(3):
+                out[c, y, to] = view[y, x, c] * gain
+
+
+@compiled
+def _weigh(place, pixels, unit, first, count, weight):
+    """`data.augment.weights` of one image along one axis, without its zeros: count[i] of them from pixel first[i].
+
+    Those of a pixel of the view sum to `unit`.
+    """
+    start, scale, low, high = place
+    half = max(scale, 1.0)
+    for i in range(len(first)):
+        centre = start + (i + 0.5) * scale
+        at, until = max(int(math.floor(centre - half)), 0), min(int(math.ceil(centre + half)), pixels)
+        n, total = 0, 0.0
+        for j in range(at, until):
+            w = 1 - abs(j + 0.5 - centre) / half
+            if w > 0 and low < j + 0.5 < high:
+                if n == 0:
+                    first[i] = j
+                weight[i, n] = w
+                total += w
+                n += 1
+        count[i] = n
+        for k in range(n):
+            weight[i, k] *= unit / total
+
+
+@compiled
+def _resample(image, first, count, rows, columns, flip, spare, t):
+    """(3, H, W) uint8 -> t (3, S, S) turned, a row for each column of the view: its rows, turned, then its columns."""
+    size = t.shape[1]
+    left, right = first[1].min(), (first[1] + count[1]).max()
+    mid, turned = spare
+    for c in range(3):
+        for y in range(size):
+            for k in range(count[0, y]):
+                w, line = rows[y, k], image[c, first[0, y] + k]
+                for x in range(right - left):
+                    mid[y, x] = w * np.float32(line[left + x]) + (mid[y, x] if k else ZERO)
+        _turn(mid, size, right - left, ONE, ZERO, turned)
+        for x in range(size):
+            to = t[c, size - 1 - x if flip else x]
+            for k in range(count[1, x]):
+                w, line = columns[x, k], turned[first[1, x] - left + k]
+                for y in range(size):
+                    to[y] = w * line[y] + (to[y] if k else ZERO)
+
+
+@compiled
+def _turn(a, height, width, gain, shift, out):
+    """out[x, y] = gain * a[y, x] + shift, in blocks."""
+    for at in range(0, height, BLOCK):
+        for x in range(width):
+            for y in range(at, min(at + BLOCK, height)):
+                out[x, y] = gain * a[y, x] + shift
+
+
+@compiled
+def _store(t, gain, shift, out):
+    for c in range(3):
+        for y in range(t.shape[1]):
+            for x in range(t.shape[2]):
+                out[c, y, x] = t[c, y, x] * gain[c] + shift[c]
+
+
+@compiled
+def _change(t, choices, taps, spare):
+    """Everything after the crop, in place."""
+    if choices[JITTER] > 0:
+        for k in range(4):
+            op = int(choices[ORDER + k])
+            _jitter(t, op, np.float32(choices[FACTORS + op]))
+    if choices[TO_GRAY] > 0:
+        r, g, b = t[0].ravel(), t[1].ravel(), t[2].ravel()
+        for i in range(len(r)):
+            gray = RED * r[i] + GREEN * g[i] + BLUE * b[i]
+            r[i], g[i], b[i] = gray, gray, gray
+    if choices[SIGMA] > 0:
+        _blur(t, choices[SIGMA], taps, spare)
+    if choices[SOLARIZE] > 0:
+        flat = t.ravel()
+        for i in range(len(flat)):
+            flat[i] = ONE - flat[i] if flat[i] >= THRESHOLD else flat[i]
+
+
+@compiled
+def _jitter(t, op, f):
+    """One of the four colour properties: f * x + (1 - f) * base, with another base for each of three."""
+    r, g, b = t[0].ravel(), t[1].ravel(), t[2].ravel()
+    if op == HUE:
+        if f != 0:
+            _shift_hue(r, g, b, SIX * f)
+    elif op == SATURATION:
+        for i in range(len(r)):
+            base = (ONE - f) * (RED * r[i] + GREEN * g[i] + BLUE * b[i])
+            r[i], g[i], b[i] = _clip(f * r[i] + base), _clip(f * g[i] + base), _clip(f * b[i] + base)
+    else:
+        base = ZERO
+        if op == CONTRAST:
+            total = ZERO
+            for i in range(len(r)):
+                total += RED * r[i] + GREEN * g[i] + BLUE * b[i]
+            base = (ONE - f) * total / np.float32(len(r))
+        for i in range(len(r)):
+            r[i], g[i], b[i] = _clip(f * r[i] + base), _clip(f * g[i] + base), _clip(f * b[i] + base)
+
+
+@compiled
+def _clip(x):
+    return min(max(x, ZERO), ONE)
+
+
+@compiled
+def _shift_hue(rs, gs, bs, sixths):
+    """`data.augment.shift_hue`, which has the derivation."""
+    for i in range(len(rs)):
+        r, g, b = rs[i], gs[i], bs[i]
+        m = min(r, g, b)
+        c = max(r, g, b) - m
+        h = (g + b - r - m) / max(c, TINY) + ONE
+        h = (h if g >= b else -h) + sixths
+        h -= SIX * np.float32(math.floor(h / SIX))
+        rs[i] = m + c * _clip(abs(h - THREE) - ONE)
+        gs[i] = m + c * _clip(TWO - abs(h - TWO))
+        bs[i] = m + c * _clip(TWO - abs(h - FOUR))
+
+
+@compiled
+def _blur(t, sigma, taps, spare):
+    """Both axes one after the other, borders mirrored.
+
+    Deviation: what lies beyond 4 sigma is left out, 6e-5 of the weight; it moves a pixel by less than 0.02 of 255.
+    """
+    size = t.shape[1]
+    r = min(taps // 2, int(math.ceil(4 * sigma)))
+    w, total = np.empty(r + 1, np.float32), 1.0
+    for k in range(1, r + 1):
+        total += 2 * math.exp(-0.5 * (k / sigma) ** 2)
+    for k in range(r + 1):
+        w[k] = math.exp(-0.5 * (k / sigma) ** 2) / total
+    line = np.empty(size + 2 * r, np.float32)
+    for c in range(3):
+        for y in range(size):
+            _blur_down(t[c], y, w, spare[0, y, :size])
+        for y in range(size):
+            _blur_across(spare[0, y], w, line, t[c, y])
+
+
+@compiled
+def _blur_down(a, y, w, to):
+    """Row y of a, mixed with those above and below it."""
+    last = len(to) - 1
+    for x in range(len(to)):
+        to[x] = w[0] * a[y, x]
+    for k in range(1, len(w)):
+        above, below = a[abs(y - k)], a[last - abs(last - y - k)]
+        for x in range(len(to)):
+            to[x] += w[k] * (above[x] + below[x])
+
+
+@compiled
+def _blur_across(row, w, line, to):
+    """A row, mixed along itself; `line` has room for it and its mirrored ends."""
+    size, r = len(to), len(w) - 1
+    for x in range(size):
+        line[r + x] = row[x]
+    for k in range(1, r + 1):
+        line[r - k], line[r + size - 1 + k] = line[r + k], line[r + size - 1 - k]
+    for x in range(size):
+        to[x] = w[0] * line[r + x]
+    for k in range(1, r + 1):
+        before, after = line[r - k : r - k + size], line[r + k : r + k + size]
+        for x in range(size):
+            to[x] += w[k] * (before[x] + after[x])

@@ -1,0 +1,121 @@
+"""--cache DIR: decoded images in a file that is mapped into memory, shared by runs and by the processes of a run.
+
+DIR/<fingerprint of the images>/ holds sizes.npy, and for stored images of H x W pixels <H>x<W>.u8 with (N, 3, H, W)
+bytes and <H>x<W>.done with one byte for every PART images. A part is marked as done after its pixels are on the disk:
+whatever interrupts the work, what is marked can be trusted, and the next run does the rest.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.images import Images
+from utils.errors import UserError
+from utils.files import write_text_atomically
+
+PART = 1024  # images
+
+
+class DecodeCache:
+    """What is kept of these images. Images of another fingerprint have a folder of their own."""
+
+    def __init__(self, root: Path, images: Images):
+        self.images, self.folder = images, root.expanduser() / images.fingerprint()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"--cache {root}: {e.strerror} ({e.filename}); name a folder that can be written to") from e
+
+    def sizes(self) -> NDArray:
+        """(N, 2) heights and widths of the images, read from their files once."""
+        path = self.folder / "sizes.npy"
+        try:
+            known = np.load(path)
+        except (OSError, ValueError, EOFError):  # not there, cut off, or empty
+            known = np.zeros((0, 2))
+        if len(known) != len(self.images):
+            known = self.images.sizes()
+            part = path.with_suffix(".part")
+            with FileLock(self.folder / "lock"):  # the others read the old file or the whole new one
+                with open(part, "wb") as file:
+                    np.save(file, known)
+                os.replace(part, path)
+        return known
+
+    def pixels(self, shape: tuple[int, int], fill: Callable[[Tensor, range], None]) -> Tensor:
+        """(N, 3, *shape) uint8; `fill` is asked for ranges of images that are not there yet, and writes their rows."""
+        self.name, self.shape = f"{shape[0]}x{shape[1]}", (len(self.images), 3, *shape)
+        if not self._complete():
+            with FileLock(self.folder / "lock"):  # where another run is at it: wait, and find it done
+                self._fill(fill)
+        return torch.from_numpy(self._pixels("c"))  # "c": nothing that is done to them reaches the file
+
+    def _fill(self, fill: Callable[[Tensor, range], None]) -> None:
+        if not self._sound():
+            self._reserve()
+        pixels, done = self._pixels("r+"), self._done("r+")
+        for part in np.flatnonzero(done == 0).tolist():
+            fill(torch.from_numpy(pixels), range(part * PART, min((part + 1) * PART, len(pixels))))
+            pixels.flush()
+            done[part] = 1
+            done.flush()
+
+    def _reserve(self) -> None:
+        """Files of their whole length: a full disk is an error here, and not a crash in the middle of an epoch."""
+        self._note_older()
+        try:
+            for path, size in self._lengths().items():
+                path.unlink(missing_ok=True)
+                with open(path, "wb") as file:
+                    _allocate(file.fileno(), size)
+        except OSError as e:
+            for path in self._lengths():
+                path.unlink(missing_ok=True)
+            need = max(self._lengths().values()) / 2**30
+            raise UserError(
+                f"--cache: {need:.2f} GiB are needed in {self.folder.parent} ({e.strerror}); make room, name another "
+                f"folder, or leave --cache out"
+            ) from e
+
+    def _lengths(self) -> dict[Path, int]:
+        pixels, done = (self.folder / f"{self.name}.{ending}" for ending in ("u8", "done"))
+        return {pixels: int(np.prod(self.shape)), done: -(-len(self.images) // PART)}
+
+    def _sound(self) -> bool:
+        """Whether both files have the length that they must have."""
+        return all(path.is_file() and path.stat().st_size == size for path, size in self._lengths().items())
+
+    def _complete(self) -> bool:
+        return self._sound() and bool(self._done("r").all())
+
+    def _pixels(self, mode: str) -> np.memmap:
+        return np.memmap(self.folder / f"{self.name}.u8", np.uint8, mode, shape=self.shape)  # type: ignore[call-overload]
+
+    def _done(self, mode: str) -> np.memmap:
+        return np.memmap(self.folder / f"{self.name}.done", np.uint8, mode)  # type: ignore[call-overload]
+
+    def _note_older(self) -> None:
+        """Say where the same folder is kept as it was before: nothing reads that again."""
+        about = {"images": str(getattr(self.images, "root", ""))}
+        for other in self.folder.parent.glob("*/about.json"):
+            if other.parent != self.folder and json.loads(other.read_text()) == about:
+                print(
+                    f"  note: {other.parent} keeps {about['images']} as it was before it changed; remove it", flush=True
+                )
+        write_text_atomically(self.folder / "about.json", json.dumps(about))
+
+
+def _allocate(file: int, size: int) -> None:
+    """Blocks on the disk for `size` bytes, all zero."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    for at in range(0, size, 2**24):  # macOS and Windows
+        os.write(file, bytes(min(2**24, size - at)))

@@ -1,0 +1,201 @@
+"""Callbacks of a run: progress bar, throughput, expected end, non-finite losses, signals."""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+from runs.checkpoint import CheckpointCallback
+from runs.lightning_internals import write_step_metrics
+from utils.distributed import sum_over_ranks, world_size
+from utils.errors import Interrupted, UserError
+from utils.optim import ScheduleConfig
+from utils.plan import BatchConfig, LoggingConfig
+
+SHOWN = {  # metric -> its text on the progress bar
+    "loss": "loss {:.3f}",
+    "probe_acc": "online probe {:.1f} %",
+    "val_probe_acc": "val online probe {:.1f} %",
+    "knn_20": "kNN 20 {:.1f} %",
+    "images_per_second": "{:.0f} images/s",
+    "data_wait_fraction": "waiting for data {:.0%}",
+}
+END_AFTER = 20  # steps after which the end of the run is estimated; the first ones start workers and compile
+
+
+def is_logged(trainer: Trainer, log_every: int) -> bool:
+    """Whether the step that ended just now is a row of metrics.csv."""
+    return trainer.global_step % log_every == 0
+
+
+class ProgressBar(Callback):
+    """One bar over the whole run with loss, accuracies and remaining time; a line per epoch without a terminal."""
+
+    def __init__(self, schedule: ScheduleConfig, log_every: int) -> None:
+        self.schedule, self.log_every = schedule, log_every
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and sys.stderr.isatty():
+            total = self.schedule.total_steps
+            self.bar = tqdm(total=total, initial=trainer.global_step, unit="step", dynamic_ncols=True)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.bar is None or trainer.global_step <= self.bar.n:
+            return
+        self.bar.set_description(f"epoch {trainer.current_epoch + 1}/{self.schedule.total_epochs}", refresh=False)
+        if is_logged(trainer, self.log_every):  # reading a number waits for the device: only where one is logged
+            self.bar.set_postfix_str(_short(trainer.logged_metrics), refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.bar is None:
+            epoch = f"epoch {trainer.current_epoch + 1}/{self.schedule.total_epochs}"
+            print(f"{epoch}  {_short(trainer.logged_metrics)}", flush=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _short(logged: Mapping[str, Any]) -> str:
+    return "  ".join(text.format(float(logged[name])) for name, text in SHOWN.items() if name in logged)
+
+
+class NonFiniteLossCheck(Callback):
+    """End the run with advice when a logged loss is NaN or infinite, on every rank alike."""
+
+    def __init__(self, log_every: int) -> None:
+        self.log_every = log_every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not is_logged(trainer, self.log_every):
+            return
+        loss = float(trainer.logged_metrics.get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {trainer.global_step}; try a lower --lr, or --precision 32")
+
+
+class ExpectedEnd(Callback):
+    """Print once, after the first steps, when the remaining steps will be done at the speed so far."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self._first: tuple[int, float] | None = None
+        self._printed = False
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step, now = trainer.global_step, time.time()
+        if self._first is None:
+            self._first = step, now
+        done = step - self._first[0]
+        if self._printed or done < min(END_AFTER, self.total_steps // 4) or not done:
+            return
+        self._printed = True
+        seconds = (now - self._first[1]) / done * (self.total_steps - step)
+        if trainer.is_global_zero:
+            end = time.strftime("%Y-%m-%d %H:%M", time.localtime(now + seconds))
+            print(f"  {'expected end':<16} {end}, in {_duration(seconds)} (without evaluation)", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"
+
+
+class Throughput(Callback):
+    """Log images_per_second (source images, not views, over whole training steps) and data_wait_fraction.
+
+    data_wait_fraction is the share of that time between the end of a step and the arrival of the next batch.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self._reset()
+
+    def _reset(self) -> None:
+        self._step_ended: float | None = None
+        self._batch_arrived = 0.0
+        self._waiting = self._computing = 0.0
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch_arrived = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if self._step_ended is not None:  # the first step of an epoch starts the loader and may compile
+            self._waiting += self._batch_arrived - self._step_ended
+            self._computing += now - self._batch_arrived
+            self._images += len(batch.index) * self.processes
+        self._step_ended = now
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.device.type == "cuda" and self._step_ended is not None:
+            torch.cuda.synchronize()  # steps are queued ahead of the clock; what is still queued counts as work
+            self._computing += time.perf_counter() - self._step_ended
+        seconds = self._waiting + self._computing
+        if seconds > 0 and self._images:
+            speed = {"images_per_second": self._images / seconds, "data_wait_fraction": self._waiting / seconds}
+            pl_module.log_dict(speed, on_step=False, on_epoch=True, rank_zero_only=True)
+
+
+class SignalHandler(Callback):
+    """Save and leave after the current optimizer step when SIGINT (Ctrl-C) or SIGTERM comes.
+
+    The handlers that were installed before are put back when training ends. resume_command: for the last message.
+    """
+
+    def __init__(self, checkpoint: CheckpointCallback, batch: BatchConfig, logging: LoggingConfig, resume_command: str):
+        self.checkpoint, self.resume_command = checkpoint, resume_command
+        self.accumulate, self.log_every = batch.accumulate, logging.log_every
+        self._stop_requested = False
+        self._old_handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """The first signal waits for the end of the step; a second one does not wait."""
+        self._stop_requested = True
+        self._restore_handlers()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where an optimizer step ends; after the last one of an epoch, it is evaluated and saved first."""
+        last = batch_idx + 1 == trainer.num_training_batches
+        stepped = (batch_idx + 1) % self.accumulate == 0
+        compared = world_size() == 1 or is_logged(trainer, self.log_every)  # ranks compare only then, to stay fast
+        if stepped and compared and not last and self._any_rank_stopped(pl_module):
+            write_step_metrics(trainer)  # Lightning would write this step's row after this hook
+            self.checkpoint.save(trainer, pl_module)
+            raise Interrupted(f"Interrupted at step {trainer.global_step}. Resume with: {self.resume_command}")
+
+    def _any_rank_stopped(self, pl_module: LightningModule) -> bool:
+        if world_size() == 1:
+            return self._stop_requested
+        return bool(sum_over_ranks(torch.tensor(float(self._stop_requested), device=pl_module.device)))
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_handlers()
+        self._old_handlers.clear()

@@ -1,0 +1,32 @@
+"""Private parts of Lightning that this application relies on, each with the reason; tested for every version.
+
+Nothing else in the project touches a name of Lightning that begins with an underscore or the layout of its checkpoints.
+"""
+
+from typing import Any
+
+from pytorch_lightning import Trainer
+
+
+def write_step_metrics(trainer: Trainer) -> None:
+    """Write what the current step logged, now.
+
+    Lightning writes it after all `on_train_batch_end` hooks, but an interrupted run saves and leaves inside one.
+    There is no public way to flush.
+    """
+    trainer._logger_connector.update_train_step_metrics()
+
+
+def mark_epoch_completed(checkpoint: dict[str, Any]) -> None:
+    """Make a checkpoint that was saved in `on_train_epoch_end` resume with the next epoch.
+
+    Lightning counts an epoch as completed only after that hook, so its own counters would repeat the epoch's end. A
+    restart also adds one to the number of logged steps, as it must after a stop within an epoch; here that is too many.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    for counts in (loops["epoch_progress"]["current"], loops["epoch_progress"]["total"]):
+        counts["completed"] = counts["processed"]
+    for name in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
+        loops[name]["current"] = dict.fromkeys(loops[name]["current"], 0)
+        loops[name]["is_last_batch"] = False
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1

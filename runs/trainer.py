@@ -1,0 +1,79 @@
+"""Build the Lightning Trainer of a run."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+
+from runs.callbacks import ExpectedEnd, NonFiniteLossCheck, ProgressBar, SignalHandler, Throughput
+from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
+from runs.loggers import TruncateMetricsOnResume
+from utils.plan import Plan
+
+
+def build_trainer(plan: Plan, callbacks: Sequence[Callback], loggers: Sequence[Logger], validate: bool) -> Trainer:
+    """A Trainer with Lightning's loop and DDP; its own progress bar, samplers and checkpoints are off."""
+    silence_expected_warnings()
+    hardware = plan.hardware
+    strategy: Strategy | str = "auto"
+    if hardware.processes > 1:
+        # Batch norm is synchronized and queues are equal by construction: nothing to broadcast at each step.
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Trainer(
+        accelerator="gpu" if hardware.accelerator == "cuda" else hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=strategy,
+        precision=hardware.precision,  # type: ignore[arg-type]  # one of Lightning's literals
+        max_epochs=plan.schedule.total_epochs,
+        max_steps=plan.schedule.total_steps,
+        accumulate_grad_batches=plan.batch.accumulate,
+        gradient_clip_val=plan.optimizer.clip_grad,
+        log_every_n_steps=plan.logging.log_every,
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if validate else 0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def training_callbacks(
+    plan: Plan, folder: Path, evaluations: Sequence[Callback], metadata: dict[str, str], resume_command: str
+) -> list[Callback]:
+    """The callbacks of a run in their order: the epoch is evaluated before it is saved, and checked before both.
+
+    metadata: for backbone.safetensors. resume_command: printed when the run is interrupted.
+    """
+    log_every = plan.logging.log_every
+    checkpoint = CheckpointCallback(folder, metadata)
+    return [
+        TruncateMetricsOnResume(),
+        Throughput(plan.hardware.processes),
+        ExpectedEnd(plan.schedule.total_steps),
+        *evaluations,
+        NonFiniteLossCheck(log_every),
+        ProgressBar(plan.schedule, log_every),
+        checkpoint,
+        SignalHandler(checkpoint, plan.batch, plan.logging, resume_command),
+    ]
+
+
+def silence_expected_warnings() -> None:
+    """Hide Lightning's messages about settings that are chosen on purpose."""
+    for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # the memory and stream pipelines have threads instead
+        ".*smaller than the logging interval.*",  # short epochs are logged when their turn comes
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning against a newer torch
+    ):
+        warnings.filterwarnings("ignore", message)

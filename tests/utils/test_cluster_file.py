@@ -1,0 +1,107 @@
+"""The file between the two commands of ClusterFit: whole, unedited, of these images."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from utils.cluster_file import Clusters, check_same_images, read_clusters, write_clusters
+from utils.errors import UserError
+
+
+def some(ids=(0, 1, 2, 1), k=3):
+    about = {"dataset": "digits", "images": 4, "fingerprint": "abc", "pca": None}
+    mean, axes = np.arange(5, dtype="f4"), np.ones((5, 2), "f4")
+    return Clusters(np.array(ids), np.array([2, 0]), np.eye(k, 2, dtype="f4"), mean, axes, about)
+
+
+def test_what_is_written_is_read(tmp_path):
+    write_clusters(tmp_path / "deep" / "c.npz", some())
+    found = read_clusters(tmp_path / "deep" / "c.npz")
+    for a, b in zip(found[:-1], some()[:-1], strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    assert found.about == some().about
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["c.npz"], "nothing half-written stays"
+
+
+def edited(path, name, change):
+    """The same .npz with one array changed."""
+    with np.load(path) as file:
+        content = {key: file[key] for key in file.files}
+    content[name] = change(content[name])
+    np.savez(path, **{key: value for key, value in content.items() if value is not None})
+
+
+def about_other(array):
+    return np.array(json.dumps(json.loads(str(array)) | {"dataset": "cifar10"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("ids", lambda x: np.where(x == 2, 0, x), "was changed after it was written"),
+        ("ids", lambda x: x[:-1], "was changed after it was written"),
+        ("val_ids", lambda x: x[::-1], "was changed after it was written"),
+        ("centroids", lambda x: x + 1, "was changed after it was written"),
+        ("about", about_other, "was changed after it was written"),
+        ("pca_axes", lambda x: None, "was changed after it was written"),
+        ("version", lambda x: x + 1, "is of version 2, this program reads 1; make it anew"),
+        ("digest", lambda x: None, "is not a clusters file"),
+    ],
+)
+def test_an_edited_file_is_refused(tmp_path, name, change, message):
+    path = tmp_path / "c.npz"
+    write_clusters(path, some())
+    edited(path, name, change)
+    with pytest.raises(UserError, match=message):
+        read_clusters(path)
+
+
+def test_ids_beyond_the_clusters_are_refused(tmp_path):
+    write_clusters(tmp_path / "c.npz", some(ids=(0, 3, 1, 1)))
+    with pytest.raises(UserError, match="has ids from 0 to 3, 0 to 2 are possible"):
+        read_clusters(tmp_path / "c.npz")
+    write_clusters(tmp_path / "c.npz", some(ids=(0, -1, 1, 1)))
+    with pytest.raises(UserError, match="has ids from -1 to 1, 0 to 2 are possible"):
+        read_clusters(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400, -30])
+def test_a_truncated_file_is_refused(tmp_path, keep):
+    path = tmp_path / "c.npz"
+    write_clusters(path, some())
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match="is not a readable clusters file .* is it whole"):
+        read_clusters(path)
+
+
+def test_a_file_that_wants_to_run_code_does_not(tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([print], dtype=object), allow_pickle=True)
+    with zipfile.ZipFile(tmp_path / "c.npz", "w") as file:
+        file.writestr("ids.npy", buffer.getvalue())
+    with pytest.raises(UserError, match="is not a readable clusters file"):
+        read_clusters(tmp_path / "c.npz")
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*; name another --clusters"):
+        write_clusters(tmp_path / "file" / "c.npz", some())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images", "fingerprint", "message"),
+    [
+        ("cifar10", 4, "abc", "has the clusters of digits, not of cifar10; make a clusters file of these images"),
+        ("digits", 5, "abc", "has the clusters of 4 images, digits has 5 here"),
+        ("digits", 4, "xyz", "has the clusters of other images of digits"),
+    ],
+)
+def test_ids_of_other_images_are_refused(dataset, images, fingerprint, message):
+    check_same_images("c.npz", some().about, "digits", 4, "abc")
+    with pytest.raises(UserError, match=message):
+        check_same_images("c.npz", some().about, dataset, images, fingerprint)

@@ -1,0 +1,131 @@
+"""The plan of a pretraining run: every setting and everything derived from it, as small frozen dataclasses.
+
+The command line resolves its flags into one Plan; each part is passed to the code that needs it and nothing changes it.
+"""
+
+from dataclasses import dataclass
+
+from utils.optim import OptimizerConfig, ScheduleConfig
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Where a run computes. accelerator: "cpu", "cuda" or "mps"; devices: a count, or CUDA device ids.
+
+    processes: over all nodes. precision: "32", "bf16-mixed" or "16-mixed", with the reason for its choice.
+    """
+
+    accelerator: str
+    devices: int | list[int]
+    nodes: int
+    processes: int
+    precision: str = "32"
+    precision_reason: str = ""
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Images per step. batch_size: of one process and one forward pass; accumulate: batches per optimizer step."""
+
+    batch_size: int
+    processes: int
+    accumulate: int
+
+    @property
+    def forward_batch(self) -> int:
+        """Images that all processes see in one forward pass: what batch norm and negatives are made of."""
+        return self.batch_size * self.processes
+
+    @property
+    def global_batch(self) -> int:
+        """Images per optimizer step, over processes and accumulated batches."""
+        return self.forward_batch * self.accumulate
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """Settings of the views: sides in pixels, scales as shares of the image's area, probabilities in [0, 1].
+
+    blur, solarize: one probability for all views, or one for each large view and perhaps one for the small ones.
+    """
+
+    large_size: int
+    crop_scale: tuple[float, float]
+    small_views: int
+    small_size: int
+    small_scale: tuple[float, float]
+    flip: float
+    jitter: float
+    jitter_strengths: tuple[float, float, float, float]
+    gray: float
+    blur: tuple[float, ...]
+    solarize: tuple[float, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sides of the views that the backbone sees, in pixels: the large one, and the small one where there is one."""
+        return (self.large_size, self.small_size) if self.small_views else (self.large_size,)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training images: name of the data set, number of images, of labelled ones and of classes (0: no labels).
+
+    fingerprint: a hash of names, sizes, labels and order.
+    """
+
+    name: str
+    images: int
+    labelled_images: int
+    num_classes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A backbone by name. stem: "small" (3x3 without max-pool) or "imagenet", with the reason for its choice."""
+
+    name: str
+    stem: str
+    stem_reason: str = ""
+    zero_init_residual: bool = False
+
+
+@dataclass(frozen=True)
+class DashboardConfig:
+    """Settings of Weights & Biases; name is that of the run on the dashboard."""
+
+    wandb: bool
+    name: str
+    project: str
+    entity: str | None
+    offline: bool
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """log_every: optimizer steps between two rows of metrics.csv. knn_every: epochs between two kNN evaluations, 0 for
+    none. knn_k: the numbers of neighbours that the labels allow."""
+
+    log_every: int
+    knn_every: int
+    knn_k: tuple[int, ...]
+    dashboard: DashboardConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole pretraining run. probe_lr: learning rate of the online probe, not scaled to the batch."""
+
+    method: str
+    seed: int
+    hardware: HardwareConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    probe_lr: float
+    schedule: ScheduleConfig
+    views: ViewsConfig
+    training_set: TrainingSet
+    backbone: BackboneConfig
+    logging: LoggingConfig

@@ -1,0 +1,37 @@
+"""Version, commit, packages and machine behind a result."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+VERSION = "0.1.0"
+
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "numpy", "pillow", "scikit-learn")
+
+
+def provenance() -> dict[str, Any]:
+    """Version, commit, packages and machine behind a run."""
+    return {
+        "lookalike": VERSION,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    if commit.returncode:
+        return "unknown"
+    return commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
