@@ -141,7 +141,7 @@ class DataModule(LightningDataModule):
     def eval_dataset(self, images: Images) -> BatchDataset:
         raise NotImplementedError
 
-    def augment_crops(self, batch: Batch, epoch: int) -> Batch:
+    def finalize_batch(self, batch: Batch, epoch: int) -> Batch:
         """The batch with its views normalized on its device; epoch -1 for the evaluation view."""
         return batch._replace(views=[standardize_images(v, self.data.mean, self.data.std) for v in batch.views])
 
