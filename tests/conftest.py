@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.helpers import Ranks, class_folders
+from tests.helpers.images import class_folders
+from tests.helpers.processes import Ranks
 
 torch.set_num_threads(1)  # small tensors: one thread is faster than two that wait for each other
 

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from methods import METHODS
 from methods.base import Method
-from tests.helpers import Ranks, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.processes import Ranks
 from utils import distributed
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks
@@ -88,7 +89,7 @@ def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dic
 def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
     name, *words = case.split()
-    args = arguments(name, *words, "--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9")
+    args = plan_of(name, *words, "--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9")
     method = METHODS[name](args, Pooled(), 6)
     synchronize_batch_norm(method, on_cuda=False)
     method.double().train()

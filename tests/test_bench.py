@@ -15,7 +15,8 @@ from bench.sides import Settings, SideError
 from bench.table import attempt, draw_digits, markdown, parse
 from bench.task import Quarter, Task, steady
 from bench.train import read
-from tests.helpers import ROOT, class_folders, start
+from tests.helpers.commands import ROOT, start
+from tests.helpers.images import class_folders
 from utils.errors import UserError
 
 
@@ -37,7 +38,7 @@ def test_the_command(tmp_path):
     assert "python3 -m bench --rows views-32-v2" in said
     out = json.loads((tmp_path / "x.json").read_text())
     assert out["left_out"] == {"decode": "--photographs FOLDER brings it"}
-    assert {"commit", "date", "device", "packages", "peers"} <= set(out)
+    assert {"commit", "date", "memory", "packages", "peers"} <= set(out)
     (row,) = out["rows"]
     assert (row["name"], row["command"]) == ("views-32-v2", "python3 -m bench --rows views-32-v2")
     assert [set(r) for r in row["rounds"]] == [{"ours", "theirs"}] * 2

@@ -11,7 +11,10 @@ from data.pipelines.choose import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
-from tests.helpers import arguments, batched, class_folders, digit_files, small, with_dali
+from tests.helpers.commands import plan_of, small
+from tests.helpers.dali import with_dali
+from tests.helpers.images import class_folders, digit_files
+from tests.helpers.networks import batched
 from utils.files import read_metrics
 
 pytestmark = [
@@ -32,8 +35,8 @@ def test_views_are_those_of_the_cpu(size):
 
 
 def test_decoded_images_live_on_the_device():
-    args = arguments("simclr", "--batch_size", "16")
-    module = build_pipeline("device", read_dataset("digits", "none", None, None), [ViewSpec(32, count=2)], args)
+    args = plan_of("simclr", "--batch_size", "16")
+    module = build_pipeline("memory", read_dataset("digits", "none", None, None), [ViewSpec(32, count=2)], args)
     batch = next(iter(module.eval_dataloader("train", torch.device("cuda", 0))))
     assert batch.views[0].is_cuda
     assert module.stores["train"].pixels.is_cuda
@@ -50,7 +53,7 @@ def test_dali_decodes_and_crops_on_the_device(tmp_path, suffix):
         if suffix != ".png":
             path.unlink()
     data = read_dataset("custom", str(tmp_path), "x", None)
-    args = arguments("simclr", "--batch_size", "8", "--num_workers", "2")
+    args = plan_of("simclr", "--batch_size", "8", "--num_workers", "2")
     specs = [ViewSpec(32, jitter=0, gray=0), ViewSpec(48, scale=(0.05, 0.3), jitter=0, gray=0)]
     a, b = (build_pipeline(name, data, specs, args) for name in ("dali", "torchvision"))
     batches = list(a.train_subset_loader(np.arange(32), cuda).epoch(1))

@@ -13,7 +13,8 @@ import main_contrastive
 from methods import METHODS
 from methods.base import Method
 from runs.callbacks import ProgressBar
-from tests.helpers import BAD, TINY, class_folders, judge, pile, small, spoil, start, words, write_image
+from tests.helpers.commands import TINY, evaluate_run, small, start, words
+from tests.helpers.images import BAD, class_folders, pile, spoil, write_image
 from utils.errors import Interrupted, UserError
 from utils.files import read_metrics
 
@@ -158,11 +159,11 @@ def test_a_run_leaves_what_the_design_says(tmp_path, few, capsys):
     said = capsys.readouterr().out
     assert "epoch 3/3" in said
     assert "0.3 x 12 / 256 = 0.0140625" in said
-    judge(tmp_path, "r", few)
+    evaluate_run(tmp_path, "r", few)
     table = capsys.readouterr().out
     for word in ("raw pixels", "untrained", "nnclr", "linear probe", "kNN 5", "15 labels"):
         assert word in table
-    assert json.loads((tmp_path / "judged" / "summary.json").read_text()).keys() >= {"raw pixels"}
+    assert json.loads((tmp_path / "evaluated" / "summary.json").read_text()).keys() >= {"raw pixels"}
 
 
 def test_pretraining_starts_from_given_weights(tmp_path, few, capsys):
@@ -248,7 +249,7 @@ def test_mistakes_are_found_before_training_and_leave_nothing(tmp_path):
     )
     class_folders(tmp_path / "train")
     (tmp_path / "train" / "c0" / "0.png").write_bytes(b"broken")
-    for pipeline in ("device", "stream", "torchvision"):
+    for pipeline in ("memory", "stream", "torchvision"):
         told = mistake(["custom", TINY[1], "--data_folder", str(tmp_path), "--output", str(out), "--batch_size", "4",
                         "--large_size", "32", "--pipeline", pipeline])  # fmt: skip
         assert "0.png" in told

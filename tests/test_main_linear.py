@@ -13,7 +13,8 @@ import main_contrastive
 import main_linear
 from backbones.build import build_backbone
 from cli.evaluate import parse_evaluation
-from tests.helpers import TINY, class_folders, judge, pile, spoil, start, words, write_image
+from tests.helpers.commands import TINY, evaluate_run, start, words
+from tests.helpers.images import class_folders, pile, spoil, write_image
 from utils import hardware
 from utils.cluster_file import read_clusters
 from utils.errors import UserError
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("no_embedding")
 def test_judging_refuses_what_does_not_fit(tmp_path, few):
     main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
     with pytest.raises(UserError, match="--stem small|was trained with the imagenet stem, not small"):
-        judge(tmp_path, "r", few, "--stem", "small")
+        evaluate_run(tmp_path, "r", few, "--stem", "small")
     with pytest.raises(UserError, match="holds a test_resnet.r160_in1k, not a resnet18"):
         main_linear.main(["custom", "resnet18", *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r")])
     with pytest.raises(UserError, match="--evaluation linear needs labels and validation images, custom has no"):
@@ -33,8 +34,8 @@ def test_judging_refuses_what_does_not_fit(tmp_path, few):
                           "--pretrained_feature_extractor", str(tmp_path / "r")])  # fmt: skip
     class_folders(tmp_path / "images" / "train", classes=4, each=2)
     with pytest.raises(UserError, match="custom has 4 classes here, but the weights were trained on one of 3"):
-        judge(tmp_path, "r", few)
-    assert not (tmp_path / "judged").exists()
+        evaluate_run(tmp_path, "r", few)
+    assert not (tmp_path / "evaluated").exists()
 
 
 def test_foreign_weights_are_judged_reported_and_handed_on(tmp_path, few, capsys):

@@ -12,7 +12,7 @@ from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
 from methods import METHODS
-from tests.helpers import arguments, small
+from tests.helpers.commands import plan_of, small
 from utils import hardware
 from utils.errors import UserError
 
@@ -132,7 +132,7 @@ def test_no_two_methods_use_one_flag_for_two_things():
 
 
 def test_learning_rate_is_linear_in_the_global_batch():
-    args = arguments("simclr", "--lr", "0.3", "--batch_size", "64", "--accumulate", "2")
+    args = plan_of("simclr", "--lr", "0.3", "--batch_size", "64", "--accumulate", "2")
     assert args.global_batch == 128
     assert args.scaled_lr == pytest.approx(0.15)
     assert "0.3 x 128 / 256 = 0.15" in describe(args)
@@ -151,7 +151,7 @@ def test_learning_rate_is_linear_in_the_global_batch():
     ],
 )
 def test_lengths(words, steps, epochs, warmup):
-    args = arguments("simclr", "--batch_size", "64", *words)
+    args = plan_of("simclr", "--batch_size", "64", *words)
     assert (args.total_steps, args.total_epochs, args.warmup_steps) == (steps, epochs, warmup)
 
 
@@ -165,7 +165,7 @@ def test_lengths(words, steps, epochs, warmup):
 )
 def test_impossible_plans_are_refused(words, message):
     with pytest.raises(UserError, match=message):
-        arguments("simclr", *words)
+        plan_of("simclr", *words)
 
 
 def test_gpus_that_are_not_there(monkeypatch):
@@ -182,7 +182,7 @@ def test_a_launcher_says_how_many_processes(monkeypatch):
     for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    args = arguments("simclr", "--batch_size", "16")
+    args = plan_of("simclr", "--batch_size", "16")
     assert (args.nodes, args.devices, args.processes, args.global_batch) == (2, 2, 4, 64)
 
 
@@ -204,13 +204,13 @@ def test_half_precision_that_a_cpu_does_not_train_in_is_refused():
 
 
 def test_a_dashboard_flag_without_the_dashboard_is_told():
-    assert "do nothing without --wandb" in describe(arguments("simclr", "--project", "mine"))
-    assert "--wandb" not in describe(arguments("simclr"))
-    assert "--wandb" not in describe(arguments("simclr", "--project", "mine", "--wandb"))
+    assert "do nothing without --wandb" in describe(plan_of("simclr", "--project", "mine"))
+    assert "--wandb" not in describe(plan_of("simclr"))
+    assert "--wandb" not in describe(plan_of("simclr", "--project", "mine", "--wandb"))
 
 
 def test_knn_takes_no_more_neighbours_than_there_are():
-    args = arguments("simclr", "--batch_size", "8", "--knn_k", "20", "200", images=100)
+    args = plan_of("simclr", "--batch_size", "8", "--knn_k", "20", "200", images=100)
     assert args.knn_ks == [20]
     assert "fewer labelled" in describe(args)
 

@@ -12,7 +12,7 @@ from data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from data.sampler import sample
 from data.views import ViewSpec
 from tests.data.test_augment import COLOR, OFF, N, images, params
-from tests.helpers import batched
+from tests.helpers.networks import batched
 
 PLAIN = ((0.0,) * 3, (1.0,) * 3)  # a mean and a deviation that change nothing
 

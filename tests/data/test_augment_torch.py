@@ -12,7 +12,7 @@ from data import augment_torch
 from data.pipelines.torchvision_workers import augment_image, eval_view
 from data.sampler import ViewParams, sample
 from data.views import ViewSpec
-from tests.helpers import batched
+from tests.helpers.networks import batched
 
 N = 24
 

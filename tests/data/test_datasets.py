@@ -10,7 +10,7 @@ from PIL import Image
 from data.datasets import DATASETS, read_dataset
 from data.folder import read_folder
 from data.images import decode_file
-from tests.helpers import class_folders, write_image
+from tests.helpers.images import class_folders, write_image
 from utils.errors import UserError
 
 

@@ -13,7 +13,8 @@ from data.pipelines.choose import choose_pipeline
 from data.pipelines.memory import DecodedImages
 from data.views import ViewSpec
 from tests.data.test_pipelines import training_batches
-from tests.helpers import arguments, class_folders
+from tests.helpers.commands import plan_of
+from tests.helpers.images import class_folders
 from utils.errors import UserError
 
 
@@ -158,7 +159,7 @@ def test_space_is_taken_before_it_is_written(tmp_path):
 def test_it_belongs_to_the_device_pipeline(folder):
     data = read_dataset("custom", str(folder / "x"), None, None)
     name, reason = choose_pipeline("auto", data, 224, "somewhere")
-    assert name == "device"
+    assert name == "memory"
     assert reason.startswith("decoded images are kept in somewhere; images above 256 px are kept as squares")
     with pytest.raises(UserError, match="stream was given"):
         choose_pipeline("stream", data, 224, "somewhere")
@@ -175,7 +176,7 @@ def test_views_of_a_run_with_a_cache_are_those_without(folder):
     data = read_dataset("custom", str(folder / "x"), None, None)
     words = ["--batch_size", "4", "--num_workers", "0"]
     a, b = (
-        list(training_batches(build_pipeline("device", data, [ViewSpec(32, count=2)], arguments("simclr", *w))))
+        list(training_batches(build_pipeline("memory", data, [ViewSpec(32, count=2)], plan_of("simclr", *w))))
         for w in (words, [*words, "--cache", str(folder / "cache")])
     )
     assert len(a) == len(b) == 3

@@ -18,7 +18,7 @@ from data.pipelines.base import DataModule
 from data.sampler import epoch_order
 from data.views import ViewSpec
 from tests.data.test_pipelines import SUBJECTS, build, training_batches
-from tests.helpers import BAD, class_folders, spoil, write_image
+from tests.helpers.images import BAD, class_folders, spoil, write_image
 from utils.errors import UserError
 
 

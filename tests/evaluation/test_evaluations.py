@@ -22,7 +22,7 @@ from evaluation.knn import knn_accuracy, neighbours
 from evaluation.logistic import STRENGTHS, _objective, fewshot_accuracy, fit, fit_and_score, probe_accuracy
 from evaluation.table import table
 from evaluation.target import EvaluationTarget, RawPixels
-from tests.helpers import arguments
+from tests.helpers.commands import plan_of
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -132,8 +132,8 @@ class Position(nn.Module):
 
 
 def digits():
-    args = arguments("simclr", "--batch_size", "100", "--num_workers", "0")
-    return build_pipeline("device", read_dataset("digits", "none", None, None), [ViewSpec(32, count=2)], args)
+    args = plan_of("simclr", "--batch_size", "100", "--num_workers", "0")
+    return build_pipeline("memory", read_dataset("digits", "none", None, None), [ViewSpec(32, count=2)], args)
 
 
 def test_features_come_in_data_set_order_and_leave_the_network_as_it_was():

@@ -25,7 +25,7 @@ from evaluation.kmeans import (
     nmi,
     purity,
 )
-from tests.helpers import Largest
+from tests.helpers.networks import Largest
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

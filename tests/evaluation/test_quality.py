@@ -18,7 +18,7 @@ from evaluation.quality import (
     rankme,
     uniformity,
 )
-from tests.helpers import Largest
+from tests.helpers.networks import Largest
 from utils.errors import UserError
 
 ALONE = [rankme, alpha_req, uniformity, embedding_std]

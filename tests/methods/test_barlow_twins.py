@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from methods import METHODS
 from methods.barlow_twins import barlow_twins_loss
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 
 
 def naive_barlow_twins(z1, z2, lamb):
@@ -75,7 +76,7 @@ def test_gradient_agrees_with_finite_differences():
 def test_the_loss_is_scaled_and_its_parts_are_not():
     torch.manual_seed(0)
     words = ["--batch_size", "4", "--scale_loss", "0.5", "--lamb", "0.3"]
-    method = METHODS["barlow_twins"](arguments("barlow_twins", *words), Flat(12), 6)
+    method = METHODS["barlow_twins"](plan_of("barlow_twins", *words), Flat(12), 6)
     from methods.base import ViewFeatures
 
     feats = [torch.randn(8, 6) for _ in range(2)]

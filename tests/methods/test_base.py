@@ -6,14 +6,15 @@ from torch import nn
 
 from methods import METHODS
 from methods.base import ViewFeatures, view_pairs
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 from utils.batch import Batch
 from utils.errors import UserError
 
 
 def build(name, *words, classes=10):
     torch.manual_seed(0)
-    return METHODS[name](arguments(name, "--batch_size", "8", *words, classes=classes), Flat(12), 6)
+    return METHODS[name](plan_of(name, "--batch_size", "8", *words, classes=classes), Flat(12), 6)
 
 
 def batch(method, n=8, seed=0):

@@ -12,7 +12,8 @@ from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
 from methods.clusterfit import cluster_loss
-from tests.helpers import Flat, arguments, small
+from tests.helpers.commands import plan_of, small
+from tests.helpers.networks import Flat
 from utils.batch import Batch
 from utils.errors import UserError
 
@@ -65,7 +66,7 @@ def test_gradient_agrees_with_finite_differences():
 
 
 def method(*words, seed=0):
-    return METHODS["clusterfit"](arguments("clusterfit", "--batch_size", "8", "--seed", str(seed), *words), Flat(12), 6)
+    return METHODS["clusterfit"](plan_of("clusterfit", "--batch_size", "8", "--seed", str(seed), *words), Flat(12), 6)
 
 
 def test_an_image_is_asked_for_the_cluster_of_its_index(monkeypatch):
@@ -105,10 +106,10 @@ def test_the_papers_recipe_is_the_default():
 
 def test_other_images_are_refused():
     with pytest.raises(UserError, match="has the clusters of 1,438 images, digits has 99 here; make a clusters file"):
-        METHODS["clusterfit"](arguments("clusterfit", "--batch_size", "8", images=99), Flat(12), 6)
+        METHODS["clusterfit"](plan_of("clusterfit", "--batch_size", "8", images=99), Flat(12), 6)
     with pytest.raises(UserError, match="--clusters"):
         parse_pretraining(["digits", "resnet18", "--method", "clusterfit"], METHODS, DATASETS)
     wrong = small("clusterfit")
     wrong[wrong.index("--clusters") + 1] = "gone.npz"
     with pytest.raises(UserError, match="gone.npz does not exist; make it by main_linear.py ... --evaluation cluster"):
-        METHODS["clusterfit"](arguments("clusterfit", "--batch_size", "8", *wrong), Flat(12), 6)
+        METHODS["clusterfit"](plan_of("clusterfit", "--batch_size", "8", *wrong), Flat(12), 6)

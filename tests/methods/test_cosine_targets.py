@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from methods.base import ViewFeatures
 from methods.byol import BYOL, byol_loss
 from methods.simsiam import SimSiam, simsiam_loss
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 from utils.batch import Batch
 
 LOSSES = {"byol": byol_loss, "simsiam": simsiam_loss}
@@ -86,7 +87,7 @@ def batch(n=8, small=0):
 
 def build(kind, name, *words):
     torch.manual_seed(0)
-    return kind(arguments(name, "--batch_size", "8", *words), Flat(12), 6)
+    return kind(plan_of(name, "--batch_size", "8", *words), Flat(12), 6)
 
 
 @pytest.mark.parametrize("small", [0, 2])

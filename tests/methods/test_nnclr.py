@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from methods.base import ViewFeatures
 from methods.nnclr import NNCLR, nnclr_loss
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 from utils.batch import Batch
 from utils.errors import UserError
 
@@ -65,7 +66,7 @@ def test_gradient_agrees_with_finite_differences():
 
 def build(*words):
     torch.manual_seed(0)
-    return NNCLR(arguments("nnclr", "--batch_size", "4", *words), Flat(12), 6).double()
+    return NNCLR(plan_of("nnclr", "--batch_size", "4", *words), Flat(12), 6).double()
 
 
 def batch(n=4, seed=0, views=2):
@@ -129,13 +130,13 @@ def test_health_numbers():
 
 
 def test_without_labels_the_label_number_stays_quiet():
-    method = NNCLR(arguments("nnclr", "--batch_size", "4", classes=0), Flat(12), 6).double()
+    method = NNCLR(plan_of("nnclr", "--batch_size", "4", classes=0), Flat(12), 6).double()
     assert "nn_label_acc" not in loss_of(method, batch()._replace(labels=torch.full((4,), -1)))
 
 
 def test_a_queue_smaller_than_the_global_batch_is_refused():
     with pytest.raises(UserError, match="--queue_size 40 is smaller than the global batch of 64"):
-        NNCLR(arguments("nnclr", "--batch_size", "32", "--accumulate", "2"), Flat(12), 6)
+        NNCLR(plan_of("nnclr", "--batch_size", "32", "--accumulate", "2"), Flat(12), 6)
 
 
 def test_defaults_are_the_papers():

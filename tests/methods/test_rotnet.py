@@ -12,7 +12,8 @@ from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
 from methods.rotnet import RotNet, rotation_loss, rotations
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 from utils.batch import Batch
 
 
@@ -69,7 +70,7 @@ def test_rotations_are_quarter_turns_in_blocks():
 
 def test_backbone_sees_all_rotations_together_and_the_probe_the_upright_ones():
     torch.manual_seed(0)
-    method = RotNet(arguments("rotnet", "--batch_size", "4"), Flat(12), 6)
+    method = RotNet(plan_of("rotnet", "--batch_size", "4"), Flat(12), 6)
     batch = Batch(torch.arange(4), [torch.randn(4, 3, 2, 2)], torch.arange(4))
     seen, judged = [], []
     method.backbone.register_forward_hook(lambda m, args, out: seen.append(out))

@@ -12,7 +12,8 @@ from methods.nnclr import nnclr_loss
 from methods.rotnet import rotation_loss
 from methods.simclr import nt_xent, supcon
 from methods.simsiam import simsiam_loss
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 from utils.batch import Batch
 from utils.precision import l2_normalize
 
@@ -55,7 +56,7 @@ def test_losses_and_gradients_stay_finite(name, what, dtype):
 def test_a_training_step_of_two_images_stays_finite(name, what, dtype):
     """Backbone, heads, loss and probe under autocast; every gradient finite."""
     torch.manual_seed(0)
-    method = METHODS[name](arguments(name, "--batch_size", "2"), Flat(12), 6)
+    method = METHODS[name](plan_of(name, "--batch_size", "2"), Flat(12), 6)
     view = {
         "noise": lambda: torch.randn(2, 3, 2, 2),
         "equal views": lambda: torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)),

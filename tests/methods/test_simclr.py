@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from methods.simclr import SimCLR, nt_xent, supcon
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 from utils.batch import Batch
 from utils.errors import UserError
 
@@ -141,9 +142,9 @@ def test_supcon_gradient_agrees_with_finite_differences():
 
 def test_supervised_reads_the_labels():
     torch.manual_seed(0)
-    method = SimCLR(arguments("simclr", "--batch_size", "4", "--supervised"), Flat(12), 6)
+    method = SimCLR(plan_of("simclr", "--batch_size", "4", "--supervised"), Flat(12), 6)
     b = Batch(torch.arange(4), [torch.randn(4, 3, 2, 2) for _ in range(2)], torch.tensor([1, 1, 2, -1]))
     z = [method.projector(method(v)) for v in b.views]
     assert_close(method.compute_losses(b)["loss"], supcon(z, b.labels, 0.1)["loss"])
     with pytest.raises(UserError, match="--supervised needs labels and digits has none here; leave it out"):
-        SimCLR(arguments("simclr", "--supervised", classes=0), Flat(12), 6)
+        SimCLR(plan_of("simclr", "--supervised", classes=0), Flat(12), 6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import arguments
+from tests.helpers.commands import plan_of
 from utils.heads import mlp, predictor, projector
 
 
@@ -15,7 +15,7 @@ def widths(network):
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_depth_and_width_are_the_flags(layers):
-    args = arguments("nnclr", "--proj_layers", str(layers), "--pred_layers", str(layers))
+    args = plan_of("nnclr", "--proj_layers", str(layers), "--pred_layers", str(layers))
     assert widths(projector(args, 6, last_norm=True)) == [6, *[16] * (layers - 1), 8]
     assert widths(predictor(args)) == [8, *[16] * (layers - 1), 8]
 

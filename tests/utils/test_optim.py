@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from methods import METHODS
-from tests.helpers import Flat, arguments
+from tests.helpers.commands import plan_of
+from tests.helpers.networks import Flat
 from utils.optim import build_optimizer, build_scheduler, parameter_groups, schedule
 
 
 def method(name="simclr", *words):
-    args = arguments(name, "--batch_size", "16", *words)
+    args = plan_of(name, "--batch_size", "16", *words)
     return METHODS[name](args, Flat(12), 6), args
 
 

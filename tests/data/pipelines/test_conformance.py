@@ -10,7 +10,9 @@ from data.pipelines.base import EpochBatchSampler
 from data.pipelines.choose import PIPELINES, build_pipeline, choose_pipeline
 from data.pipelines.memory import stored_side
 from data.views import ViewSpec, expand
-from tests.helpers import WITH_DALI, arguments, class_folders, digit_files, read, write_image
+from tests.helpers.commands import plan_of
+from tests.helpers.dali import WITH_DALI
+from tests.helpers.images import class_folders, digit_files, read, write_image
 from utils.batch import Batch
 
 SPECS = [ViewSpec(32, blur=0.5), ViewSpec(32, solarize=0.5), ViewSpec(16, scale=(0.05, 0.3), count=2)]
@@ -25,7 +27,7 @@ def digits_for(name):
 
 def build(name, data=None, specs=SPECS, workers=0, batch_size=BATCH):
     data = data or digits_for(name)
-    args = arguments("simclr", "--batch_size", str(batch_size), "--num_workers", str(workers))
+    args = plan_of("simclr", "--batch_size", str(batch_size), "--num_workers", str(workers))
     return build_pipeline(name, data, specs, args)
 
 
@@ -178,24 +180,24 @@ def test_a_resumed_loader_goes_on_where_it_stopped(tmp_path, name, workers):
 
 def test_auto_takes_what_fits_and_says_why(monkeypatch):
     data = read_dataset("digits", "none", None, None)
-    assert choose_pipeline("auto", data, 32)[0] == "device"
+    assert choose_pipeline("auto", data, 32)[0] == "memory"
     monkeypatch.setattr("data.pipelines.choose.host_memory", lambda: 1_000_000)
     name, reason = choose_pipeline("auto", data, 32)
     assert name == "stream"
     assert "GiB" in reason
-    assert choose_pipeline("device", data, 32) == ("device", "as given")
+    assert choose_pipeline("memory", data, 32) == ("memory", "as given")
 
 
-@pytest.mark.parametrize(("cuda", "wanted"), [(False, "stream"), (True, "device")])
+@pytest.mark.parametrize(("cuda", "wanted"), [(False, "stream"), (True, "memory")])
 def test_auto_makes_large_views_one_at_a_time_on_cpu(monkeypatch, cuda, wanted):
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     assert choose_pipeline("auto", read_dataset("digits", "none", None, None), 224)[0] == wanted
 
 
 def test_device_pipeline_stores_small_images_as_they_are_and_squeezes_large_ones(tmp_path):
-    assert build("device").stores["train"].pixels.shape == (1438, 3, 8, 8)
+    assert build("memory").stores["train"].pixels.shape == (1438, 3, 8, 8)
     data = read_dataset("custom", str(class_folders(tmp_path / "x", size=(100, 50))), None, None)
-    store = build("device", data, [ViewSpec(32, count=2)], batch_size=4).stores["train"]
+    store = build("memory", data, [ViewSpec(32, count=2)], batch_size=4).stores["train"]
     assert store.pixels.shape == (12, 3, 64, 64)
     assert np.array_equal(store.sizes, np.tile((50, 100), (12, 1)))
     assert np.allclose(store.ratio, (64 / 50, 64 / 100))

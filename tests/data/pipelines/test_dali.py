@@ -21,7 +21,9 @@ from data.pipelines.dali import DaliPipeline, check_dali
 from data.views import ViewSpec
 from tests.data.test_pipelines import build, training_batches
 from tests.data.test_stream import equal
-from tests.helpers import TINY, class_folders, judge, read, small, with_dali, write_image
+from tests.helpers.commands import TINY, evaluate_run, small
+from tests.helpers.dali import with_dali
+from tests.helpers.images import class_folders, read, write_image
 from utils.errors import UserError
 
 SPECS = [ViewSpec(48, blur=0.5, solarize=0.3, count=2), ViewSpec(24, scale=(0.05, 0.3), count=2)]
@@ -416,7 +418,7 @@ def test_a_run_and_its_evaluation(few, tmp_path, no_embedding):
     main_contrastive.main(["custom", TINY[1], *few, "--method", "simclr", *small("simclr"), "--epochs", "2",
                            "--precision", "32", "--small_views", "2", "--small_size", "8", "--run_id", "r",
                            *out])  # fmt: skip
-    judge(tmp_path, "r", few, *out[:2])
+    evaluate_run(tmp_path, "r", few, *out[:2])
     main_linear.main(["custom", TINY[1], *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r"), "--epochs",
                       "2", "--evaluation", "linear", "--batch_size", "12", "--run_id", "l", *out])  # fmt: skip
     assert (tmp_path / "l" / "summary.json").exists()

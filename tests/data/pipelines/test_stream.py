@@ -14,7 +14,7 @@ from data.pipelines.stream import StreamedViews, cropped
 from data.sampler import sample
 from data.views import ViewSpec
 from tests.data.test_pipelines import build, training_batches
-from tests.helpers import class_folders, write_image
+from tests.helpers.images import class_folders, write_image
 from utils.errors import UserError
 
 SPECS = [ViewSpec(48, blur=0.5, solarize=0.3, count=2), ViewSpec(24, scale=(0.05, 0.3), count=2)]
