@@ -1,4 +1,4 @@
-"""What is on disk: metrics, checkpoints, weights, the run folder."""
+"""What is on disk: metrics, checkpoints, the run folder."""
 
 import os
 import pickle
@@ -7,9 +7,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from torch import nn
 
-from backbones.load import find_weights, load_backbone, open_weights, save_backbone
 from runs.checkpoint import AtomicCheckpointIO
 from runs.folder import create_folder, new_run_id
 from runs.loggers import MetricsCSV
@@ -80,32 +78,6 @@ def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path, content):
     with pytest.raises(UserError, match="y.ckpt is not a readable checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "y.ckpt")
     assert not os.path.exists("/tmp/lookalike-was-here")
-
-
-def test_weights_go_out_and_come_in(tmp_path):
-    a, b = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    save_backbone(tmp_path / "backbone.safetensors", a, {"backbone": "two layers"})
-    weights = open_weights(str(tmp_path))
-    assert weights.metadata == {"backbone": "two layers"}
-    load_backbone(weights, b)
-    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
-
-
-@pytest.mark.parametrize("other", [nn.Linear(5, 4), nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))])
-def test_weights_that_do_not_fit_are_refused(tmp_path, other):
-    save_backbone(tmp_path / "w.safetensors", nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), {})
-    with pytest.raises(UserError, match="does not fit the backbone: .*missing.*unexpected.*another shape"):
-        load_backbone(open_weights(str(tmp_path / "w.safetensors")), other)
-
-
-def test_weights_that_are_not_there_or_broken(tmp_path):
-    with pytest.raises(UserError, match="has no backbone.safetensors"):
-        find_weights(str(tmp_path))
-    with pytest.raises(UserError, match="does not exist"):
-        find_weights(str(tmp_path / "gone"))
-    (tmp_path / "x.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="not a readable .safetensors"):
-        open_weights(str(tmp_path / "x.safetensors"))
 
 
 def folder_args(tmp_path, **more):
