@@ -28,8 +28,9 @@ def model_card(card: Mapping[str, str]) -> str:
     known = {k: v.strip() for k, v in card.items() if v.strip() not in ("", "None", "unknown")}
     facts = [f"- {label}: {known[key]}" for key, label in FACTS.items() if key in known]
     scores = [f"- {key.removeprefix(SCORE)}: {v}" for key, v in known.items() if key.startswith(SCORE)]
+    made = "pretrained" if "method" in known else "exported"  # only a run of Lookalike knows its method
     sections = {
-        f"# {known.get('backbone', 'backbone')}": "An image backbone without a classifier, pretrained with Lookalike.",
+        f"# {known.get('backbone', 'backbone')}": f"An image backbone without a classifier, {made} with Lookalike.",
         "## Training": "\n".join(facts),
         "## Results": "\n".join(scores),
         "## Inputs": _inputs(known),

@@ -54,7 +54,8 @@ class CheckpointCallback(Callback):
         """Write both files for the current step."""
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if trainer.is_global_zero:
-            epochs = trainer.current_epoch + self._epoch_ends  # Lightning counts an epoch only after its last hook
+            # Lightning counts an epoch only after its last hook; the last step of a run may cut an epoch short.
+            epochs = trainer.current_epoch + (self._epoch_ends and trainer.is_last_batch)
             metadata = self.metadata | {"epochs": str(epochs), "steps": str(trainer.global_step)}
             backbone = pl_module.get_submodule("backbone")
             save_backbone(self.folder / "backbone.safetensors", backbone, metadata)

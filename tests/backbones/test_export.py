@@ -285,6 +285,13 @@ def test_run_card_counts_finished_epochs(tmp_path, epochs):
     assert (card["epochs"], card["steps"]) == (str(epochs), str(3 * epochs))
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(2, 0), (3, 1), (4, 1)])
+def test_run_card_does_not_count_an_epoch_that_max_steps_cut_short(tmp_path, steps, epochs):
+    weights = fit(tmp_path, CheckpointCallback(tmp_path, {"method": "simclr"}), max_steps=steps)
+    card = run_card(weights, "resnet18", "small", {})
+    assert (card["epochs"], card["steps"]) == (str(epochs), str(steps))
+
+
 def test_run_card_counts_the_finished_epochs_of_an_interrupted_run(tmp_path):
     class Interrupt(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *rest):

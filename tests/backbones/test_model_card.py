@@ -41,6 +41,13 @@ def test_model_card_has_no_empty_section():
     assert "mean" not in text, "a mean is of no use without the deviation"
 
 
+def test_model_card_of_foreign_weights_does_not_claim_their_pretraining():
+    assert "pretrained with Lookalike" in model_card(CARD)
+    text = model_card({"backbone": "resnet18"})
+    assert "pretrained" not in text
+    assert "exported with Lookalike" in text
+
+
 def test_scores_of_keeps_keys_and_adds_the_label():
     assert scores_of({"knn_20": 97.512, "loss": 0.000123456}) == {"score: knn_20": "97.51", "score: loss": "0.0001235"}
     assert scores_of({"knn_20": 97.5}, "online") == {"score: knn_20 (online)": "97.5"}
