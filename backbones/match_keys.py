@@ -27,7 +27,7 @@ class KeyFlags:
 
     @property
     def is_explicit(self) -> bool:
-        """True if the flags say where the tensors are, so that nothing is detected."""
+        """True if the flags name the location of the tensors, so that nothing is detected."""
         return self.state_dict_key is not None or bool(self.remove_prefix or self.append_prefix)
 
 
@@ -159,7 +159,7 @@ def _match(
     for name, tensor in expected.items():
         key = names[name]
         skip = _contains_any(name, skip_layers)
-        # Counters are loaded where the checkpoint has them; what the user names is skipped in any case.
+        # Counters are loaded where the checkpoint has them; tensors that the user names are skipped in any case.
         if skip and not (_contains_any(name, IGNORED_TENSORS) and key in tensors):
             match.skipped.append(name)
         elif key not in tensors:
