@@ -86,7 +86,7 @@ def test_a_run_with_dali(tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run(tmp_path, method, more):
     queue = ["--queue_size", "300"] if method == "nnclr" else []
-    if not METHODS[method].small_views_refusal and "--compile" in more:
+    if METHODS[method].supports_small_views and "--compile" in more:
         more = [*more, "--small_views", "2"]
     main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",
