@@ -11,6 +11,7 @@ probe are the application's own.
 import functools
 import sys
 import tempfile
+import warnings
 from itertools import product
 
 import torch
@@ -100,7 +101,11 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     scheduler = build_scheduler(optimizer, method.plan.schedule)
     step_losses: nn.Module = Losses(method)
     if torch.distributed.is_initialized():
-        step_losses = DistributedDataParallel(step_losses, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "`broadcast_buffers` is deprecated", FutureWarning
+            )  # as Lightning sets it
+            step_losses = DistributedDataParallel(step_losses, broadcast_buffers=False)
     losses, gradients = {}, {}
     for step in range(STEPS):
         out = step_losses(local_batch(rank, world, step, method))
