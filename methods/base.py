@@ -93,7 +93,9 @@ class Method(LightningModule):
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__()
         if plan.views.small_views and not self.supports_small_views:
-            raise UserError(f"--small_views {plan.views.small_views}: {self.no_small_views_reason}; remove it")
+            raise UserError(
+                f"--small_views {plan.views.small_views}: {self.no_small_views_reason}; remove --small_views"
+            )
         self.args, self.plan = args, plan
         self.backbone = backbone
         self.probe: nn.Module | None = None

@@ -37,7 +37,7 @@ class RotNet(Method):
 
     large_views = 1
     supports_small_views = False
-    no_small_views_reason = "RotNet classifies the rotation of whole images; it compares no views"
+    no_small_views_reason = "RotNet classifies the rotation of whole images and compares no views"
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:

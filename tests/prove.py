@@ -142,7 +142,7 @@ def one_process(case: str) -> dict[str, dict[str, Tensor]]:
 def differences(case: str, ranks: Ranks, world: int, break_gradient: bool = False) -> dict[str, float]:
     """Largest difference of any of `world` processes from one process, for "loss", "gradient" and "state"."""
     several = ranks.run(train, case, break_gradient)
-    return {part: max(difference(whole, one[part]) for one in several) for part, whole in one_process(case).items()}
+    return {part: max(difference(value, each[part]) for each in several) for part, value in one_process(case).items()}
 
 
 def main() -> None:

@@ -90,9 +90,9 @@ def test_gradient_clipping_bounds_the_method_and_not_the_probe():
 def test_probe_step_counts_every_known_label_once_over_ranks(ranks):
     """Two known labels on one rank and one on the other weigh the same."""
     one, two = ranks(2).run(unevenly_labelled)
-    alone = unevenly_labelled(0, 1)
-    torch.testing.assert_close((one[0] + two[0]) / 2, alone[0])
-    torch.testing.assert_close((one[1] + two[1]) / 2, alone[1])
+    expected = unevenly_labelled(0, 1)
+    torch.testing.assert_close((one[0] + two[0]) / 2, expected[0])
+    torch.testing.assert_close((one[1] + two[1]) / 2, expected[1])
 
 
 def unevenly_labelled(rank, world):

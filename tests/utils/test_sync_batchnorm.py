@@ -12,15 +12,15 @@ def batch_norm(rank: int, world: int) -> dict:
     x = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     layer = nn.Sequential(nn.BatchNorm1d(4)).double()
     synchronize_batch_norm(layer, on_cuda=False)
-    mine = x[rank * 6 // world : (rank + 1) * 6 // world].clone().requires_grad_()
-    (layer(mine).pow(3).sum()).backward()
+    local = x[rank * 6 // world : (rank + 1) * 6 // world].clone().requires_grad_()
+    (layer(local).pow(3).sum()).backward()
     grad = {k: mean_over_ranks(p.grad) * world for k, p in layer.named_parameters()}
     layer.requires_grad_(False)
     assert not any(p.requires_grad for p in synchronize_batch_norm(nn.Sequential(layer), on_cuda=False).parameters())
-    return {"grad": grad, "buffers": dict(layer.named_buffers()), "x": mine.grad}
+    return {"grad": grad, "buffers": dict(layer.named_buffers()), "x": local.grad}
 
 
-def test_batch_norm_over_processes_is_torchs_own_on_one(ranks):
+def test_synchronize_batch_norm_over_processes_equals_batch_norm_on_one(ranks):
     x = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double).requires_grad_()
     layer = nn.Sequential(nn.BatchNorm1d(4)).double()
     layer(x).pow(3).sum().backward()
