@@ -96,7 +96,8 @@ class SimCLR(Method):
         super().__init__(args, plan, backbone, dim)
         if args.supervised and not plan.training_set.num_classes:
             raise UserError(
-                f"--supervised needs labels, but the training images of {plan.training_set.name} have none; remove --supervised"
+                f"--supervised needs labels, but the training images of {plan.training_set.name} have none; "
+                f"remove --supervised"
             )
         self.projector = projector(args, dim, last_norm=True)
 
