@@ -63,6 +63,7 @@ class Parser(ArgumentParser):
 
     def typed_flags(self, argv: Sequence[str]) -> set[str]:
         """Names of the arguments that argv gives a value, also where it is the default. Forgets the defaults."""
+        self._defaults.clear()  # set_defaults() would make a method's defaults look typed
         for action in self._actions:
             action.default = argparse.SUPPRESS
             action.required = False

@@ -81,7 +81,6 @@ def _download(kind: Any, root: Path, part: dict, name: str, what: str) -> Any:
 
 SMALL_VIEWS = {"large_size": 32, "small_size": 18, "blur": [0.0]}
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.247, 0.2435, 0.2616), "views": SMALL_VIEWS}
-IMAGENET_VIEWS = {"blur": [0.5]}
 
 DATASETS = {
     "cifar10": DatasetInfo(10, load=_torchvision("CIFAR10", "cifar-10-batches-py"), **CIFAR),  # type: ignore[arg-type]
@@ -89,16 +88,17 @@ DATASETS = {
         100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), _torchvision("CIFAR100", "cifar-100-python"),
         views=SMALL_VIEWS,
     ),
-    "custom": DatasetInfo(None, views=IMAGENET_VIEWS),
+    "custom": DatasetInfo(None),
     "digits": DatasetInfo(
         10, (0.305,) * 3, (0.376,) * 3, _digits,
-        views=SMALL_VIEWS | NO_COLOR_JITTER | {"flip": 0.0, "crop_scale": [0.3, 1.0], "small_scale": [0.1, 0.3]},
+        views=SMALL_VIEWS | NO_COLOR_JITTER
+        | {"flip": 0.0, "crop_scale": [0.3, 1.0], "small_scale": [0.1, 0.3], "solarize": [0.0]},
     ),
-    "imagenet": DatasetInfo(1000, folder="imagenet", views=IMAGENET_VIEWS),
-    "imagenet100": DatasetInfo(100, folder="imagenet100", views=IMAGENET_VIEWS),
+    "imagenet": DatasetInfo(1000, folder="imagenet"),
+    "imagenet100": DatasetInfo(100, folder="imagenet100"),
     "stl10": DatasetInfo(
         10, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), _torchvision("STL10", "stl10_binary"),
-        views={"large_size": 96, "small_size": 40, "blur": [0.5]},
+        views={"large_size": 96, "small_size": 40},
     ),
 }  # fmt: skip
 

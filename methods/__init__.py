@@ -1,4 +1,4 @@
-"""Who learns. The only list of methods: one file each, the equation beside the code."""
+"""Self-supervised methods by name: the only list; each method is one file with the equation beside the code."""
 
 from methods.barlow_twins import BarlowTwins
 from methods.base import Method

@@ -15,7 +15,7 @@ from utils.precision import at_least_float32, full_precision
 
 
 def standardize(z: Tensor, eps: float = 1e-5) -> Tensor:
-    """(n, D) -> each coordinate with mean 0 and deviation 1 over the global batch."""
+    """Scale each coordinate of (n, D) embeddings to mean 0 and standard deviation 1 over the global batch."""
     z = at_least_float32(z)
     z = z - mean_over_ranks(z.mean(dim=0))
     return z * (mean_over_ranks(z.square().mean(dim=0)) + eps).rsqrt()
@@ -26,7 +26,7 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lamb: float) -> dict[str, Tensor]:
     """Eq. 1:  sum_i (1 - C_ii)^2  +  lambda * sum_i sum_{j != i} C_ij^2
 
     z1, z2: (n, D) embeddings of two views of this rank's images. C (eq. 2) is their cross-correlation over the global
-    batch. Every average over ranks carries its gradient: the loss is the same on each rank, and so is its gradient.
+    batch. Averages over ranks carry their gradient: the loss is the same on each rank, and so is its gradient.
     """
     z1, z2 = standardize(z1), standardize(z2)
     c = mean_over_ranks(z1.T @ z2 / len(z1))  # (D, D)
@@ -36,13 +36,20 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lamb: float) -> dict[str, Tensor]:
 
 
 class BarlowTwins(Method):
-    """Two views, one network, no negatives: decorrelate the coordinates of the embedding."""
+    """Barlow Twins: make two views agree and decorrelate the coordinates of the embedding.
 
-    small_views_refusal = "the cross-correlation of Barlow Twins compares exactly two views"
+    As in the official code, the last norm of each residual block starts at zero (--zero_init_residual).
+    """
+
+    supports_small_views = False
+    no_small_views_reason = "the cross-correlation of Barlow Twins compares exactly two views"
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
-        parser.set_defaults(optimizer="lars", lr=0.2, weight_decay=1.5e-6)  # sec. 2.2
+        parser.set_defaults(optimizer="lars", lr=0.2, weight_decay=1.5e-6, zero_init_residual=True)  # sec. 2.2
+        # Views: sec. 2.2, which takes those of BYOL.
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+                            blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=8192, dim=8192, layers=3, source="sec. 2.2")
         parser.add_argument(
             "--lamb", type=nonnegative_float, default=5e-3, help="weight of the off-diagonal term (eq. 1)"

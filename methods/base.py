@@ -1,17 +1,20 @@
-"""What every method shares: the backbone once per view, the online probe, the optimizer, the log.
+"""Base class of the methods: forward pass per view, online probe, optimizer, logging.
 
-A method overrides `training_loss`, usually `__init__` and `add_args`, sometimes `transform_batch` and `constant_lr_module`.
+A method overrides `training_loss`, usually `__init__` and `add_args`, sometimes `length_defaults`, `transform_batch`
+and the class attributes of `Method`.
 """
 
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from utils.batch import Batch
@@ -36,37 +39,46 @@ class ViewFeatures:
         return self.large + self.small
 
 
-def view_pairs(views: Sequence[Tensor], large: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """(something of view v, something of large view l) for all v != l; `views` begins with the large ones."""
+T = TypeVar("T")
+
+
+def view_pairs(views: Sequence[T], large: Sequence[T]) -> list[tuple[T, T]]:
+    """Pairs (views[v], large[l]) of a view and another, large one (l != v); `views` begins with the large views."""
     return [(a, b) for j, b in enumerate(large) for i, a in enumerate(views) if i != j]
 
 
-def mean_cosine(p: list[Tensor], z: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(mean cosine of predictions with targets, deviation of the coordinates of a unit target).
+def mean_cosine(predictions: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Mean cosine of predictions and targets over images and over all pairs of a view and another, large one.
 
-    p: (n, D) of all views, large ones first. z: (n, D) of the large ones, whose gradient is stopped. The cosine is
-    averaged over images and over all pairs of a view and another, large one.
+    predictions: (n, D) of all views, large ones first. targets: (n, D) of the large views.
     """
-    targets = [l2_normalize(x).detach() for x in z]
-    cosines = [(a * b).sum(dim=1).mean() for a, b in view_pairs([l2_normalize(x) for x in p], targets)]
-    return torch.stack(cosines).mean(), targets[0].std(dim=0).mean()
+    pairs = view_pairs([l2_normalize(p) for p in predictions], [l2_normalize(t) for t in targets])
+    return torch.stack([(p * t).sum(dim=1).mean() for p, t in pairs]).mean()
+
+
+def coordinate_std(z: Tensor) -> Tensor:
+    """Standard deviation over the batch of the coordinates of z / |z|, averaged over coordinates; z: (n, D)."""
+    return l2_normalize(z).std(dim=0).mean()
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """(N, 3, H, W) in the memory layout that convolutions are fastest in: channels last on CPU and CUDA."""
+    """Convert (N, 3, H, W) to the memory layout in which convolutions are fastest: channels last on CPU and CUDA."""
     return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
 
 
 class Method(LightningModule):
-    """One objective on top of one backbone.
+    """A self-supervised objective on top of a backbone.
 
-    `args` are the resolved arguments, backbone maps (N, 3, H, W) to (N, dim). `large_views`: how many large views of an
-    image the method takes. `small_views_refusal`: why it takes no small ones, where it does not. `constant_lr_module` names the
-    submodule whose learning rate the schedule leaves alone.
+    args: the flags that only this method reads. plan: the resolved run. backbone: maps (N, 3, H, W) to (N, dim).
+
+    large_views: number of large views of an image that the method takes. supports_small_views: whether it takes small
+    views too; no_small_views_reason: why not, for the error. constant_lr_module: name of the submodule whose learning
+    rate does not follow the schedule.
     """
 
     large_views = 2
-    small_views_refusal: str | None = None
+    supports_small_views: bool = True
+    no_small_views_reason: str = ""
     constant_lr_module: str | None = None
 
     @staticmethod
@@ -75,19 +87,21 @@ class Method(LightningModule):
 
     @staticmethod
     def length_defaults(epochs: int) -> dict[str, Any]:
-        """Defaults that depend on the length of the run, as flag name -> value."""
+        """Defaults that depend on the number of epochs, as flag name -> value; stronger than those of `add_args`."""
         return {}
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__()
-        if plan.views.small_views and self.small_views_refusal:
-            raise UserError(f"--small_views {plan.views.small_views}: {self.small_views_refusal}; remove it")
+        if plan.views.small_views and not self.supports_small_views:
+            raise UserError(
+                f"--small_views {plan.views.small_views}: {self.no_small_views_reason}; remove --small_views"
+            )
         self.args, self.plan = args, plan
         self.backbone = backbone
         self.probe: nn.Module | None = None
         if plan.training_set.num_classes:
-            # Features are standardized first: one learning rate then suits backbones of any scale. The generator is put
-            # back, so that the number of classes does not change what the method starts from.
+            # Features are standardized first: one learning rate then suits backbones of any scale. The random generator
+            # is restored, so that the number of classes does not change the initial weights of the method.
             with torch.random.fork_rng(devices=[]):
                 self.probe = nn.Sequential(
                     nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, plan.training_set.num_classes)
@@ -95,22 +109,26 @@ class Method(LightningModule):
             self.val_accuracy = MulticlassAccuracy(plan.training_set.num_classes, average="micro", ignore_index=-1)
 
     def transform_batch(self, batch: Batch) -> Batch:
-        """Change the views before the backbone sees them. A view may grow: its first N rows remain the images."""
+        """Change the views before the backbone sees them.
+
+        A view may get more rows; its first N rows must remain the images, which the online probe reads.
+        """
         return batch
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
-        """The objective of this rank's share of the batch under "loss"; other entries are logged as they are.
+        """Compute the objective of this rank's share of the batch.
 
-        Its gradient, averaged over ranks, must be that of the loss of the whole batch on one process.
+        Returns scalars: the objective under "loss"; other entries are logged under their names. The gradient of the
+        loss, averaged over ranks, must equal that of the loss of the whole batch on one process.
         """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) normalized images -> (N, D) features."""
+        """Compute the backbone's features (N, D) of normalized images (N, 3, H, W)."""
         return self.backbone(channels_last(x))
 
     def trainable_parameters(self) -> int:
-        """Number of trainable parameters, those of the heads and the online probe included."""
+        """Number of trainable parameters, including those of the heads and of the online probe."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def checkpoint_bytes(self) -> int:
@@ -120,12 +138,12 @@ class Method(LightningModule):
         return state + moments * sum(p.nbytes for p in self.parameters() if p.requires_grad)
 
     def compile_networks(self) -> None:
-        """Compile what takes the time: the backbone and the teachers."""
+        """Compile the backbone and the moving averages with torch.compile; heads are too small to gain from it."""
         for network in [self.backbone, *(m for m in self.modules() if isinstance(m, EMA))]:
             network.compile()
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """What `training_loss` returns, and the online probe's loss and accuracy where there are labels."""
+        """Output of `training_loss`, with the online probe's loss and accuracy where the data set has labels."""
         batch = self.transform_batch(batch)
         batch = batch._replace(views=[channels_last(view) for view in batch.views])
         feats = [self(view) for view in batch.views]  # batch norm sees one view at a time, as in the papers
@@ -138,8 +156,8 @@ class Method(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self.compute_losses(batch)
-        if self.logs_now():
-            self._log(out)
+        if self._is_log_step():
+            self._log_metrics(out)
         return out["loss"] + out["probe_loss"] if self.probe is not None else out["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -152,30 +170,38 @@ class Method(LightningModule):
             self.val_accuracy.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout and its like depend on where a step stands, not on what was drawn before: a run can be resumed."""
-        where = self.trainer.fit_loop.total_batch_idx * 2**16 + rank()
-        torch.manual_seed((self.plan.seed * 0x9E3779B97F4A7C15 + where) % 2**63)
+        """Seed random layers (dropout) by the position of the batch in the run, so that a resumed run is exact."""
+        position = self.trainer.fit_loop.total_batch_idx * 2**16 + rank()
+        torch.manual_seed((self.plan.seed * 0x9E3779B97F4A7C15 + position) % 2**63)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.after_optimizer_step(self.trainer.global_step / self.plan.schedule.total_steps)
 
-    def after_optimizer_step(self, done: float) -> None:
-        """What follows an optimizer step: queues take in what waits, teachers move. Once per step, not once per batch,
-        so that accumulation is one large batch to them. `done`: share of the run's steps before this one."""
+    def after_optimizer_step(self, progress: float) -> None:
+        """Flush the queues and update the moving averages.
+
+        Called once per optimizer step and not once per batch, so that accumulated batches count as one large batch.
+        progress: fraction of the run's optimizer steps before this one.
+        """
         for module in self.modules():
             if isinstance(module, FeatureQueue):
                 module.flush()
             elif isinstance(module, EMA):
-                module.step(done)
+                module.update(progress)
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *_: Any, **__: Any) -> None:
-        """--clip_grad bounds the method's gradient; the probe's has no part in it."""
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient norm of the method to --clip_grad; the online probe is neither counted nor clipped."""
         if gradient_clip_val:
-            mine = [p for name, p in self.named_parameters() if not name.startswith("probe.")]
-            nn.utils.clip_grad_norm_(mine, gradient_clip_val)
+            clipped = [p for name, p in self.named_parameters() if not name.startswith("probe.")]
+            nn.utils.clip_grad_norm_(clipped, gradient_clip_val)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.plan.optimizer
         groups = parameter_groups(self, config.lr, config.weight_decay, self.plan.probe_lr, self.constant_lr_module)
         optimizer = build_optimizer(groups, config)
@@ -183,19 +209,19 @@ class Method(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _probe_step(self, feats: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The online probe learns beside the method; its gradient ends at the detached features."""
+        """Loss and accuracy of the online probe on detached features (N, D) with labels (N,), -1 where unknown."""
         assert self.probe is not None
         logits = at_least_float32(self.probe(feats.detach()))
-        # Known labels may be spread unevenly over ranks: the mean over all of them is not the mean of the ranks' means.
+        # Ranks may have unequally many known labels: the mean over all of these is not the mean of the ranks' means.
         known = mean_over_ranks((labels >= 0).sum().to(logits.dtype)).clamp(min=1e-6)
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / known
         return {"probe_loss": loss, "probe_acc": 100 * (logits.argmax(dim=1) == labels).sum() / known}
 
-    def logs_now(self) -> bool:
-        """Whether Lightning writes this step down: numbers cost a reduction over ranks, so only then."""
+    def _is_log_step(self) -> bool:
+        """Whether this step is a row of metrics.csv; the metrics cost a reduction over ranks, so only then."""
         return (self.trainer.global_step + 1) % self.plan.logging.log_every == 0
 
-    def _log(self, out: dict[str, Tensor]) -> None:
+    def _log_metrics(self, out: dict[str, Tensor]) -> None:
         values = mean_over_ranks(torch.stack([v.detach().float() for v in out.values()]))
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict(dict(zip(out, values, strict=True)) | {"lr": rate}, on_step=True, on_epoch=False)
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict(dict(zip(out, values, strict=True)) | {"lr": lr}, on_step=True, on_epoch=False)

@@ -1,10 +1,11 @@
 """BYOL (Grill et al., 2020, arXiv:2006.07733)."""
 
 from argparse import Namespace
+from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures, mean_cosine
+from methods.base import Method, ViewFeatures, coordinate_std, mean_cosine
 from utils.arg_types import probability
 from utils.batch import Batch
 from utils.ema import EMA
@@ -13,29 +14,46 @@ from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision
 
+SHORT_RUN = 300  # epochs; up to here the official code's settings for 100 epochs, beyond them the paper's for 1000
+
 
 @full_precision
 def byol_loss(p: list[Tensor], target: list[Tensor]) -> dict[str, Tensor]:
-    """Eq. 2 and its mirror image:  (2 - 2 cos(p1, target2))  +  (2 - 2 cos(p2, target1)), mean over the batch.
+    """Eq. 2, symmetrized:  (2 - 2 cos(p1, sg(target2)))  +  (2 - 2 cos(p2, sg(target1))), mean over the batch.
 
-    p: predictions (n, D) of all views of this rank's images, large ones first. target: the teacher's embeddings (n, D)
-    of the large ones. target_std: deviation of the coordinates of target / |target|; 1 / sqrt(D) is healthy, 0 is not.
+    p: predictions (n, D) of all views of this rank's images, large ones first. target: the target network's embeddings
+    (n, D) of the large views; sg stops their gradient. target_std: standard deviation of the coordinates of
+    target / |target|; 1 / sqrt(D) is healthy, 0 is collapse.
     Deviation: the paper has two views; with more, twice the mean over all pairs of a view and another, large one.
     """
-    cosine, std = mean_cosine(p, target)
-    return {"loss": 2 * (2 - 2 * cosine), "target_std": std}
+    target = [t.detach() for t in target]  # sg
+    return {"loss": 2 * (2 - 2 * mean_cosine(p, target)), "target_std": coordinate_std(target[0])}
 
 
 class BYOL(Method):
-    """The online network predicts what its own moving average makes of another view: no negatives."""
+    """BYOL: predict the embedding that a moving average of the network gives another view, without negatives.
+
+    Deviation: up to 300 epochs the learning rate is 0.45; the official code has 0.45 at 100 epochs and 0.3 at 300.
+    """
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
-        parser.set_defaults(optimizer="lars", lr=0.2, weight_decay=1.5e-6)  # sec. 3.3, 1000 epochs
+        short = BYOL.length_defaults(SHORT_RUN)
+        parser.set_defaults(optimizer="lars", lr=short["lr"], weight_decay=short["weight_decay"])
+        # Views: app. B.
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+                            blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=4096, dim=256, layers=2, source="sec. 3.3")
         add_predictor_flags(parser, hidden=4096, source="sec. 3.3")
-        parser.add_argument("--tau", type=probability, default=0.996,
-                            help="of the teacher at first, rising to 1 (sec. 3.3); 0.99 for 300 epochs")  # fmt: skip
+        parser.add_argument("--tau", type=probability, default=short["tau"],
+                            help="initial decay of the moving average, rising to 1 over the run (sec. 3.3); "
+                            f"0.996 for more than {SHORT_RUN} epochs")  # fmt: skip
+
+    @staticmethod
+    def length_defaults(epochs: int) -> dict[str, Any]:
+        if epochs <= SHORT_RUN:
+            return {"tau": 0.99, "lr": 0.45, "weight_decay": 1e-6}
+        return {"tau": 0.996, "lr": 0.2, "weight_decay": 1.5e-6}  # sec. 3.3: 1000 epochs
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)

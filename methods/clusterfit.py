@@ -1,4 +1,4 @@
-"""ClusterFit (Yan et al., 2020, arXiv:1912.03330)."""
+"""ClusterFit (Yan et al., 2020, arXiv:1912.03330), step 2: training on cluster ids."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -19,7 +19,8 @@ from utils.precision import at_least_float32, full_precision
 def cluster_loss(logits: list[Tensor], ids: Tensor) -> dict[str, Tensor]:
     """Sec. 3, step 2:  -log p(cluster of the image | view), mean over the batch.
 
-    logits: (n, K), one tensor per view. ids: (n,). cluster_acc: per cent of the first view's clusters told rightly.
+    logits: (n, K), one tensor per view. ids: (n,) clusters of the images. cluster_acc: accuracy on the first view, in
+    per cent.
     Deviation: the paper has one view; with more, the mean over them.
     """
     losses = [F.cross_entropy(at_least_float32(view), ids) for view in logits]
@@ -27,7 +28,7 @@ def cluster_loss(logits: list[Tensor], ids: Tensor) -> dict[str, Tensor]:
 
 
 class ClusterFit(Method):
-    """Tell which cluster of another network's features an image is in; the network starts from scratch."""
+    """ClusterFit: train from scratch to predict the cluster of each image in the features of another network."""
 
     large_views = 1
     ids: Tensor
@@ -35,29 +36,24 @@ class ClusterFit(Method):
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         # Sec. 4 and app. A: 105 epochs, SGD, a tenth of the rate after epochs 30, 60, 90 and 100; crop, flip, jitter.
+        # The strengths of the jitter, applied to every view, are those of VISSL, the authors' library.
         parser.set_defaults(
             optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
-            gray=0.0, blur=[0.0], solarize=[0.0],
+            crop_scale=[0.08, 1.0], jitter=1.0, jitter_strengths=[0.4, 0.4, 0.4, 0.2], gray=0.0, blur=[0.0],
+            solarize=[0.0],
         )  # fmt: skip
-        parser.add_argument("--clusters", required=True, metavar="FILE",
-                            help="what main_linear.py --evaluation cluster wrote")  # fmt: skip
-        parser.add_argument("--shuffle_clusters", action="store_true",
-                            help="control: deal the ids out anew at random, which leaves nothing to learn")  # fmt: skip
+        parser.add_argument("--cluster_file", required=True, metavar="FILE",
+                            help="cluster ids of the training images (.npz); see docs/clusterfit.md")  # fmt: skip
+        parser.add_argument("--shuffle_clusters", action="store_true", help="control: randomly permute the cluster ids")
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        clusters = read_clusters(Path(args.clusters))
-        check_same_images(
-            args.clusters,
-            clusters.about,
-            plan.training_set.name,
-            plan.training_set.images,
-            plan.training_set.fingerprint,
-        )
+        clusters, images = read_clusters(Path(args.cluster_file)), plan.training_set
+        check_same_images(args.cluster_file, clusters.about, images.name, images.images, images.fingerprint)
         ids = torch.from_numpy(clusters.ids).int()
         if args.shuffle_clusters:
             ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(plan.seed))]
-        self.register_buffer("ids", ids)  # in the checkpoint: a resumed run goes on with the ids that it began with
+        self.register_buffer("ids", ids)  # in the checkpoint: a resumed run continues with the ids that it began with
         self.head = nn.Linear(dim, len(clusters.centroids))
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:

@@ -18,19 +18,22 @@ from utils.precision import full_precision, l2_normalize
 
 
 def similarities(views: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
-    """V tensors (n, D) -> (nV, NV) cosines / T of this rank's views with all views of the global batch, and the (nV,)
-    columns in which each finds itself. Rows and columns are ordered by image, then by view."""
+    """Cosines / T of this rank's views with all views of the global batch, and each view's own column.
+
+    views: V tensors (n, D). Returns logits (nV, NV) and self_index (nV,); rows and columns are ordered by image, then
+    by view.
+    """
     v, n = len(views), len(views[0])
     z = torch.stack([l2_normalize(x) for x in views], dim=1)  # (n, V, D)
-    everyone = rearrange(gather(z), "N V D -> (N V) D")
-    itself = torch.arange(n * v, device=z.device) + rank() * n * v
-    return rearrange(z, "n V D -> (n V) D") @ everyone.T / temperature, itself
+    all_z = rearrange(gather(z), "N V D -> (N V) D")
+    self_index = torch.arange(n * v, device=z.device) + rank() * n * v
+    return rearrange(z, "n V D -> (n V) D") @ all_z.T / temperature, self_index
 
 
-def log_normalizer(logits: Tensor, itself: Tensor) -> Tensor:
-    """(nV, NV) -> (nV,)  log sum_{k != i} exp(logits_ik)."""
-    own = torch.arange(len(logits), device=logits.device)
-    return logits.index_put((own, itself), logits.new_tensor(-torch.inf)).logsumexp(dim=1)
+def log_normalizer(logits: Tensor, self_index: Tensor) -> Tensor:
+    """log sum_{k != i} exp(logits_ik) for each row i: (nV, NV) -> (nV,)."""
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits.index_put((rows, self_index), logits.new_tensor(-torch.inf)).logsumexp(dim=1)
 
 
 @full_precision
@@ -42,12 +45,12 @@ def nt_xent(views: list[Tensor], temperature: float) -> dict[str, Tensor]:
     Deviation: the paper has two views; the mean over several positives stands outside the logarithm.
     """
     v, n = len(views), len(views[0])
-    logits, itself = similarities(views, temperature)
-    mine = logits[:, rank() * n * v :][:, : n * v]  # (nV, nV) against this rank's images
+    logits, self_index = similarities(views, temperature)
+    local = logits[:, rank() * n * v :][:, : n * v]  # (nV, nV) columns of this rank's images
     image = torch.arange(n * v, device=logits.device) // v
     same = (image[:, None] == image) & ~torch.eye(n * v, dtype=torch.bool, device=logits.device)
-    positive = mine[same].view(n * v, v - 1)  # (nV, V - 1)
-    loss = log_normalizer(logits, itself) - positive.mean(dim=1)  # (nV,)
+    positive = local[same].view(n * v, v - 1)  # (nV, V - 1)
+    loss = log_normalizer(logits, self_index) - positive.mean(dim=1)  # (nV,)
     return {"loss": loss.mean(), "positive_similarity": positive.mean() * temperature}
 
 
@@ -60,32 +63,42 @@ def supcon(views: list[Tensor], labels: Tensor, temperature: float) -> dict[str,
     images of its class; an image of unknown label, -1, has only its own. One image per class: NT-Xent.
     """
     v, n = len(views), len(views[0])
-    logits, itself = similarities(views, temperature)
-    # Unknown labels become different from each other: below -1, by where the image stands in the global batch.
-    alone = -2 - torch.arange(n, device=labels.device) - rank() * n
-    mine = torch.where(labels < 0, alone, labels)
-    theirs = gather(mine).repeat_interleave(v)  # (NV,)
-    positive = (mine.repeat_interleave(v)[:, None] == theirs).to(logits.dtype)  # (nV, NV)
-    positive[torch.arange(n * v, device=logits.device), itself] = 0
+    logits, self_index = similarities(views, temperature)
+    # Unknown labels become distinct labels: below -1, by the position of the image in the global batch.
+    unknown = -2 - torch.arange(n, device=labels.device) - rank() * n
+    local_labels = torch.where(labels < 0, unknown, labels)
+    all_labels = gather(local_labels).repeat_interleave(v)  # (NV,)
+    positive = (local_labels.repeat_interleave(v)[:, None] == all_labels).to(logits.dtype)  # (nV, NV)
+    positive[torch.arange(n * v, device=logits.device), self_index] = 0
     similarity = (logits * positive).sum(dim=1) / positive.sum(dim=1)  # (nV,) mean over P(i)
-    loss = log_normalizer(logits, itself) - similarity
+    loss = log_normalizer(logits, self_index) - similarity
     return {"loss": loss.mean(), "positive_similarity": similarity.mean() * temperature}
 
 
 class SimCLR(Method):
-    """Views of one image attract, all others repel; --supervised: views of one class (SupCon)."""
+    """SimCLR: attract views of one image (--supervised: of one class, SupCon) and repel all others."""
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 2.2 and app. B.6
-        parser.add_argument("--temperature", type=positive_float, default=0.1, help="of the softmax (sec. 5.1)")
-        parser.add_argument("--supervised", action="store_true", help="images of one class attract too (SupCon)")
+        # Views: app. A.
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.8, 0.8, 0.8, 0.2], gray=0.2,
+                            blur=[0.5], solarize=[0.0])  # fmt: skip
+        parser.add_argument(
+            "--temperature", type=positive_float, default=0.1, help="temperature of the softmax (sec. 5.1)"
+        )
+        parser.add_argument(
+            "--supervised", action="store_true", help="images of one class are positives of each other (SupCon)"
+        )
         add_projector_flags(parser, hidden=2048, dim=128, layers=2, source="sec. 4.2")
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
         if args.supervised and not plan.training_set.num_classes:
-            raise UserError(f"--supervised needs labels and {plan.training_set.name} has none here; leave it out")
+            raise UserError(
+                f"--supervised needs labels, but the training images of {plan.training_set.name} have none; "
+                f"remove --supervised"
+            )
         self.projector = projector(args, dim, last_norm=True)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures, mean_cosine
+from methods.base import Method, ViewFeatures, coordinate_std, mean_cosine
 from utils.batch import Batch
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
 from utils.optim import FlagGroup
@@ -16,25 +16,29 @@ from utils.precision import full_precision
 def simsiam_loss(p: list[Tensor], z: list[Tensor]) -> dict[str, Tensor]:
     """Eq. 2:  D(p1, stopgrad(z2)) / 2  +  D(p2, stopgrad(z1)) / 2,  D the negative cosine, mean over the batch.
 
-    p: predictions (n, D) of all views of this rank's images, large ones first. z: embeddings (n, D) of the large ones.
-    z_std: deviation of the coordinates of z / |z|; 1 / sqrt(D) is healthy, 0 is collapse (sec. 4.1).
+    p: predictions (n, D) of all views of this rank's images, large ones first. z: embeddings (n, D) of the large views.
+    z_std: standard deviation of the coordinates of z / |z|; 1 / sqrt(D) is healthy, 0 is collapse (sec. 4.1).
     Deviation: the paper has two views; with more, the mean over all pairs of a view and another, large one.
     """
-    cosine, std = mean_cosine(p, z)
-    return {"loss": -cosine, "z_std": std}
+    z = [embedding.detach() for embedding in z]  # stopgrad
+    return {"loss": -mean_cosine(p, z), "z_std": coordinate_std(z[0])}
 
 
 class SimSiam(Method):
-    """One view predicts the other, whose gradient is stopped: no negatives, no teacher.
+    """SimSiam: predict one view's embedding from the other's, with a stopped gradient and without negatives.
 
+    As in the official code, the last norm of each residual block starts at zero (--zero_init_residual).
     Deviation: biases and norms get no weight decay here, as for every method; the official code decays them.
     """
 
-    constant_lr_module = "predictor"  # sec. 4.2: its rate does not follow the schedule
+    constant_lr_module = "predictor"  # sec. 4.2: its learning rate does not follow the schedule
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
-        parser.set_defaults(optimizer="sgd", lr=0.05, weight_decay=1e-4, scheduler="cosine")  # sec. 3, baseline
+        # sec. 3, baseline settings
+        parser.set_defaults(optimizer="sgd", lr=0.05, weight_decay=1e-4, scheduler="cosine", zero_init_residual=True)
+        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.4, 0.1], gray=0.2,
+                            blur=[0.5], solarize=[0.0])  # fmt: skip
         add_projector_flags(parser, hidden=2048, dim=2048, layers=3, source="sec. 3")
         add_predictor_flags(parser, hidden=512, source="sec. 3")
 

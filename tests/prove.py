@@ -1,15 +1,17 @@
-"""Processes 1 = 2 = 3: every method computes on several processes what it computes on one.
+"""Invariance of every method to the number of processes: 1, 2 and 3 compute the same in float64.
 
     python3 -m tests.prove
 
-prints method x number of processes -> largest relative difference of the loss, of the gradient of every parameter, and
-of what three optimizer steps leave behind: every parameter, buffer, queue row and teacher. All in float64, with real
-batch norm over the global batch; momentum SGD, its schedule and the probe are the application's own.
+prints, for each method and number of processes, the largest relative difference from one process of the loss, of the
+gradient of every parameter, and of the state after three optimizer steps: every parameter, buffer, queue row and
+moving average. All in float64, with real batch norm over the global batch; momentum SGD, its schedule and the online
+probe are the application's own.
 """
 
 import functools
 import sys
 import tempfile
+import warnings
 from itertools import product
 
 import torch
@@ -18,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from methods import METHODS
 from methods.base import Method
-from tests.helpers.commands import plan_of
+from tests.helpers.commands import build_method
 from tests.helpers.processes import Ranks
 from utils import distributed
 from utils.batch import Batch
@@ -33,12 +35,12 @@ TOLERANCE = 1e-9
 
 
 def cases() -> list[str]:
-    """Every method, its variants, and all of them with small views where the method takes them."""
+    """Command words of every method and its variants, each with small views too where the method supports them."""
     out = []
     for name, method in METHODS.items():
         for variant in ["", *VARIANTS.get(name, [])]:
             out += [" ".join([name, variant, small]).strip().replace("  ", " ")
-                    for small in (["", SMALL_VIEWS] if not method.small_views_refusal else [""])]  # fmt: skip
+                    for small in (["", SMALL_VIEWS] if method.supports_small_views else [""])]  # fmt: skip
     return out
 
 
@@ -52,7 +54,7 @@ class Pooled(nn.Sequential):
 
 
 class Losses(nn.Module):
-    """What DDP wraps: it wants the losses from `forward`."""
+    """The method as a module for DDP, which needs the losses from `forward`."""
 
     def __init__(self, method: Method):
         super().__init__()
@@ -62,20 +64,20 @@ class Losses(nn.Module):
         return self.method.compute_losses(batch)
 
 
-def share(rank: int, world: int, step: int, method: Method) -> Batch:
-    """This rank's part of the global batch of a step; every third label is unknown, unevenly over ranks."""
+def local_batch(rank: int, world: int, step: int, method: Method) -> Batch:
+    """This rank's part of the global batch of a step; ranks have unequally many unknown labels."""
     g = torch.Generator().manual_seed(step)
-    mine = slice(rank * N // world, (rank + 1) * N // world)
-    sizes = [6] * method.large_views + [4] * method.args.small_views
-    views = [torch.randn(N, 3, s, s, generator=g, dtype=torch.double)[mine] for s in sizes]
+    local = slice(rank * N // world, (rank + 1) * N // world)
+    sizes = [6] * method.large_views + [4] * method.plan.views.small_views
+    views = [torch.randn(N, 3, s, s, generator=g, dtype=torch.double)[local] for s in sizes]
     labels = torch.tensor([0, 1, 2, 0, 1, 2, -1, 1, -1, 0, -1, -1])
-    return Batch(torch.arange(N)[mine], views, labels[mine])
+    return Batch(torch.arange(N)[local], views, labels[local])
 
 
 def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dict[str, dict[str, Tensor]]:
-    """Three steps on this rank's share of the batches, under DDP where there are ranks.
+    """Three steps on this rank's part of the batches, under DDP where there is a process group.
 
-    break_gradient: what a reduction without gradient would do, the field's usual mistake.
+    break_gradient: reduce over ranks without reducing the gradient, a common mistake that the test must detect.
     """
     backward = distributed._Sum.backward
     if break_gradient:
@@ -89,18 +91,24 @@ def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dic
 def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
     name, *words = case.split()
-    args = plan_of(name, *words, "--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9")
-    method = METHODS[name](args, Pooled(), 6)
+    flags = ["--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9"]
+    method = build_method(name, Pooled(), 6, *words, *flags)
     synchronize_batch_norm(method, on_cuda=False)
     method.double().train()
-    optimizer = build_optimizer(parameter_groups(method, args, method.constant_lr_module), args)
-    scheduler = build_scheduler(optimizer, args)
+    config = method.plan.optimizer
+    groups = parameter_groups(method, config.lr, config.weight_decay, method.plan.probe_lr, method.constant_lr_module)
+    optimizer = build_optimizer(groups, config)
+    scheduler = build_scheduler(optimizer, method.plan.schedule)
     step_losses: nn.Module = Losses(method)
     if torch.distributed.is_initialized():
-        step_losses = DistributedDataParallel(step_losses, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "`broadcast_buffers` is deprecated", FutureWarning
+            )  # as Lightning sets it
+            step_losses = DistributedDataParallel(step_losses, broadcast_buffers=False)
     losses, gradients = {}, {}
     for step in range(STEPS):
-        out = step_losses(share(rank, world, step, method))
+        out = step_losses(local_batch(rank, world, step, method))
         optimizer.zero_grad()
         (out["loss"] + out["probe_loss"]).backward()
         for key, p in method.named_parameters():
@@ -114,8 +122,11 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Largest difference of any tensor, relative to its largest entry (or to a ten-thousandth of the largest of all, so
-    that what is zero but for rounding is not divided by itself)."""
+    """Largest difference of any tensor, relative to its largest entry.
+
+    Tensors below a ten-thousandth of the largest entry of all are compared with that, so that a tensor that is zero but
+    for rounding is not divided by itself.
+    """
     assert a.keys() == b.keys()
     a, b = ({k: v.double() for k, v in x.items() if v.numel()} for x in (a, b))
     floor = 1e-4 * max(v.abs().max() for v in a.values())
@@ -123,29 +134,28 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @functools.cache
-def alone(case: str) -> dict[str, dict[str, Tensor]]:
-    """What one process computes, without a process group."""
+def one_process(case: str) -> dict[str, dict[str, Tensor]]:
+    """Losses, gradients and state on one process, without a process group."""
     return train(0, 1, case)
 
 
-def differences(case: str, ranks: Ranks, world: int, **how: bool) -> dict[str, float]:
-    """part -> how far `world` processes are from one, the worst of them."""
-    several = ranks.run(train, case, *how.values())
-    return {part: max(difference(whole, one[part]) for one in several) for part, whole in alone(case).items()}
+def differences(case: str, ranks: Ranks, world: int, break_gradient: bool = False) -> dict[str, float]:
+    """Largest difference of any of `world` processes from one process, for "loss", "gradient" and "state"."""
+    several = ranks.run(train, case, break_gradient)
+    return {part: max(difference(value, each[part]) for each in several) for part, value in one_process(case).items()}
 
 
 def main() -> None:
+    """Print the table; exit with 1 if a difference exceeds the tolerance."""
     worst = 0.0
     print(f"{'':<38}{'processes':>9}  {'loss':>8}  {'gradient':>8}  {'3 steps':>8}")
     with tempfile.TemporaryDirectory() as folder:
         pools = {world: Ranks(world, folder) for world in (1, 2, 3)}
         for case, world in product(cases(), pools):
-            far = differences(case, pools[world], world)
-            worst = max(worst, *far.values())
-            print(
-                f"{case if world == 1 else '':<38}{world:>9}  " + "  ".join(f"{x:8.1e}" for x in far.values()),
-                flush=True,
-            )
+            found = differences(case, pools[world], world)
+            worst = max(worst, *found.values())
+            label = case if world == 1 else ""
+            print(f"{label:<38}{world:>9}  " + "  ".join(f"{x:8.1e}" for x in found.values()), flush=True)
         for pool in pools.values():
             pool.close()
     print(f"largest: {worst:.1e}, allowed: {TOLERANCE:.0e}")

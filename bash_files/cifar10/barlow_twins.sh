@@ -1,9 +1,10 @@
 # Barlow Twins, ResNet-18 with the 3x3 stem, CIFAR-10, one GPU.
-# LARS 0.3 per 256, weight decay 1e-4, loss times 0.1, projector 2048: what solo-learn published for CIFAR-10;
-# lambda and the asymmetric solarization of arXiv:2103.03230.
+# LARS 0.3 per 256, weight decay 1e-4, loss times 0.1, projector 2048, lambda 0.0051, crops of 8 to 100 %, no blur,
+# solarization of the second view: the settings of solo-learn 1.0.5 (commit 3f810ce2) for CIFAR-10.
 # Not yet measured here.
 python3 main_contrastive.py cifar10 resnet18 \
     --method barlow_twins --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \
     --epochs 1000 --batch_size 256 --hidden_mlp 2048 --proj_dim 2048 --lamb 0.0051 --scale_loss 0.1 \
     --optimizer lars --lr 0.3 --lars_eta 0.02 --lars_clip --weight_decay 1e-4 \
-    --scheduler warmup_cosine --warmup_epochs 10 --crop_scale 0.08 1.0 --solarize 0.0 0.2
+    --scheduler warmup_cosine --warmup_epochs 10 --no_zero_init_residual \
+    --crop_scale 0.08 1.0 --jitter_strengths 0.4 0.4 0.2 0.1 --blur 0.0 --solarize 0.0 0.2

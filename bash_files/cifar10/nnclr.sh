@@ -1,8 +1,10 @@
 # NNCLR, ResNet-18 with the 3x3 stem, CIFAR-10, one GPU.
-# LARS 0.4 per 256, weight decay 1e-5, temperature 0.2, queue 65,536: what solo-learn published for CIFAR-10.
+# LARS 0.4 per 256, weight decay 1e-5, temperature 0.2, queue 65,536, crops of 8 to 100 %, no blur, solarization of the
+# second view: the settings of solo-learn 1.0.5 (commit 3f810ce2) for CIFAR-10, which trains for 1000 epochs; 200 here.
 # Not yet measured here.
 python3 main_contrastive.py cifar10 resnet18 \
     --method nnclr --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \
     --epochs 200 --batch_size 256 --temperature 0.2 --queue_size 65536 \
     --optimizer lars --lr 0.4 --lars_eta 0.02 --lars_clip --weight_decay 1e-5 \
-    --scheduler warmup_cosine --warmup_epochs 10
+    --scheduler warmup_cosine --warmup_epochs 10 \
+    --crop_scale 0.08 1.0 --jitter_strengths 0.4 0.4 0.2 0.1 --blur 0.0 --solarize 0.0 0.2

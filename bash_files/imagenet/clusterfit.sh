@@ -5,8 +5,8 @@
 set -eu
 python3 main_linear.py imagenet resnet50 --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" --batch_size 256 --num_workers 12 \
     --pretrained_feature_extractor trained_models/rotnet --evaluation cluster --num_clusters 16000 \
-    --cluster_iterations 50 --clusters trained_models/rotnet-16000.npz
+    --cluster_iterations 50 --cluster_output trained_models/rotnet-16000.npz
 torchrun --nproc_per_node 8 main_contrastive.py imagenet resnet50 \
-    --method clusterfit --clusters trained_models/rotnet-16000.npz --data_folder "${DATA_FOLDER:?}" \
+    --method clusterfit --cluster_file trained_models/rotnet-16000.npz --data_folder "${DATA_FOLDER:?}" \
     --epochs 105 --batch_size 32 --optimizer sgd --lr 0.1 --weight_decay 1e-4 \
     --scheduler step --lr_decay_steps 30 60 90 100 --num_workers 12

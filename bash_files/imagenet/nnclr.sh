@@ -3,7 +3,7 @@
 # LARS 0.3 per 256, weight decay 1e-6, batch 4096 (64 a GPU), temperature 0.1, queue 98,304, 1000 epochs with 10 of warm-up;
 # views of strength 0.5, blur 1.0 / 0.1, solarize 0 / 0.2: arXiv:2104.14548, sec. 4.1. Not yet measured here.
 # Without SLURM, on every node: torchrun --nnodes 8 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint FIRST_NODE:29500
-# and the same words from main_contrastive.py on. One process per GPU; each reads --num_workers images beside it.
+# and the same arguments from main_contrastive.py on. One process per GPU, each with its own --num_workers.
 #SBATCH --job-name=nnclr
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8

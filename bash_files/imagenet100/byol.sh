@@ -1,11 +1,12 @@
 # BYOL, ResNet-18, ImageNet-100, 400 epochs, two GPUs.
-# LARS 0.5 per 256, weight decay 1e-6, tau from 0.99, predictor 8192: what solo-learn published for ImageNet-100;
-# views of arXiv:2006.07733: blur 1.0 / 0.1, solarize 0 / 0.2.
+# LARS 0.5 per 256, weight decay 1e-5, tau from 0.99, predictor 8192, blur 1.0 / 0.1, solarize 0 / 0.2: the settings of
+# solo-learn 1.0.5 (commit 3f810ce2) for ImageNet-100; later commits have weight decay 1e-6.
 # Not yet measured here.
 python3 main_contrastive.py imagenet100 resnet18 \
     --method byol \
     --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" --train_dir imagenet-100/train --val_dir imagenet-100/test \
     --epochs 400 --batch_size 128 --hidden_mlp 4096 --proj_dim 256 --pred_hidden_mlp 8192 --tau 0.99 \
-    --optimizer lars --lr 0.5 --lars_eta 0.02 --lars_clip --weight_decay 1e-6 \
-    --scheduler warmup_cosine --warmup_epochs 10 --crop_scale 0.08 1.0 --blur 1.0 0.1 --solarize 0.0 0.2 \
+    --optimizer lars --lr 0.5 --lars_eta 0.02 --lars_clip --weight_decay 1e-5 \
+    --scheduler warmup_cosine --warmup_epochs 10 \
+    --crop_scale 0.08 1.0 --jitter_strengths 0.4 0.4 0.2 0.1 --blur 1.0 0.1 --solarize 0.0 0.2 \
     --gpus 0 1 --num_workers 8 --name byol --project contrastive_learning

@@ -37,7 +37,7 @@ def small(method: str, *words: str, data_folder: str | None = None) -> list[str]
     flags = {option for action in parser._actions for option in action.option_strings} - set(words)
     if "--no_predictor" in words:
         flags.discard("--pred_hidden_mlp")
-    clusters = ["--clusters", clusters_file(data_folder)] if "--clusters" in flags else []
+    clusters = ["--cluster_file", clusters_file(data_folder)] if "--cluster_file" in flags else []
     return [*(part for flag, size in SIZES.items() if flag in flags for part in (flag, size)), *clusters, *words]
 
 

@@ -5,6 +5,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.augment_torch import apply_color_augmentations, crop_axes, resample
+from utils.batch import Batch
 
 
 def batched(images, params, spec, ratio=None):
@@ -35,3 +36,15 @@ class Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.size = max(self.size, out.numel() if isinstance(out, torch.Tensor) else 0)
         return out
+
+
+def random_views(views, n, d, seed=0):
+    """`views` float64 tensors (n, d) of standard normal numbers: embeddings or predictions of n images."""
+    return list(torch.randn(views, n, d, dtype=torch.double, generator=torch.Generator().manual_seed(seed)))
+
+
+def random_batch(n, views, seed=0, dtype=torch.float32):
+    """A batch of n images of 2 x 2 pixels with labels 0 to 9 in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.randn(n, 3, 2, 2, dtype=dtype, generator=generator) for _ in range(views)]
+    return Batch(torch.arange(n), images, torch.arange(n) % 10)

@@ -1,30 +1,27 @@
-"""What every method promises through the base class."""
+"""The base class: probe, clipping, small views, state, for every method."""
 
 import pytest
 import torch
 from torch import nn
 
 from methods import METHODS
-from methods.base import ViewFeatures, view_pairs
-from tests.helpers.commands import plan_of
-from tests.helpers.networks import Flat
-from utils.batch import Batch
+from methods.base import ViewFeatures, coordinate_std, mean_cosine, view_pairs
+from tests.helpers.commands import build_method
+from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
 
 
 def build(name, *words, classes=10):
     torch.manual_seed(0)
-    return METHODS[name](plan_of(name, "--batch_size", "8", *words, classes=classes), Flat(12), 6)
+    return build_method(name, Flat(12), 6, "--batch_size", "8", *words, classes=classes)
 
 
 def batch(method, n=8, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    views = [torch.randn(n, 3, 2, 2, generator=g) for _ in range(method.large_views + method.args.small_views)]
-    return Batch(torch.arange(n), views, torch.arange(n) % 10)
+    return random_batch(n, method.large_views + method.plan.views.small_views, seed)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_probes_gradient_never_reaches_the_backbone(name):
+def test_compute_losses_keeps_the_probe_gradient_from_the_backbone(name):
     method = build(name)
     method.compute_losses(batch(method))["probe_loss"].backward()
     for key, p in method.named_parameters():
@@ -32,7 +29,7 @@ def test_the_probes_gradient_never_reaches_the_backbone(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_methods_gradient_reaches_everything_but_the_probe(name):
+def test_compute_losses_gradient_reaches_everything_but_the_probe(name):
     method = build(name)
     method.compute_losses(batch(method))["loss"].backward()
     for key, p in method.named_parameters():
@@ -45,7 +42,7 @@ def test_the_methods_gradient_reaches_everything_but_the_probe(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_everything_logged_is_a_finite_number(name):
+def test_compute_losses_returns_finite_scalars(name):
     method = build(name)
     for key, value in method.compute_losses(batch(method)).items():
         assert value.ndim == 0, key
@@ -53,7 +50,7 @@ def test_everything_logged_is_a_finite_number(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_without_labels_there_is_no_probe(name):
+def test_method_without_labels_has_no_probe(name):
     method = build(name, classes=0)
     assert method.probe is None
     out = method.compute_losses(batch(method)._replace(labels=torch.full((8,), -1)))
@@ -62,7 +59,7 @@ def test_without_labels_there_is_no_probe(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_state_round_trip(name):
+def test_state_dict_round_trip(name):
     a, b = build(name), build(name, "--seed", "3")
     a.compute_losses(batch(a))
     a.after_optimizer_step(0.5)
@@ -71,7 +68,7 @@ def test_state_round_trip(name):
     assert torch.equal(a.eval().compute_losses(c)["loss"], b.eval().compute_losses(c)["loss"])
 
 
-def test_probe_ignores_unknown_labels():
+def test_probe_step_ignores_unknown_labels():
     method, feats = build("simclr"), torch.randn(6, 6)
     labels = torch.tensor([0, 1, 2, -1, -1, -1])
     method.probe[0] = nn.Identity()
@@ -80,44 +77,45 @@ def test_probe_ignores_unknown_labels():
     assert method._probe_step(feats, labels.fill_(-1))["probe_loss"] == 0
 
 
-def test_clipping_bounds_the_method_and_not_the_probe():
+def test_gradient_clipping_bounds_the_method_and_not_the_probe():
     method = build("simclr")
     for p in method.parameters():
         p.grad = torch.full_like(p, 10.0)
     method.configure_gradient_clipping(None, 1.0, "norm")
-    mine = [p.grad for k, p in method.named_parameters() if not k.startswith("probe.")]
-    assert torch.cat([g.flatten() for g in mine]).norm().item() == pytest.approx(1.0, rel=1e-4)
+    clipped = [p.grad for k, p in method.named_parameters() if not k.startswith("probe.")]
+    assert torch.cat([g.flatten() for g in clipped]).norm().item() == pytest.approx(1.0, rel=1e-4)
     assert all((p.grad == 10).all() for p in method.probe.parameters())
 
 
-def test_probe_loss_counts_every_known_label_once_over_ranks(ranks):
+def test_probe_step_counts_every_known_label_once_over_ranks(ranks):
     """Two known labels on one rank and one on the other weigh the same."""
     one, two = ranks(2).run(unevenly_labelled)
-    alone = unevenly_labelled(0, 1)
-    torch.testing.assert_close((one[0] + two[0]) / 2, alone[0])
-    torch.testing.assert_close((one[1] + two[1]) / 2, alone[1])
+    expected = unevenly_labelled(0, 1)
+    torch.testing.assert_close((one[0] + two[0]) / 2, expected[0])
+    torch.testing.assert_close((one[1] + two[1]) / 2, expected[1])
 
 
 def unevenly_labelled(rank, world):
     method, n = build("simclr").eval(), 6
     feats = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 1, -1, 2, -1, -1])
-    mine = slice(rank * n // world, (rank + 1) * n // world)
-    loss = method._probe_step(feats[mine], labels[mine])["probe_loss"]
+    local = slice(rank * n // world, (rank + 1) * n // world)
+    loss = method._probe_step(feats[local], labels[local])["probe_loss"]
     loss.backward()
     return loss.detach(), method.probe[1].weight.grad
 
 
-def test_pairs_of_views_are_ordered_and_never_one_with_itself():
+def test_view_pairs_are_ordered_and_never_one_view_with_itself():
     assert view_pairs(["a", "b", "c"], ["A", "B"]) == [("b", "A"), ("c", "A"), ("a", "B"), ("c", "B")]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_small_views_are_used_or_refused(name):
-    if METHODS[name].small_views_refusal:
-        with pytest.raises(UserError, match=r"--small_views 2: .*; leave it out") as e:
+    if not METHODS[name].supports_small_views:
+        assert METHODS[name].no_small_views_reason
+        with pytest.raises(UserError, match="--small_views 2") as e:
             build(name, "--small_views", "2")
-        assert METHODS[name].small_views_refusal in str(e.value)
+        assert METHODS[name].no_small_views_reason in str(e.value)
         return
     method = build(name, "--small_views", "2")
     seen = batch(method)
@@ -127,14 +125,34 @@ def test_small_views_are_used_or_refused(name):
         assert method.compute_losses(seen._replace(views=views))["loss"] != loss, f"view {changed} plays no part"
 
 
-@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.small_views_refusal])
-def test_the_probe_sees_large_views_only(name):
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.supports_small_views])
+def test_probe_reads_large_views_only(name):
     method = build(name, "--small_views", "2")
-    judged = []
-    method.probe.register_forward_hook(lambda m, args, out: judged.append(args[0]))
+    probed = []
+    method.probe.register_forward_hook(lambda m, args, out: probed.append(args[0]))
     method.compute_losses(batch(method))
-    assert judged[0].shape == (8 * method.large_views, 6)
+    assert probed[0].shape == (8 * method.large_views, 6)
 
 
-def test_features_keep_large_and_small_apart():
+def test_view_features_all_is_large_then_small():
     assert ViewFeatures([1, 2], [3]).all == [1, 2, 3]
+
+
+def test_mean_cosine_is_the_mean_over_pairs_of_different_views():
+    x, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+    assert mean_cosine([x, y], [x, y]) == 0
+    assert mean_cosine([x, y, x], [x, y]) == 0.25, "pairs (y, x), (x, x), (x, y) and (x, y): one cosine of four is 1"
+
+
+def test_coordinate_std_ignores_the_length_of_vectors():
+    z = torch.tensor([[5.0, 0.0], [-0.1, 0.0]])
+    assert coordinate_std(z).item() == pytest.approx(2**0.5 / 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trainable_parameters_and_checkpoint_bytes(name):
+    method = build(name, "--optimizer", "adamw")
+    trained = sum(p.numel() for k, p in method.named_parameters() if ".teacher." not in k)
+    assert method.trainable_parameters() == trained
+    state = sum(v.numel() * v.element_size() for v in method.state_dict().values())
+    assert method.checkpoint_bytes() == state + 2 * 4 * trained

@@ -1,4 +1,4 @@
-"""NNCLR against its formula, written as loops, and the promises about its queue."""
+"""NNCLR against its formula, written as loops, and the order of look-ups and pushes."""
 
 import math
 
@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from methods.base import ViewFeatures
-from methods.nnclr import NNCLR, nnclr_loss
-from tests.helpers.commands import plan_of
-from tests.helpers.networks import Flat
-from utils.batch import Batch
+from methods.nnclr import nnclr_loss
+from tests.helpers.commands import build_method
+from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
 
 
@@ -35,44 +34,42 @@ def naive_nnclr(nn, p, t):
 @pytest.mark.parametrize("n", [2, 5, 9])
 @pytest.mark.parametrize("views", [2, 3, 8])
 @pytest.mark.parametrize("t", [0.1, 0.5])
-def test_agrees_with_the_formula(n, views, t):
-    """Two views are the paper's; with more, each is compared with the neighbours of the large ones but its own."""
+def test_nnclr_loss_agrees_with_the_formula(n, views, t):
+    """Two views are the paper's; with more, each view is compared with the neighbours of the other, large views."""
     nn, p = [unit(n, 6, i) for i in range(2)], [unit(n, 6, 10 + i) for i in range(views)]
     pairs = [naive_nnclr(nn[j], p[i], t) for j in range(2) for i in range(views) if i != j]
     assert_close(nnclr_loss(nn, p, t), torch.stack(pairs).mean(), rtol=0, atol=1e-10)
 
 
-def test_identical_vectors_give_log_of_the_batch():
+def test_nnclr_loss_of_identical_vectors_is_the_log_of_the_batch():
     one = [F.normalize(torch.ones(6, 4, dtype=torch.double), dim=1)] * 2
     assert_close(nnclr_loss(one, one, 0.1), torch.tensor(6.0, dtype=torch.double).log())
 
 
 @given(seed=st.integers(0, 2**31), n=st.integers(2, 8), t=st.floats(0.05, 2.0))
 @settings(max_examples=30, deadline=None)
-def test_symmetric_and_independent_of_the_order_with_a_lower_bound(seed, n, t):
+def test_nnclr_loss_is_symmetric_ignores_order_and_has_a_lower_bound(seed, n, t):
     nn, p = [unit(n, 5, seed), unit(n, 5, seed + 1)], [unit(n, 5, seed + 2), unit(n, 5, seed + 3)]
     loss = nnclr_loss(nn, p, t)
-    turn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    assert_close(nnclr_loss([x[turn] for x in nn], [x[turn] for x in p], t), loss)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert_close(nnclr_loss([x[order] for x in nn], [x[order] for x in p], t), loss)
     assert_close(nnclr_loss(p, nn, t), loss)
     assert_close(nnclr_loss(nn[::-1], p[::-1], t), loss)
     assert loss >= math.log(1 + (n - 1) * math.exp(-2 / t)) - 1e-9, "nothing is better than all others opposite"
 
 
-def test_gradient_agrees_with_finite_differences():
+def test_nnclr_loss_gradient_agrees_with_finite_differences():
     p = [unit(3, 4, i).requires_grad_() for i in range(3)]
     assert torch.autograd.gradcheck(lambda *x: nnclr_loss([unit(3, 4, 7), unit(3, 4, 8)], list(x), 0.5), p)
 
 
-def build(*words):
+def build(*words, classes=10):
     torch.manual_seed(0)
-    return NNCLR(plan_of("nnclr", "--batch_size", "4", *words), Flat(12), 6).double()
+    return build_method("nnclr", Flat(12), 6, "--batch_size", "4", *words, classes=classes).double()
 
 
-def batch(n=4, seed=0, views=2):
-    g = torch.Generator().manual_seed(seed)
-    views = [torch.randn(n, 3, 2, 2, dtype=torch.double, generator=g) for _ in range(views)]
-    return Batch(torch.arange(n), views, torch.arange(n) % 10)
+def batch(views=2):
+    return random_batch(4, views, dtype=torch.double)
 
 
 def loss_of(method, b):
@@ -82,7 +79,7 @@ def loss_of(method, b):
 
 @pytest.mark.parametrize("views", [2, 4])
 @pytest.mark.parametrize("words", [[], ["--no_predictor"]])
-def test_objective_is_the_mean_over_pairs_of_views_and_both_directions(words, views):
+def test_training_loss_is_the_mean_over_pairs_of_views_and_both_directions(words, views):
     method, b = build(*words), batch(views=views)
     rows = method.queue.rows.clone()
     out = loss_of(method, b)
@@ -94,7 +91,7 @@ def test_objective_is_the_mean_over_pairs_of_views_and_both_directions(words, vi
     assert_close(out["loss"].detach(), sum(pairs) / len(pairs), rtol=0, atol=1e-10)
 
 
-def test_a_batch_never_finds_itself():
+def test_training_loss_never_finds_its_own_batch():
     method, b = build(), batch()
     for _ in range(3):  # the same batch again and again: its embeddings are in the queue only from the step before
         z1 = F.normalize(method.projector(method(b.views[0])), dim=1).detach()
@@ -111,14 +108,14 @@ def test_a_batch_never_finds_itself():
                 q.add_(0.1 * torch.randn_like(q))
 
 
-def test_first_look_up_finds_only_random_rows():
+def test_first_look_up_finds_random_rows_only():
     out = loss_of(build(), batch())
     assert out["queue_fill"] == 0
     assert out["nn_label_acc"] == 0
     assert out["nn_similarity"] < 0.99
 
 
-def test_health_numbers():
+def test_neighbour_metrics_over_three_steps():
     method, b = build(), batch()
     for expected_fill, expected_age in ((0.0, 0.0), (0.1, 0.0), (0.2, 0.5)):
         out = loss_of(method, b)
@@ -129,23 +126,11 @@ def test_health_numbers():
     assert out["nn_label_acc"] == 100, "the same images again: each finds its own last embedding"
 
 
-def test_without_labels_the_label_number_stays_quiet():
-    method = NNCLR(plan_of("nnclr", "--batch_size", "4", classes=0), Flat(12), 6).double()
+def test_neighbour_metrics_without_labels_have_no_label_accuracy():
+    method = build(classes=0)
     assert "nn_label_acc" not in loss_of(method, batch()._replace(labels=torch.full((4,), -1)))
 
 
-def test_a_queue_smaller_than_the_global_batch_is_refused():
-    with pytest.raises(UserError, match="--queue_size 40 is smaller than the global batch of 64"):
-        NNCLR(plan_of("nnclr", "--batch_size", "32", "--accumulate", "2"), Flat(12), 6)
-
-
-def test_defaults_are_the_papers():
-    from cli.pretrain import parse_pretraining
-    from data.datasets import DATASETS
-    from methods import METHODS
-
-    args = parse_pretraining(["imagenet", "resnet50", "--method", "nnclr"], METHODS, DATASETS)
-    wanted = {"hidden_mlp": 2048, "proj_layers": 3, "proj_dim": 256, "pred_hidden_mlp": 4096, "pred_layers": 2,
-              "queue_size": 98304, "temperature": 0.1,
-              "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6}  # fmt: skip
-    assert {k: getattr(args, k) for k in wanted} == wanted
+def test_queue_smaller_than_the_global_batch_is_an_error():
+    with pytest.raises(UserError, match=r"--queue_size 40 .* 64"):
+        build_method("nnclr", Flat(12), 6, "--batch_size", "32", "--accumulate", "2")

@@ -8,17 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from cli.pretrain import parse_pretraining
-from data.datasets import DATASETS
-from methods import METHODS
-from methods.rotnet import RotNet, rotation_loss, rotations
-from tests.helpers.commands import plan_of
+from methods.rotnet import rotate, rotation_loss
+from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat
 from utils.batch import Batch
 
 
 def naive_rotation_loss(logits):
-    """Eq. 3 of one image after the other."""
+    """Eq. 3, one image and one rotation at a time."""
     n, total = len(logits) // 4, 0.0
     for i in range(n):
         for y in range(4):
@@ -32,11 +29,11 @@ def draw(n, seed=0):
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_agrees_with_the_formula(n):
+def test_rotation_loss_agrees_with_the_formula(n):
     assert_close(rotation_loss(draw(n))["loss"], naive_rotation_loss(draw(n)), rtol=0, atol=1e-12)
 
 
-def test_knowing_nothing_costs_log_four_and_knowing_all_costs_nothing():
+def test_rotation_loss_of_a_uniform_and_of_a_perfect_prediction():
     assert rotation_loss(torch.zeros(8, 4))["loss"].item() == pytest.approx(math.log(4))
     known = rotation_loss(100 * torch.eye(4).repeat_interleave(2, dim=0))
     assert known["loss"] < 1e-6
@@ -45,22 +42,22 @@ def test_knowing_nothing_costs_log_four_and_knowing_all_costs_nothing():
 
 @given(seed=st.integers(0, 2**31), n=st.integers(1, 6))
 @settings(max_examples=30, deadline=None)
-def test_order_of_images_and_level_of_logits_do_not_matter_and_zero_is_the_bound(seed, n):
+def test_rotation_loss_ignores_order_of_images_and_level_of_logits_and_is_positive(seed, n):
     logits = draw(n, seed)
     loss = rotation_loss(logits)["loss"]
-    turn = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    assert_close(rotation_loss(logits.view(4, n, 4)[:, turn].reshape(-1, 4))["loss"], loss)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert_close(rotation_loss(logits.view(4, n, 4)[:, order].reshape(-1, 4))["loss"], loss)
     assert_close(rotation_loss(logits + 5)["loss"], loss)
     assert loss > 0
 
 
-def test_gradient_agrees_with_finite_differences():
+def test_rotation_loss_gradient_agrees_with_finite_differences():
     assert torch.autograd.gradcheck(lambda x: rotation_loss(x)["loss"], [draw(2).requires_grad_()])
 
 
-def test_rotations_are_quarter_turns_in_blocks():
+def test_rotate_stacks_quarter_turns_in_blocks():
     view = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)
-    turned = rotations(view)
+    turned = rotate(view)
     assert turned.shape == (8, 3, 4, 4)
     assert torch.equal(turned[:2], view)
     for turns in range(1, 4):
@@ -70,19 +67,12 @@ def test_rotations_are_quarter_turns_in_blocks():
 
 def test_backbone_sees_all_rotations_together_and_the_probe_the_upright_ones():
     torch.manual_seed(0)
-    method = RotNet(plan_of("rotnet", "--batch_size", "4"), Flat(12), 6)
+    method = build_method("rotnet", Flat(12), 6, "--batch_size", "4")
     batch = Batch(torch.arange(4), [torch.randn(4, 3, 2, 2)], torch.arange(4))
-    seen, judged = [], []
+    seen, probed = [], []
     method.backbone.register_forward_hook(lambda m, args, out: seen.append(out))
-    method.probe.register_forward_hook(lambda m, args, out: judged.append(args[0]))
+    method.probe.register_forward_hook(lambda m, args, out: probed.append(args[0]))
     out = method.compute_losses(batch)
     assert [len(x) for x in seen] == [16], "one batch, one batch norm"
-    assert_close(judged[0], seen[0][:4].detach())
+    assert_close(probed[0], seen[0][:4].detach())
     assert_close(out["loss"], rotation_loss(method.head(seen[0]))["loss"])
-
-
-def test_views_are_only_cropped_and_flipped_on_any_data_set():
-    for dataset in ("imagenet", "cifar10", "custom"):
-        args = parse_pretraining([dataset, "resnet18", "--method", "rotnet"], METHODS, DATASETS)
-        assert (args.jitter, args.gray, args.blur, args.solarize) == (0, 0, [0], [0])
-        assert (args.scheduler, args.lr_decay_steps, args.epochs) == ("step", [30, 60, 90, 100], 105)

@@ -1,4 +1,4 @@
-"""The teacher: what moves, how far, and what is saved."""
+"""The moving average of a network: updates, gradients and saved state."""
 
 import math
 
@@ -15,7 +15,7 @@ def student():
     return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
 
 
-def test_a_teacher_starts_as_its_student_and_shares_nothing():
+def test_teacher_starts_as_its_student_and_shares_no_parameter():
     s = student()
     ema = EMA(s, 0.9)
     x = torch.randn(5, 4)
@@ -26,34 +26,34 @@ def test_a_teacher_starts_as_its_student_and_shares_nothing():
 
 
 @pytest.mark.parametrize(
-    ("done", "tau"), [(0.0, 0.9), (0.5, 0.95), (1.0, 1.0), (0.25, 1 - 0.05 * (1 + math.sqrt(0.5)))]
+    ("progress", "tau"), [(0.0, 0.9), (0.5, 0.95), (1.0, 1.0), (0.25, 1 - 0.05 * (1 + math.sqrt(0.5)))]
 )
-def test_a_step_is_the_formula(done, tau):
+def test_update_is_the_formula(progress, tau):
     s = student()
     ema = EMA(s, 0.9)
     before = [p.clone() for p in ema.teacher.parameters()]
     with torch.no_grad():
         for p in s.parameters():
             p.add_(1.0)
-    ema.step(done)
+    ema.update(progress)
     assert ema.tau.item() == pytest.approx(tau)
     for old, new, p in zip(before, ema.teacher.parameters(), s.parameters(), strict=True):
         assert_close(new, tau * old + (1 - tau) * p)
 
 
-def test_many_steps_are_the_geometric_series():
-    """A student that stands still is approached by the factor tau a step."""
+def test_updates_towards_a_fixed_student_are_a_geometric_series():
+    """The distance to a student that does not change shrinks by the factor tau at each update."""
     s = student()
     ema = EMA(s, 0.8)
     start = s[0].weight.detach().clone()
     with torch.no_grad():
         s[0].weight.add_(1.0)
     for _ in range(5):
-        ema.step(0.0)
+        ema.update(0.0)
     assert_close(s[0].weight - ema.teacher[0].weight, torch.full_like(start, 0.8**5))
 
 
-def test_no_gradient_reaches_or_leaves_a_teacher():
+def test_teacher_neither_gets_nor_passes_gradients():
     s = student()
     ema = EMA(s, 0.9)
     assert not ema(torch.randn(5, 4, requires_grad=True)).requires_grad
@@ -61,7 +61,7 @@ def test_no_gradient_reaches_or_leaves_a_teacher():
     assert all(p.requires_grad for p in s.parameters())
 
 
-def test_the_student_is_saved_once_and_tau_is_saved():
+def test_state_dict_has_the_student_once_and_tau():
     owner = nn.Module()
     owner.student = student()
     owner.ema = EMA(owner.student, 0.9)
@@ -71,7 +71,7 @@ def test_the_student_is_saved_once_and_tau_is_saved():
     assert len(list(owner.parameters())) == 8
 
 
-def test_the_teachers_batch_norm_sees_what_the_teacher_sees():
+def test_teacher_batch_norm_uses_the_batches_of_the_teacher():
     s = student()
     ema = EMA(s, 0.9)
     ema(10 + torch.randn(50, 4))

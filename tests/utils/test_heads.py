@@ -1,4 +1,4 @@
-"""Projectors and predictors: depth, widths, norms and biases as the flags say."""
+"""Projectors and predictors: depth, widths, norms and biases follow the flags."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ def widths(network):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
-def test_depth_and_width_are_the_flags(layers):
-    args = plan_of("nnclr", "--proj_layers", str(layers), "--pred_layers", str(layers))
+def test_projector_and_predictor_have_the_depth_and_width_of_the_flags(layers):
+    args, _ = plan_of("nnclr", "--proj_layers", str(layers), "--pred_layers", str(layers))
     assert widths(projector(args, 6, last_norm=True)) == [6, *[16] * (layers - 1), 8]
     assert widths(predictor(args)) == [8, *[16] * (layers - 1), 8]
 
 
 @pytest.mark.parametrize(("norm", "affine", "bias"), [(True, True, True), (True, False, True), (False, True, False)])
-def test_the_last_layer(norm, affine, bias):
+def test_mlp_last_layer(norm, affine, bias):
     network = mlp(6, 5, 4, last_norm=norm, last_affine=affine, last_bias=bias)
     norms = [m for m in network if isinstance(m, nn.BatchNorm1d)]
     assert len(norms) == 1 + norm

@@ -1,4 +1,4 @@
-"""The queue: first in, first out, for any size against any batch."""
+"""The queue: first in, first out, for any size and any batch."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ from utils.queue import FeatureQueue
 
 
 def rows(n, start=0, d=3):
-    """Unit vectors that can be told apart by their number."""
+    """n distinct unit vectors, numbered from start."""
     angle = torch.arange(start, start + n, dtype=torch.float32) * 0.01
     return torch.stack([angle.cos(), angle.sin(), torch.zeros(n)], dim=1)[:, :d]
 
 
 @given(size=st.integers(1, 30), batches=st.lists(st.integers(1, 40), max_size=8))
 @settings(max_examples=60, deadline=None)
-def test_holds_the_last_rows_whatever_the_batch(size, batches):
+def test_flush_keeps_the_last_rows_for_any_batch_size(size, batches):
     queue, sent = FeatureQueue(size, 3, seed=0), torch.empty(0, 3)
     start = queue.rows.clone()
     for n in batches:
@@ -27,24 +27,24 @@ def test_holds_the_last_rows_whatever_the_batch(size, batches):
         queue.flush()
         sent = torch.cat([sent, z])
     kept = sent[-size:]
-    at = int(queue.pointer)
-    in_order = torch.cat([queue.rows[at:], queue.rows[:at]])
+    pointer = int(queue.pointer)
+    in_order = torch.cat([queue.rows[pointer:], queue.rows[:pointer]])
     assert_close(in_order[size - len(kept) :], kept)
     if len(sent) < size:
         assert_close(queue.rows[len(sent) :], start[len(sent) :])
-    labels = torch.cat([queue.labels[at:], queue.labels[:at]])[size - len(kept) :]
+    labels = torch.cat([queue.labels[pointer:], queue.labels[:pointer]])[size - len(kept) :]
     assert labels.tolist() == list(range(len(sent) - len(kept), len(sent)))
-    assert queue.health()["queue_fill"].item() == pytest.approx(min(1.0, len(sent) / size))
+    assert queue.metrics()["queue_fill"].item() == pytest.approx(min(1.0, len(sent) / size))
 
 
-def test_starts_as_unit_vectors_that_belong_to_the_seed():
+def test_initial_rows_are_unit_vectors_that_depend_on_the_seed():
     a, b, c = FeatureQueue(50, 8, 1), FeatureQueue(50, 8, 1), FeatureQueue(50, 8, 2)
     assert_close(a.rows.norm(dim=1), torch.ones(50))
     assert torch.equal(a.rows, b.rows)
     assert not torch.equal(a.rows, c.rows)
 
 
-def test_moves_only_at_flush_and_as_one_batch():
+def test_push_waits_for_flush_and_counts_as_one_batch():
     one, two = FeatureQueue(10, 3, 0), FeatureQueue(10, 3, 0)
     z, y = rows(4), torch.arange(4)
     start = one.rows.clone()
@@ -58,27 +58,27 @@ def test_moves_only_at_flush_and_as_one_batch():
         assert torch.equal(one.state_dict()[k], v), k
 
 
-def test_ages_count_flushes():
+def test_age_counts_flushes():
     queue = FeatureQueue(6, 3, 0)
     for i in range(3):
         queue.push(rows(2, 2 * i), torch.zeros(2, dtype=torch.long))
         queue.flush()
     assert queue.age.tolist() == [2, 2, 1, 1, 0, 0]
-    assert queue.health()["queue_age"].item() == 1
+    assert queue.metrics()["queue_age"].item() == 1
 
 
-@pytest.mark.parametrize("at_once", [1, 50, 2**26])
-def test_nearest_is_the_largest_cosine(at_once):
+@pytest.mark.parametrize("max_similarities", [1, 50, 2**26])
+def test_nearest_is_the_largest_cosine(max_similarities):
     queue = FeatureQueue(40, 5, 3).double()
     z = F.normalize(torch.randn(7, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)), dim=1)
-    where, similarity = queue.nearest(z, at_once)
+    index, similarity = queue.nearest(z, max_similarities)
     for i in range(7):
         cosines = [float(z[i] @ row) for row in queue.rows]
-        assert where[i] == max(range(40), key=cosines.__getitem__)
+        assert index[i] == max(range(40), key=cosines.__getitem__)
         assert similarity[i].item() == pytest.approx(max(cosines), abs=1e-12)
 
 
-def test_look_ups_are_copies_and_everything_is_in_the_checkpoint():
+def test_look_ups_are_copies_and_the_state_dict_is_complete():
     queue = FeatureQueue(4, 3, 0)
     found = queue.rows[queue.nearest(rows(2))[0]]
     before = found.clone()
@@ -90,7 +90,7 @@ def test_look_ups_are_copies_and_everything_is_in_the_checkpoint():
     assert all(torch.equal(a, b) for a, b in zip(again.buffers(), queue.buffers(), strict=True))
 
 
-def test_gradients_do_not_enter():
+def test_push_detaches_gradients():
     queue, z = FeatureQueue(4, 3, 0), rows(2).requires_grad_()
     queue.push(z * 1.0, torch.zeros(2, dtype=torch.long))
     queue.flush()

@@ -1,4 +1,4 @@
-"""No NaN and no overflow: half precision, identical views, zero vectors, huge values, a batch of two."""
+"""No NaN or overflow in any method: half precision, identical views, zero vectors, huge values, a batch of two."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from methods.nnclr import nnclr_loss
 from methods.rotnet import rotation_loss
 from methods.simclr import nt_xent, supcon
 from methods.simsiam import simsiam_loss
-from tests.helpers.commands import plan_of
+from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat
 from utils.batch import Batch
 from utils.precision import l2_normalize
@@ -37,33 +37,33 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("name", "what"), itertools.product(LOSSES, INPUTS))
-def test_losses_and_gradients_stay_finite(name, what, dtype):
+@pytest.mark.parametrize(("name", "values"), itertools.product(LOSSES, INPUTS))
+def test_losses_and_gradients_stay_finite(name, values, dtype):
     torch.manual_seed(0)
     for n in (2, 5):
-        views = [v.to(dtype).requires_grad_() for v in INPUTS[what](n)]
+        views = [v.to(dtype).requires_grad_() for v in INPUTS[values](n)]
         with torch.autocast("cpu", dtype=torch.bfloat16 if dtype == torch.float32 else dtype):
             loss = LOSSES[name](*views)
-        assert loss.dtype == torch.float32, "what is compared in half precision is wrong in its second digit"
+        assert loss.dtype == torch.float32, "a cosine in half precision is wrong in its second digit"
         assert torch.isfinite(loss)
         loss.backward()
         assert all(v.grad is None or not v.grad.isnan().any() for v in views)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("what", ["noise", "equal views", "identical", "zero", "bright"])
+@pytest.mark.parametrize("values", ["noise", "equal views", "identical", "zero", "bright"])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_training_step_of_two_images_stays_finite(name, what, dtype):
+def test_training_step_of_two_images_stays_finite(name, values, dtype):
     """Backbone, heads, loss and probe under autocast; every gradient finite."""
     torch.manual_seed(0)
-    method = METHODS[name](plan_of(name, "--batch_size", "2"), Flat(12), 6)
+    method = build_method(name, Flat(12), 6, "--batch_size", "2")
     view = {
         "noise": lambda: torch.randn(2, 3, 2, 2),
         "equal views": lambda: torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)),
         "identical": lambda: torch.ones(2, 3, 2, 2),
         "zero": lambda: torch.zeros(2, 3, 2, 2),
         "bright": lambda: 1e3 * torch.randn(2, 3, 2, 2),
-    }[what]
+    }[values]
     batch = Batch(torch.arange(2), [view() for _ in range(method.large_views)], torch.arange(2))
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         out = method.compute_losses(batch)

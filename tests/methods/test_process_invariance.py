@@ -1,0 +1,17 @@
+"""Every method on 1, 2 and 3 processes: loss, gradient and the state after three steps are those of one process."""
+
+import pytest
+
+from tests.prove import TOLERANCE, cases, differences
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", cases())
+def test_method_computes_the_same_on_any_number_of_processes(case, world, ranks):
+    for part, found in differences(case, ranks(world), world).items():
+        assert found < TOLERANCE, f"{part} differs"
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if "small_views" not in case])
+def test_reduction_without_gradient_is_detected(case, ranks):
+    assert differences(case, ranks(2), 2, break_gradient=True)["gradient"] > 1e-3
