@@ -1,4 +1,4 @@
-"""Flags that main_contrastive.py and main_linear.py share, in titled groups."""
+"""Flags that pretraining and evaluation share, in titled groups."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence

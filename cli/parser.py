@@ -13,7 +13,7 @@ FOREIGN_FLAGS = {
     "--accelerator_devices": "--gpus", "--arch": "BACKBONE", "--batchsize": "--batch_size", "--bs": "--batch_size",
     "--config": "--help", "--data": "--data_folder", "--data_dir": "--data_folder", "--data_path": "--data_folder",
     "--devices": "--gpus", "--gpu": "--gpus", "--learning_rate": "--lr", "--max_epochs": "--epochs",
-    "--model": "BACKBONE", "--output_dir": "--output", "--temp": "--temperature", "--wd": "--weight_decay",
+    "--model": "BACKBONE", "--output_dir": "--output", "--wd": "--weight_decay",
     "--workers": "--num_workers",
 }  # fmt: skip
 Rule = tuple[tuple[str, ...], str, Callable[[Namespace], bool]]

@@ -19,6 +19,7 @@ from cli.flags import (
 from cli.parser import Parser, Rule, check_used
 from utils.arg_types import area_share, count, nonnegative_float, positive_float, positive_int, probability
 from utils.errors import UserError, did_you_mean
+from utils.heads import PREDICTOR_FLAGS, has_predictor
 from utils.optim import FlagGroup, add_optimizer_flags
 
 DEFAULT_METHOD = "simclr"
@@ -33,7 +34,7 @@ RULES: tuple[Rule, ...] = (
         "--pretrained_feature_extractor",
         lambda a: bool(a.pretrained_feature_extractor),
     ),
-    (("pred_hidden_mlp", "pred_layers"), "a predictor", lambda a: getattr(a, "predictor", True)),
+    (PREDICTOR_FLAGS, "a predictor", has_predictor),
     (("gpus",), "--accelerator auto or cuda", lambda a: a.accelerator in ("auto", "cuda")),
 )
 
@@ -98,7 +99,7 @@ def _method_name(argv: Sequence[str], methods: Methods) -> str:
 
 
 def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str, Any]) -> Parser:
-    parser = Parser(prog="main_contrastive.py", description="Self-supervised pretraining of an image backbone.")
+    parser = Parser(description="Self-supervised pretraining of an image backbone.")
     add_positionals(parser, list(datasets))
     common = parser.add_argument_group("common")
     common.add_argument("--method", choices=list(methods), default=DEFAULT_METHOD, help="self-supervised method")

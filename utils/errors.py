@@ -19,7 +19,7 @@ class Interrupted(Exception):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)' with the known names near to `name`, or '' when none is near.
 
-    Case and punctuation do not count: SimCLR is simclr, resnet-18 is resnet18.
+    Case and punctuation do not count: SimCLR is simclr, resnet-18 is resnet18. Names that begin with `name` come first.
     """
     names = list(known)
     plain: dict[str, str] = {}
@@ -27,7 +27,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         plain.setdefault(_plain(candidate), candidate)
     if _plain(name) in plain:
         return f" (did you mean {plain[_plain(name)]}?)"
-    near = [plain[match] for match in difflib.get_close_matches(_plain(name), list(plain), n=3, cutoff=NEAR)]
+    longer = [candidate for key, candidate in plain.items() if len(name) > 2 and key.startswith(_plain(name))]
+    near = longer[:3] or [plain[match] for match in difflib.get_close_matches(_plain(name), list(plain), n=3, cutoff=NEAR)]
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 

@@ -7,6 +7,8 @@ from torch import nn
 from utils.arg_types import positive_int
 from utils.optim import FlagGroup
 
+PREDICTOR_FLAGS = ("pred_hidden_mlp", "pred_layers")
+
 
 def mlp(*widths: int, last_norm: bool, last_affine: bool = True, last_bias: bool = True) -> nn.Sequential:
     """A multi-layer perceptron of the given widths: Linear, BatchNorm1d, ReLU for each layer but the last.
@@ -39,6 +41,11 @@ def add_predictor_flags(parser: FlagGroup, hidden: int, source: str) -> None:
         "--pred_hidden_mlp", type=positive_int, default=hidden, help=f"hidden width of the predictor ({source})"
     )
     parser.add_argument("--pred_layers", type=positive_int, default=2, help=f"layers of the predictor ({source})")
+
+
+def has_predictor(args: Namespace) -> bool:
+    """Whether the flags leave the method its predictor; the flags of PREDICTOR_FLAGS have no effect otherwise."""
+    return bool(getattr(args, "predictor", True))
 
 
 def projector(

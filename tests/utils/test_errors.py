@@ -32,6 +32,7 @@ def test_run_cli_ends_an_interrupted_run_with_status_130(capsys):
         ("resnet-18", ["resnet18", "resnet34"], "resnet18"),
         ("nnclrr", ["nnclr", "simclr"], "nnclr"),
         ("--temprature", ["--temperature", "--train_dir"], "--temperature"),
+        ("--temp", ["--stem", "--temperature"], "--temperature"),
         ("vicreg", ["simclr", "byol", "rotnet"], None),
         ("--foo", ["--flip", "--blur"], None),
     ],
