@@ -1,8 +1,10 @@
-"""The one thing that travels from data to methods."""
+"""The batch that data pipelines hand to methods and evaluations, and the side below which views are small."""
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+LOW_RES = 64  # pixels: views up to this side are made of small images (CIFAR, STL-10 crops), larger ones of photographs
 
 
 class Batch(NamedTuple):
