@@ -34,9 +34,10 @@ TINY = np.float32(1e-9)
 def compiled(function: F) -> F:
     """The function compiled to machine code, which is kept beside this file, or in the user's cache, for later runs."""
     try:
-        return njit(cache=True, **NUMBA_OPTIONS)(function)
+        fast: F = njit(cache=True, **NUMBA_OPTIONS)(function)
     except RuntimeError:  # neither folder can be written to: every run compiles anew
-        return njit(**NUMBA_OPTIONS)(function)
+        fast = njit(**NUMBA_OPTIONS)(function)
+    return fast
 
 
 def augment_images(

@@ -37,7 +37,7 @@ class DecodeCache:
         """(N, 2) heights and widths of the images, read from their files once."""
         path = self.folder / "sizes.npy"
         try:
-            known = np.load(path)
+            known: NDArray = np.load(path)
         except (OSError, ValueError, EOFError):  # absent, truncated, or empty
             known = np.zeros((0, 2))
         if len(known) != len(self.images):
@@ -96,10 +96,12 @@ class DecodeCache:
         return self._sound() and bool(self._done("r").all())
 
     def _pixels(self, mode: str) -> np.memmap:
-        return np.memmap(self.folder / f"{self.name}.u8", np.uint8, mode, shape=self.shape)  # type: ignore[call-overload]
+        pixels: np.memmap = np.memmap(self.folder / f"{self.name}.u8", np.uint8, mode, shape=self.shape)  # type: ignore[call-overload]  # a literal
+        return pixels
 
     def _done(self, mode: str) -> np.memmap:
-        return np.memmap(self.folder / f"{self.name}.done", np.uint8, mode)  # type: ignore[call-overload]
+        done: np.memmap = np.memmap(self.folder / f"{self.name}.done", np.uint8, mode)  # type: ignore[call-overload]  # a literal
+        return done
 
     def _note_older(self) -> None:
         """Print a note about caches of an earlier state of the same image folder: no run reads them again."""

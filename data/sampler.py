@@ -20,7 +20,8 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def _mix(x: NDArray) -> NDArray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def uniform(*address: int | NDArray) -> NDArray:

@@ -39,7 +39,7 @@ def test_memory_pipeline_keeps_decoded_images_on_the_device():
     module = build_pipeline("memory", data, [ViewSpec(32, count=2)], 16, 0, 0, None, "cuda")
     batch = next(iter(module.eval_dataloader("train", torch.device("cuda", 0))))
     assert batch.views[0].is_cuda
-    assert module.stores["train"].pixels.is_cuda
+    assert XX
 
 
 @with_dali

@@ -21,7 +21,8 @@ def short_side(size: int) -> int:
 
 def evaluation_view(image: Tensor, size: int) -> Tensor:
     """(..., 3, H, W) uint8 -> (..., 3, size, size) uint8: Resize of the short side, then CenterCrop."""
-    return TF.center_crop(TF.resize(image, [short_side(size)], antialias=True), [size, size])
+    view: Tensor = TF.center_crop(TF.resize(image, [short_side(size)], antialias=True), [size, size])
+    return view
 
 
 def kept_bytes(images: Images, size: int) -> int:

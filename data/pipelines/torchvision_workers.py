@@ -16,7 +16,7 @@ COLOR = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adju
 
 def augment_image(image: Tensor, params: ViewParams, i: int, spec: ViewSpec) -> Tensor:
     """(3, H, W) uint8 -> (3, size, size) float32 in [0, 1]: row i of the parameters, applied by torchvision."""
-    x = TF.resized_crop(image, *params.box[i].tolist(), [spec.size, spec.size], antialias=True)
+    x: Tensor = TF.resized_crop(image, *params.box[i].tolist(), [spec.size, spec.size], antialias=True)
     x = TF.to_dtype(x, torch.float32, scale=True)
     if params.flip[i]:
         x = TF.horizontal_flip(x)
