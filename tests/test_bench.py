@@ -38,7 +38,7 @@ def test_main_writes_measured_rows_and_names_the_flag_of_the_others(tmp_path):
     assert "python3 -m bench --rows views-32-v2" in printed
     out = json.loads((tmp_path / "x.json").read_text())
     assert out["left_out"] == {"decode": "needs --photographs FOLDER"}
-    assert {"commit", "date", "memory", "packages", "peers"} <= set(out)
+    assert {"commit", "date", "device", "packages", "peers"} <= set(out)
     (row,) = out["rows"]
     assert (row["name"], row["command"]) == ("views-32-v2", "python3 -m bench --rows views-32-v2")
     assert [set(r) for r in row["rounds"]] == [{"ours", "theirs"}] * 2
