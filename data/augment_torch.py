@@ -20,7 +20,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 @dataclass
 class Axis:
-    """Where the pixels of a view lie along one axis of each image, in pixels of the image; arrays of N rows.
+    """Positions of the pixels of a view along one axis of each image, in pixels of the image; arrays of N rows.
 
     Pixel i of the view is centred at start + (i + 0.5) * scale and sees only pixels within [low, high).
     """

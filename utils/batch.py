@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-LOW_RES = 64  # pixels: views up to this side are made of small images (CIFAR, STL-10 crops), larger ones of photographs
+LOW_RES = 64  # pixels: larger views are made of photographs, views up to this side of small images such as CIFAR
 
 
 class Batch(NamedTuple):
