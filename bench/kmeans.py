@@ -1,7 +1,7 @@
 """Seconds of an iteration of k-means by torch and by faiss, same rows, start and threads.
 
-An iteration is what another one adds to a call: (seconds of 3 - seconds of 1) / 2. The features are a mixture of K
-Gaussians that overlap, cut off at 0: what an iteration takes depends on the sizes.
+The time of an iteration is the time that one more adds to a call: (seconds of 3 - seconds of 1) / 2. The features are a
+mixture of K Gaussians that overlap, cut off at 0: the time depends on the sizes alone.
 """
 
 import statistics
@@ -35,7 +35,7 @@ def kmeans(settings: Settings, backend: str, n: int, d: int, k: int) -> Work:
     run = subject.BACKENDS[backend]
 
     def iteration() -> float:
-        """The median of as many as fit into a round."""
+        """The median of the iterations that fit into a round."""
         taken: list[float] = []
         start = time.perf_counter()
         while not taken or time.perf_counter() - start < settings.seconds:

@@ -29,14 +29,18 @@ class SimCLR(pl.LightningModule):
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         (x0, x1), _, _ = batch
         z0, z1 = (self.projection_head(self.backbone(x)) for x in (x0, x1))
-        return self.criterion(z0, z1)
+        loss: Tensor = self.criterion(z0, z1)
+        return loss
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.06)
 
 
 def train(settings: Settings, task: Task, own: bool = False) -> Work:
-    """With workers that stay from round to round, in the precision that the application chooses or in their own, 32."""
+    """SimCLR by Lightly, with workers that stay between rounds.
+
+    own: in Lightly's own precision, 32, instead of the one that Lookalike chooses.
+    """
     from lightly.data import LightlyDataset
     from lightly.data.multi_view_collate import MultiViewCollate
     from lightly.transforms import SimCLRTransform

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: what is measured, beside what, and what must be there for it."""
+"""The rows of the benchmark: Lookalike, its baseline, and what a row requires."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench import dali, lightly, train, usual, views
-from bench.judge import judge
+from bench.evaluate import evaluate
 from bench.kmeans import kmeans
 from bench.sides import Make, Settings, Work
 from bench.task import BATCH, LARGE, WORKERS, Task
@@ -25,9 +25,9 @@ REMEDIES = {
 class Row:
     """A row of the table.
 
-    unit: more of something per second is better, fewer "s" or "ms" are. ours, theirs: what a side is, and its function.
-    cores: those that each side may use, 0 for all. reads: the folder of `Settings` whose images it takes. library:
-    what theirs needs. cuda: only with a CUDA device.
+    unit: of a rate (more is better), or "s" or "ms" (fewer are better). ours, theirs: title and function of Lookalike
+    and of the baseline. cores: that each side may use, 0 for all. reads: the folder of `Settings` whose images the row
+    takes. library: that the baseline needs. cuda: only with a CUDA device.
     """
 
     unit: str
@@ -39,21 +39,21 @@ class Row:
     cuda: bool = False
 
     def missing(self, settings: Settings) -> str | None:
-        """Why the row cannot be measured here, if so."""
+        """The reason why the row cannot be measured here, or None."""
         if self.reads and getattr(settings, self.reads) is None:
-            return f"--{self.reads} FOLDER brings it"
-        if self.library and not there(self.library):
+            return f"needs --{self.reads} FOLDER"
+        if self.library and not installed(self.library):
             return REMEDIES[self.library]
         return "needs a CUDA device" if self.cuda and not torch.cuda.is_available() else None
 
 
-def there(library: str) -> bool:
+def installed(library: str) -> bool:
     parent = library.rpartition(".")[0]
-    return (not parent or there(parent)) and find_spec(library) is not None
+    return (not parent or installed(parent)) and find_spec(library) is not None
 
 
 def view_rows() -> dict[str, Row]:
-    small = partial(Row, "views/s", ("device", views.stored), cores=1)
+    small = partial(Row, "views/s", ("memory", views.stored), cores=1)
     large = partial(Row, "views/s", (f"stream, {WORKERS} threads", views.streamed), cores=WORKERS, reads="photographs")
     loader = f"torchvision, {WORKERS} workers"
     return {
@@ -66,7 +66,7 @@ def view_rows() -> dict[str, Row]:
         "views-224-dali": large(theirs=(f"DALI on CPU, {WORKERS} threads", dali.views), library="nvidia.dali"),
         "views-224-memory": Row(
             "views/s",
-            ("device, from 256 px", partial(views.stored, spec=LARGE)),
+            ("memory, from 256 px", partial(views.stored, spec=LARGE)),
             ("torchvision v1 on Pillow images", partial(usual.one_by_one, v1=True, spec=LARGE)),
             1,
         ),
@@ -75,15 +75,15 @@ def view_rows() -> dict[str, Row]:
 
 
 def growth_rows() -> dict[str, Row]:
-    """What `stream` takes when something else than two views of 224 pixels in batches of 32 is asked for."""
+    """The cost of `stream` for other settings than two views of 224 pixels in batches of 32."""
     small = replace(LARGE, size=96, scale=(0.05, 0.14))
 
-    def row(what: str, make: Make) -> Row:
+    def row(title: str, make: Make) -> Row:
         base = ("two views of 224 px", views.streamed)
-        return Row("views/s", (what, make), base, cores=WORKERS, reads="photographs")
+        return Row("views/s", (title, make), base, cores=WORKERS, reads="photographs")
 
-    def other(what: str, **how: Any) -> Row:
-        return row(what, partial(views.streamed, **how))
+    def other(title: str, **settings: Any) -> Row:
+        return row(title, partial(views.streamed, **settings))
 
     return {
         "grow-one-view": other("one view, counted as two", specs=(LARGE,)),
@@ -97,16 +97,16 @@ def growth_rows() -> dict[str, Row]:
 
 
 def train_rows(cuda: bool) -> dict[str, Row]:
-    """Whole training runs. The small images are --cifar's, or scans of digits at the same size."""
+    """Whole training runs, on the small images of --cifar or on scans of digits at the same size."""
     batch, queue, steps, more = (256, 65536, 200, 200) if cuda else (64, 4096, 8, 20)
     simclr = Task("--method simclr", batch, steps)
     quarter = Task("--method simclr", batch, more, quarter=True)
     large = Task("--method simclr", 16, 6, 224, "imagenet")
     large_quarter = Task("--method simclr", 16, 12, 224, "imagenet", quarter=True)
 
-    def row(task: Task, theirs: Callable[..., Work], what: str, library: str | None = None) -> Row:
-        ours = f"main_contrastive.py {task.command}{', a quarter of the channels' * task.quarter}"
-        sides = (ours, partial(train.whole, task=task)), (what, partial(theirs, task=task))
+    def row(task: Task, baseline: Callable[..., Work], title: str, library: str | None = None) -> Row:
+        command = f"main_contrastive.py {task.command}{', a quarter of the channels' * task.quarter}"
+        sides = (command, partial(train.whole, task=task)), (title, partial(baseline, task=task))
         return Row("images/s", *sides, reads=task.reads, library=library)
 
     def step(task: Task) -> Row:
@@ -116,7 +116,7 @@ def train_rows(cuda: bool) -> dict[str, Row]:
         return row(task, usual.train, f"plain loop, torchvision, {WORKERS} workers")
 
     def other(task: Task) -> Row:
-        return row(task, lightly.train, f"Lightly in our precision, {WORKERS} workers", "lightly")
+        return row(task, lightly.train, f"Lightly in the precision of Lookalike, {WORKERS} workers", "lightly")
 
     def example(task: Task) -> Row:
         return row(task, partial(lightly.train, own=True), f"Lightly in float32, {WORKERS} workers", "lightly")
@@ -140,13 +140,13 @@ def train_rows(cuda: bool) -> dict[str, Row]:
 def evaluation_rows() -> dict[str, Row]:
     def clusters(n: int, d: int, k: int) -> Row:
         ours, theirs = (partial(kmeans, backend=b, n=n, d=d, k=k) for b in ("torch", "faiss"))
-        what = f"k-means iteration, {n:,} x {d} in {k:,}"
-        return Row("s", (what, ours), ("faiss", theirs), library="faiss")
+        title = f"k-means iteration, {n:,} x {d} in {k:,}"
+        return Row("s", (title, ours), ("faiss", theirs), library="faiss")
 
     return {
-        "knn": Row("s", ("kNN, k = 20 and 200", partial(judge, name="knn"))),
-        "probe": Row("s", ("probe, penalty chosen", partial(judge, name="probe"))),
-        "quality": Row("s", ("quality of 10,000 features", partial(judge, name="quality"))),
+        "knn": Row("s", ("kNN, k = 20 and 200", partial(evaluate, name="knn"))),
+        "probe": Row("s", ("probe, penalty chosen", partial(evaluate, name="probe"))),
+        "quality": Row("s", ("quality of 10,000 features", partial(evaluate, name="quality"))),
         "kmeans-512": clusters(50_000, 512, 1000),
         "kmeans-128": clusters(50_000, 128, 100),
     }

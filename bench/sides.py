@@ -1,7 +1,7 @@
-"""The two sides of a row, a process each: started once, told to go one after the other, asked what they took.
+"""The two sides of a row, Lookalike and the baseline, as processes that work in turns.
 
 A side is a function that takes the `Settings`, prepares everything, and returns its `Work`. While one side works, the
-other waits for a word and computes nothing: a side answers only when its workers have nothing left to prefetch.
+other waits for a command and computes nothing: a side answers only when its workers have nothing left to prefetch.
 """
 
 import multiprocessing as mp
@@ -34,7 +34,7 @@ class Settings:
 
 
 class Work(NamedTuple):
-    """`round` does one and returns its rate, or its seconds; `facts` tells what else there is to say at the end."""
+    """round: do one round and return its rate, or its seconds. facts: further entries of the JSON, asked at the end."""
 
     round: Callable[[], float]
     facts: Callable[[], dict[str, Any]] = dict
@@ -64,29 +64,31 @@ class Side:
 
     def __init__(self, make: Make, settings: Settings, cores: int):
         context = mp.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(make, settings, cores, theirs))
+        self.pipe, remote = context.Pipe()
+        self.process = context.Process(target=_serve, args=(make, settings, cores, remote))
         self.process.start()
-        theirs.close()
-        self.seconds_to_start = self._heard()
+        remote.close()
+        self.seconds_to_start: float = self._receive()
 
     def round(self) -> float:
-        return self._asked("round")
+        seconds: float = self._ask("round")
+        return seconds
 
     def facts(self) -> dict[str, Any]:
-        return {"seconds_to_start": self.seconds_to_start} | self._asked("facts")
+        facts: dict[str, Any] = self._ask("facts")
+        return {"seconds_to_start": self.seconds_to_start} | facts
 
     def close(self) -> None:
-        self.pipe.close()  # it ends, and its workers with it
+        self.pipe.close()  # the process ends, and its workers with it
         self.process.join(timeout=30)
         if self.process.is_alive():
             self.process.kill()
 
-    def _asked(self, word: str) -> Any:
-        self.pipe.send(word)
-        return self._heard()
+    def _ask(self, command: str) -> Any:
+        self.pipe.send(command)
+        return self._receive()
 
-    def _heard(self) -> Any:
+    def _receive(self) -> Any:
         try:
             fine, value = self.pipe.recv()
         except EOFError:
@@ -111,14 +113,14 @@ def _serve(make: Make, settings: Settings, cores: int, pipe: Connection) -> None
                 settle()
             else:
                 answer = memory() | work.facts()
-    except (EOFError, KeyboardInterrupt):  # the one who asks has gone
+    except (EOFError, KeyboardInterrupt):  # the process that asks has ended
         return
     except BaseException:  # whatever it is, the row must fail with it
         pipe.send((False, traceback.format_exc()))
 
 
 def _prepare(cores: int) -> None:
-    """As many cores and threads as the row allows, and no word on what libraries would like to say."""
+    """Restrict this process to the cores and threads that the row allows, and silence its libraries."""
     mp.set_start_method(None, force=True)  # workers start as they usually do here, not as this process did
     warnings.filterwarnings("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -129,7 +131,7 @@ def _prepare(cores: int) -> None:
 
 
 def settle() -> None:
-    """Wait until neither this process nor its workers compute: what they prefetch would disturb the other side."""
+    """Wait until neither this process nor its workers compute: their prefetching would disturb the other side."""
     if not PROC.exists():
         time.sleep(1)
         return
@@ -155,7 +157,7 @@ _workers_peak = 0  # bytes
 
 
 def note_workers() -> None:
-    """Remember what the workers take: for who ends them before the round is over."""
+    """Record the memory of the workers: to be called before a round ends them."""
     global _workers_peak
     if PROC.exists():
         private = (_kilobytes(pid, "status", "VmHWM") - _shared(pid) for pid in _processes()[1:])

@@ -1,10 +1,11 @@
-"""Everything that is said about speed and memory, measured on this machine, beside what others use.
+"""Speed and memory of Lookalike beside baselines, measured on this machine.
 
     python3 -m bench --photographs FOLDER --cifar FOLDER --output FILE.json
     python3 -m bench --rows train-32-lightly --cifar FOLDER
 
-A row has two sides, each in a process of its own, that work in turns. Its ratio says how many times as fast ours is:
-the median of the rounds' ratios. Memory is that of the host at the peak, worker processes included.
+A row has two sides, Lookalike and a baseline ("ours" and "theirs" in the JSON), each in a process of its own, that work
+in turns. The ratio says how many times as fast Lookalike is: the median of the ratios of the rounds. Memory is that of
+the host at the peak, worker processes included.
 """
 
 import argparse
@@ -37,18 +38,20 @@ def parse(argv: list[str], names: list[str]) -> argparse.Namespace:
         prog="python3 -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--photographs", type=Path, metavar="FOLDER", help="class folders of photographs, as ImageNet's"
+        "--photographs", type=Path, metavar="FOLDER", help="class folders of photographs, such as ImageNet"
     )
-    parser.add_argument("--cifar", type=Path, metavar="FOLDER", help="class folders of CIFAR's images; else digits")
-    parser.add_argument("--rows", nargs="+", metavar="NAME", help=f"some of {', '.join(names)}")
-    parser.add_argument("--rounds", type=positive_int, default=5)
+    parser.add_argument("--cifar", type=Path, metavar="FOLDER", help="class folders of CIFAR images (default: digits)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help=f"rows to measure (default: all): {', '.join(names)}")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="rounds per row")
     parser.add_argument("--seconds", type=positive_float, default=2.0, help="least length of a round of small work")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print what such a file says as a table, and end")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the results there as JSON")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="print this file of results as a Markdown table and exit"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the results to this JSON file")
     args = parser.parse_args(argv)
     for name in args.rows or ():
         if name not in names:
-            raise UserError(f"unknown row {name!r}{did_you_mean(name, names)}; choose of {', '.join(names)}")
+            raise UserError(f"unknown row {name!r}{did_you_mean(name, names)}; choose from {', '.join(names)}")
     for flag in ("photographs", "cifar"):
         folder = getattr(args, flag)
         if folder and not (folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())):
@@ -57,7 +60,7 @@ def parse(argv: list[str], names: list[str]) -> argparse.Namespace:
 
 
 def draw_digits(folder: Path) -> Path:
-    """The 1,797 scans of digits as class folders of images of 32 pixels, for who has no CIFAR."""
+    """Write the 1,797 scans of digits as class folders of images of 32 pixels, in place of CIFAR."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -69,7 +72,7 @@ def draw_digits(folder: Path) -> Path:
 
 
 def measure(row: Row, settings: Settings, rounds: int) -> dict[str, Any]:
-    """Both sides in turns -> the row's part of the JSON."""
+    """Measure both sides in turns; the entry of the row in the JSON."""
     with ExitStack() as stack:
         sides = {
             name: stack.enter_context(closing(Side(side[1], settings, row.cores)))
@@ -77,7 +80,7 @@ def measure(row: Row, settings: Settings, rounds: int) -> dict[str, Any]:
             if side
         }
         taken = [{name: side.round() for name, side in sides.items()} for _ in range(rounds)]
-        told = {name: side.facts() for name, side in sides.items()}
+        facts = {name: side.facts() for name, side in sides.items()}
     out: dict[str, Any] = {"unit": row.unit, "cores": row.cores or "all"}
     if row.theirs:
         out["ratio"] = statistics.median(
@@ -85,7 +88,7 @@ def measure(row: Row, settings: Settings, rounds: int) -> dict[str, Any]:
         )
     for name, side in (("ours", row.ours), ("theirs", row.theirs)):
         if side:
-            out[name] = {"what": side[0], "median": statistics.median(r[name] for r in taken)} | told[name]
+            out[name] = {"what": side[0], "median": statistics.median(r[name] for r in taken)} | facts[name]
     return out | {"rounds": taken}
 
 
@@ -95,7 +98,7 @@ def show(result: dict[str, Any]) -> None:
     memory = " ".join(f"{number(s.get('host_peak_bytes'), '.0f', 2**20):>6}" for s in (ours, theirs))
     print(f"{result['name']:<{WIDTH}} {number(result.get('ratio'), '.2f'):>6} {number(ours['median'], digits):>9} "
           f"{number(theirs.get('median'), digits):>9} {result['unit']:<8} {memory}  {ours['what']}; "
-          f"{theirs.get('what', 'no peer')}\n{'':<{WIDTH}} {result['command']}", flush=True)  # fmt: skip
+          f"{theirs.get('what', 'no baseline')}\n{'':<{WIDTH}} {result['command']}", flush=True)  # fmt: skip
 
 
 def number(value: float | None, digits: str, unit: float = 1) -> str:
@@ -104,7 +107,15 @@ def number(value: float | None, digits: str, unit: float = 1) -> str:
 
 def markdown(out: dict[str, Any]) -> str:
     """The rows of a file of results as a table for the docs."""
-    titles = ("row", "times as fast", "ours", "theirs", "unit", "host MiB", "what ours is; what theirs is")
+    titles = (
+        "row",
+        "times as fast",
+        "Lookalike",
+        "baseline",
+        "unit",
+        "host MiB",
+        "what Lookalike runs; what the baseline runs",
+    )
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in out["rows"]:
         sides = [side for side in (row["ours"], row.get("theirs")) if side]
@@ -137,7 +148,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def attempt(row: Row, settings: Settings, rounds: int) -> tuple[dict[str, Any], str | None]:
-    """(result, None), or ({}, why there is none)."""
+    """(result, None), or ({}, reason why there is no result)."""
     missing = row.missing(settings)
     if missing:
         return {}, missing
@@ -154,14 +165,14 @@ def main(argv: list[str]) -> None:
     if args.table:
         print(markdown(read_json(args.table)))
         return
-    wanted = {name: rows[name] for name in args.rows or rows}
+    requested = {name: rows[name] for name in args.rows or rows}
     out = about(args) | {"rows": [], "left_out": {}}
     print(f"{out['device']}, torch {torch.__version__}; medians of {args.rounds}, host memory in MiB\n\n"
-          f"{'row':<{WIDTH}} {'ratio':>6} {'ours':>9} {'theirs':>9} {'':<8} {'ours':>6} {'theirs':>6}")  # fmt: skip
+          f"{'row':<{WIDTH}} {'ratio':>6} {'Lookalike':>9} {'baseline':>9} {'':<8} host memory of both")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        small = any(row.reads == "cifar" for row in wanted.values())
+        small = any(row.reads == "cifar" for row in requested.values())
         cifar = args.cifar or (draw_digits(Path(folder)) if small else None)
-        for name, row in wanted.items():
+        for name, row in requested.items():
             result, reason = attempt(row, Settings(args.photographs, cifar, args.seconds), args.rounds)
             if reason:
                 out["left_out"][name] = reason
@@ -169,6 +180,6 @@ def main(argv: list[str]) -> None:
             else:
                 out["rows"].append({"name": name, "command": command(name, row.reads, args)} | result)
                 show(out["rows"][-1])
-            if args.output:  # after every row: what was measured is kept, whatever comes
+            if args.output:  # after every row: an interruption loses no measured row
                 args.output.parent.mkdir(parents=True, exist_ok=True)
                 write_json(args.output, out)

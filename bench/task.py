@@ -1,4 +1,4 @@
-"""What both sides of a row agree on, and how their rounds are timed. Imports little: it counts in everyone's memory."""
+"""Settings that both sides of a row share, and the timing of their rounds. Imports count in the memory of a side."""
 
 import os
 import time
@@ -19,19 +19,21 @@ from utils.plan import BackboneConfig
 SMALL = ViewSpec(32, saturation=0.2)
 LARGE = ViewSpec(224, saturation=0.2, blur=0.5)
 IN_MEMORY = 256  # images per batch of those that are in memory
-WORKERS = min(8, os.cpu_count() or 2)  # threads of ours, worker processes of theirs
+WORKERS = min(8, os.cpu_count() or 2)  # threads of Lookalike, worker processes of the baselines
 WARM = 4  # steps of a training run before the clock starts
 BATCH = 32  # images per batch of views from files
-BEFORE, BATCHES = 2 * WORKERS, 8 * WORKERS  # batches of them before and in a round
-EPOCH = BEFORE + BATCHES + 4 * WORKERS  # batches of an epoch there, more than a loader has ready at the end of a round
+BEFORE, BATCHES = 2 * WORKERS, 8 * WORKERS  # batches from files before and in a round
+EPOCH = (
+    BEFORE + BATCHES + 4 * WORKERS
+)  # batches of an epoch from files, more than a loader has ready at the end of a round
 
 
 @dataclass(frozen=True)
 class Task:
     """A training run.
 
-    words: of main_contrastive.py, but for what the other fields say. steps: in a round. quarter: a quarter of the
-    channels of ResNet-18.
+    words: flags of the pretraining command that the other fields do not set. steps: in a round. quarter: a quarter of
+    the channels of ResNet-18.
     """
 
     words: str
@@ -52,8 +54,8 @@ class Task:
         return f"{name} resnet18 {self.words} --batch_size {self.batch_size} --stem {self.stem} --num_workers {WORKERS}"
 
     def folder(self, settings: Settings) -> Path:
-        folder = getattr(settings, self.reads)
-        assert folder is not None  # else the row is left out
+        folder: Path | None = getattr(settings, self.reads)
+        assert folder is not None  # a row without its folder is left out
         return folder
 
     def backbone(self) -> tuple[nn.Module, int]:
@@ -80,7 +82,8 @@ class Quarter(ResNet):
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         self.inplanes = 16 if planes == 64 else self.inplanes
-        return super()._make_layer(block, planes // 4, *args, **kwargs)
+        layer: nn.Sequential = super()._make_layer(block, planes // 4, *args, **kwargs)
+        return layer
 
 
 def synchronize() -> None:
@@ -89,7 +92,7 @@ def synchronize() -> None:
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
-    """What `work` counts per second, over at least so many seconds."""
+    """The number that `work` returns, per second, over at least `seconds` seconds."""
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds or not done:
         done += work()
@@ -97,9 +100,9 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def steady(batches: Iterable, warm: int, steps: int, step: Callable[[Any], None] = lambda batch: None) -> list[float]:
-    """[seconds, share of them before a step] of `steps` steps after `warm` others.
+    """[seconds, share of the seconds before a step] of `steps` steps after `warm` others.
 
-    There are more batches than that: a loader has as many of them ready at the end of the time as at its beginning.
+    batches: more than warm + steps, so that a loader has as many batches ready at the end as at the beginning.
     """
     wait = start = last = 0.0
     for done, batch in enumerate(batches, start=1):
@@ -134,7 +137,7 @@ def jpeg_files(folder: Path) -> list[str]:
 
 
 def each(files: list[str], decode: Callable[[str], Any]) -> int:
-    """How many files were decoded; none is kept."""
+    """Decode all files and return their number; no image is kept."""
     for file in files:
         decode(file)
     return len(files)

@@ -1,4 +1,4 @@
-"""Pillow and torchvision as their users write it: decoding, SimCLR's views, a DataLoader, a plain training loop.
+"""Baselines: Pillow and torchvision as their users write it: decoding, SimCLR's views, a DataLoader, a training loop.
 
 The views: crop, flip, jitter .4 .4 .2 .1 with probability .8, gray .2, normalized, and at 224 pixels blur .5.
 """
@@ -41,7 +41,7 @@ from data.views import SIGMA, ViewSpec
 from utils.hardware import choose_precision
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HIDDEN, EMBEDDING = 2048, 128  # of SimCLR's projector, the application's too
+HIDDEN, EMBEDDING = 2048, 128  # widths of SimCLR's projector, as in Lookalike
 
 
 def by_pillow(path: str) -> np.ndarray:
@@ -56,7 +56,7 @@ def decode(settings: Settings) -> Work:
 
 
 def v1_view(spec: ViewSpec, blur: Callable | None = None) -> Callable[[Image.Image], Tensor]:
-    return T.Compose([
+    compose: Callable[[Image.Image], Tensor] = T.Compose([
         T.RandomResizedCrop(spec.size, spec.scale),
         T.RandomHorizontalFlip(),
         T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
@@ -65,10 +65,11 @@ def v1_view(spec: ViewSpec, blur: Callable | None = None) -> Callable[[Image.Ima
         T.ToTensor(),
         T.Normalize(MEAN, STD),
     ])  # fmt: skip
+    return compose
 
 
 def v2_view(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
-    return v2.Compose([
+    compose: Callable[[Tensor], Tensor] = v2.Compose([
         v2.RandomResizedCrop(spec.size, spec.scale, antialias=True),
         v2.RandomHorizontalFlip(),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
@@ -76,6 +77,7 @@ def v2_view(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(MEAN, STD),
     ])  # fmt: skip
+    return compose
 
 
 def one_by_one(settings: Settings, v1: bool, spec: ViewSpec = SMALL) -> Work:
@@ -108,7 +110,7 @@ BLURS = {"pillow": T.Lambda(pillow_blur), "torchvision": T.GaussianBlur(LARGE.bl
 
 
 def loader(folder: Path, view: Callable, batch_size: int, batches: int | None = None) -> DataLoader:
-    """An epoch is every image once, or so many batches; the workers stay."""
+    """A loader whose epoch is every image once, or `batches` batches; its workers stay between epochs."""
     images = ImageFolder(str(folder), Twice(view))
     order = RandomSampler(images, replacement=True, num_samples=batches * batch_size) if batches else None
     return DataLoader(images, batch_size, shuffle=order is None, sampler=order, drop_last=True, num_workers=WORKERS,
@@ -129,7 +131,7 @@ def nt_xent(z: Tensor, temperature: float = 0.1) -> Tensor:
 
 
 def train(settings: Settings, task: Task) -> Work:
-    """SimCLR in a plain loop, in the precision that the application chooses."""
+    """SimCLR in a plain loop, in the precision that Lookalike chooses."""
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     device, precision = torch.device(accelerator), choose_precision(None, accelerator)[0]
     backbone, dim = task.backbone()

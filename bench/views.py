@@ -1,4 +1,4 @@
-"""Our side of decoding and of views, and the work of --pipeline torchvision on the same parameters."""
+"""Decoding and views by Lookalike, and the operations of --pipeline torchvision with the same parameters."""
 
 import itertools
 
@@ -27,10 +27,12 @@ from data.augment_torch import standardize_images
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, Data
 from data.folder import read_folder
 from data.images import ArrayImages, Images, decode_file
-from data.pipelines.base import DataModule, EpochBatchSampler
+from data.pipelines.base import DataModule
+from data.pipelines.choose import build_pipeline
+from data.pipelines.loaders import EpochBatchSampler
 from data.pipelines.memory import MemoryDataModule
 from data.pipelines.prefetch import ThreadPrefetchLoader
-from data.pipelines.stream import StreamDataModule, StreamedViews
+from data.pipelines.stream import StreamedViews
 from data.pipelines.torchvision_workers import augment_image
 from data.sampler import sample
 from data.views import ViewSpec
@@ -40,25 +42,25 @@ CHECKED = 64  # images whose pixels are compared
 
 
 def apart(module: DataModule, device: torch.device) -> dict[str, float]:
-    """How far views are from those of torchvision's operations with the same parameters, of 255."""
+    """Differences between views and those of torchvision's operations with the same parameters, in steps of 255."""
     images, spec = module.data.train, module.specs[0]
     batch = next(module.augmented_loader(range(min(CHECKED, len(images))), device))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (module.data.mean, module.data.std))
 
-    def theirs(i: int) -> Tensor:
+    def reference(i: int) -> Tensor:
         image = images.decode(i)
         return augment_image(
             image, sample(spec, module.seed, 0, np.array([i]), 0, np.array([image.shape[1:]])), 0, spec
         )
 
-    off = 255 * (batch.views[0].cpu() * std + mean - torch.stack([theirs(int(i)) for i in batch.index])).abs()
+    off = 255 * (batch.views[0].cpu() * std + mean - torch.stack([reference(int(i)) for i in batch.index])).abs()
     return {"largest_difference": off.max().item(), "mean_difference": off.mean().item()}
 
 
 def decode(settings: Settings) -> Work:
     assert settings.photographs
     files = jpeg_files(settings.photographs)
-    keep_freed_memory()  # as every data module does
+    keep_freed_memory()  # as every pipeline does
 
     def off(file: str) -> int:
         return int(np.abs(decode_file(file).permute(1, 2, 0).numpy().astype(int) - by_pillow(file)).max())
@@ -78,9 +80,9 @@ def in_memory(pixels: Tensor) -> Data:
 
 
 def stored(settings: Settings, spec: ViewSpec = SMALL) -> Work:
-    """Two views of each image in memory, by --pipeline device without threads."""
-    module = MemoryDataModule(in_memory(images_in_memory(spec)), [spec, spec], IN_MEMORY, 0, 0)
-    batches, epochs = module.training(np.arange(len(module.data.train)), CPU), itertools.count()
+    """Two views of each image in memory, by --pipeline memory without threads."""
+    module = build_pipeline("memory", in_memory(images_in_memory(spec)), [spec, spec], IN_MEMORY, 0, 0, None, "cpu")
+    batches, epochs = module.train_subset_loader(np.arange(len(module.data.train)), CPU), itertools.count()
 
     def epoch() -> int:
         return sum(len(view) for batch in batches.epoch(next(epochs)) for view in batch.views)
@@ -89,7 +91,7 @@ def stored(settings: Settings, spec: ViewSpec = SMALL) -> Work:
 
 
 def one_by_one(settings: Settings) -> Work:
-    """The same by the work of --pipeline torchvision."""
+    """Two views of each image in memory, by the operations of --pipeline torchvision."""
     images, epochs = images_in_memory(SMALL), itertools.count()
     index, sizes = np.arange(IN_MEMORY), np.full((IN_MEMORY, 2), SMALL.size)
 
@@ -110,15 +112,16 @@ def streamed(
     """Images per second times two, from files to finished batches."""
     assert settings.photographs
     images = read_folder(settings.photographs)
-    module = StreamDataModule(as_data(images), list(specs), batch_size, 0, workers)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ours = module.training(np.resize(np.arange(len(images)), EPOCH * batch_size), device)
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    module = build_pipeline("stream", as_data(images), list(specs), batch_size, 0, workers, None, accelerator)
+    device = torch.device(accelerator)
+    loader = module.train_subset_loader(np.resize(np.arange(len(images)), EPOCH * batch_size), device)
     epochs = itertools.count()
-    return Work(from_files(lambda: ours.epoch(next(epochs)), batch_size), lambda: apart(module, device))
+    return Work(from_files(lambda: loader.epoch(next(epochs)), batch_size), lambda: apart(module, device))
 
 
 def cropped(settings: Settings) -> Work:
-    """The part of that which is left to the threads where a GPU does the rest: decoding and crops, in uint8."""
+    """The work of the threads of --pipeline stream where a GPU does the rest: decoding and crops, in uint8."""
     assert settings.photographs
     images = read_folder(settings.photographs)
     work = StreamedViews(as_data(images), [LARGE, LARGE], 0, finished=False, pinned=False)
@@ -129,9 +132,9 @@ def cropped(settings: Settings) -> Work:
 
 def on_gpu(settings: Settings) -> Work:
     """Milliseconds of 512 views of 224 pixels from decoded images of 256 pixels that are on the GPU."""
-    module = MemoryDataModule(in_memory(images_in_memory(LARGE)), [LARGE, LARGE], IN_MEMORY, 0, 0)
+    module = MemoryDataModule(in_memory(images_in_memory(LARGE)), [LARGE, LARGE], IN_MEMORY, 0, 0, "cuda")
     work, epochs, device = module.train_dataset(), itertools.count(), torch.device("cuda", 0)
-    work.store.to(device)
+    work.decoded.to(device)
 
     def batch() -> int:
         work.on_device((next(epochs), list(range(IN_MEMORY))), device)

@@ -1,1 +1,1 @@
-"""What is seen: from files to a Batch of views. Knows the ground and not who learns."""
+"""Data sets and pipelines: from image files to a Batch of views. Nothing here knows the methods or evaluations."""

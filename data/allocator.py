@@ -9,8 +9,9 @@ from torch import Tensor
 def keep_freed_memory() -> None:
     """Let glibc keep up to 256 MiB of freed memory per arena instead of handing each temporary back to the system.
 
-    What was handed back is cleared by the system, page by page, when it is next used: on CPU that took four fifths of
-    the time of operations on a view of 224 pixels.
+    Memory that was handed back is cleared by the system, page by page, when it is next used: on CPU that took four
+    fifths of the time of operations on a view of 224 pixels. This is a setting of the whole process; glibc has no way
+    to read the former values, so it cannot be put back.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
@@ -19,7 +20,7 @@ def keep_freed_memory() -> None:
 
 
 def in_large_pages(x: Tensor) -> Tensor:
-    """The new, empty tensor; asks Linux for pages of 2 MiB, which are cleared many times faster than small ones."""
+    """Ask Linux for pages of 2 MiB for a new, empty tensor: they are cleared many times faster than small pages."""
     page, huge = 2**21, 14  # sys/mman.h: MADV_HUGEPAGE
     start = -(-x.data_ptr() // page) * page
     length = (x.data_ptr() + x.nbytes - start) // page * page

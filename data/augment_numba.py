@@ -1,12 +1,12 @@
-"""The executor on CPU: loops compiled by numba, one view at a time, so that it stays in the processor's cache.
+"""The executor on CPU: loops compiled by numba, one view at a time, so that the view stays in the processor's cache.
 
-Equal to `data.augment`, operation for operation, but for the ends of the blur. Views are (3, S, S) float32 in [0, 1]
-until they are stored, normalized. The loops are written so that the innermost runs over neighbours in memory.
+Equal to `data.augment_torch`, operation for operation, but for the ends of the blur. Views are (3, S, S) float32 in
+[0, 1] until they are written, normalized. The loops are written so that the innermost runs over neighbours in memory.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -15,97 +15,104 @@ from numpy.typing import NDArray
 from data.augment_torch import CONTRAST, GRAY, HUE, SATURATION, Axis
 from data.sampler import ViewParams
 
+F = TypeVar("F", bound=Callable[..., Any])
 Statistic = tuple[float, ...]  # one number per channel
 
 # Sums may be reordered and products fused, as in torch's own kernels; not-a-number and infinity stay what they are.
-HOW: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
-BLOCK = 16  # columns that are transposed together: a line of the cache
+NUMBA_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    "error_model": "numpy",
+}
+BLOCK = 16  # columns that are transposed together: a cache line of float32
 RED, GREEN, BLUE = (np.float32(part) for part in GRAY)
 ZERO, ONE, TWO, THREE, FOUR, SIX = (np.float32(n) for n in (0, 1, 2, 3, 4, 6))
 THRESHOLD = np.float32(128 / 255)
 TINY = np.float32(1e-9)
 
 
-def compiled(function: Callable) -> Callable:
-    """Machine code, kept beside this file, or else in the user's cache, for later runs."""
+def compiled(function: F) -> F:
+    """The function compiled to machine code, which is kept beside this file, or in the user's cache, for later runs."""
     try:
-        return njit(cache=True, **HOW)(function)
-    except RuntimeError:  # neither can be written to: compiled anew by every run
-        return njit(**HOW)(function)
+        fast: F = njit(cache=True, **NUMBA_OPTIONS)(function)
+    except RuntimeError:  # neither folder can be written to: every run compiles anew
+        fast = njit(**NUMBA_OPTIONS)(function)
+    return fast
 
 
 def augment_images(
-    pixels: NDArray, index: NDArray, y: Axis, x: Axis, params: ViewParams | None, taps: int,
+    pixels: NDArray, index: NDArray, y: Axis, x: Axis, params: ViewParams, taps: int,
     mean: Statistic, std: Statistic, out: NDArray,
 ) -> None:  # fmt: skip
     """Write views of the images `index` (N,) of pixels (M, 3, H, W) uint8 into out (N, 3, S, S) float32, normalized.
 
-    y, x: where their pixels lie. params: of the flip and the colours, of which there are none for clean views.
+    y, x: where the pixels of the views lie in the images. params: of the flip and the colours. taps: of the blur.
     """
-    places = np.stack([y.start, y.scale, y.low, y.high, x.start, x.scale, x.low, x.high], axis=1)
-    _draw(pixels, index, places, _choices(params, len(index)), taps, *_normal(mean, std), out)
+    axes = np.stack([y.start, y.scale, y.low, y.high, x.start, x.scale, x.low, x.high], axis=1)
+    _augment_images(pixels, index, axes, _parameter_rows(params), taps, *_gain_and_shift(mean, std), out)
 
 
 def augment_crops(
     views: list[NDArray], params: ViewParams, taps: int, mean: Statistic, std: Statistic, out: NDArray
 ) -> None:
     """Write cropped views (S, S, 3) uint8 into out (N, 3, S, S) float32: flip, colours, blur, normalization."""
-    choices, (gain, shift) = _choices(params, len(views)), _normal(mean, std)
+    rows, (gain, shift) = _parameter_rows(params), _gain_and_shift(mean, std)
     for i, view in enumerate(views):
-        _finish(view, choices[i], taps, gain, shift, out[i])
+        _augment_crop(view, rows[i], taps, gain, shift, out[i])
 
 
 def to_chw(views: list[NDArray], flip: NDArray, out: NDArray) -> None:
-    """Write cropped views (S, S, 3) uint8 into out (N, 3, S, S) uint8, those of `flip` (N,) mirrored."""
+    """Write cropped views (S, S, 3) uint8 into out (N, 3, S, S) uint8; views where `flip` (N,) is set are mirrored."""
     for i, view in enumerate(views):
-        _planes(view, flip[i], np.uint8(1), out[i])
+        _to_chw(view, flip[i], np.uint8(1), out[i])
 
 
-def _normal(mean: Statistic, std: Statistic) -> tuple[NDArray, NDArray]:
-    """What a channel is multiplied with, and what is then added."""
+def _gain_and_shift(mean: Statistic, std: Statistic) -> tuple[NDArray, NDArray]:
+    """Normalization as x * gain + shift, per channel."""
     deviation = np.array(std, np.float32)
     return ONE / deviation, -np.array(mean, np.float32) / deviation
 
 
-FLIP, JITTER, FACTORS, ORDER, TO_GRAY, SIGMA, SOLARIZE = 0, 1, 2, 6, 10, 11, 12  # columns
+FLIP, JITTER, FACTORS, ORDER, TO_GRAY, SIGMA, SOLARIZE = 0, 1, 2, 6, 10, 11, 12  # columns of `_parameter_rows`
 
 
-def _choices(params: ViewParams | None, n: int) -> NDArray:
-    """(N, 13) float64: a row per view, which the loops read."""
-    if params is None:
-        return np.zeros((n, 13))
+def _parameter_rows(params: ViewParams) -> NDArray:
+    """(N, 13) float64: the parameters of a view as one row of numbers, which the loops read."""
     columns = (params.flip, params.jitter, params.factors, params.order, params.gray, params.sigma, params.solarize)
     return np.column_stack(columns).astype(np.float64)
 
 
 @compiled
-def _draw(pixels, index, places, choices, taps, gain, shift, out):
+def _augment_images(
+    pixels: NDArray, index: NDArray, axes: NDArray, params: NDArray, taps: int, gain: NDArray, shift: NDArray,
+    out: NDArray,
+) -> None:  # fmt: skip
     size, height, width = out.shape[2], pixels.shape[2], pixels.shape[3]
     t = np.empty((3, size, size), np.float32)
-    spare = np.empty((2, max(size, width), max(size, width)), np.float32)
-    widest = 2 + 2 * int(max(places[:, 1].max(), places[:, 5].max(), 1.0) + 1)
+    scratch = np.empty((2, max(size, width), max(size, width)), np.float32)
+    widest = 2 + 2 * int(max(axes[:, 1].max(), axes[:, 5].max(), 1.0) + 1)
     rows, columns = np.empty((size, widest), np.float32), np.empty((size, widest), np.float32)
     first, count = np.empty((2, size), np.int64), np.empty((2, size), np.int64)
     for i in range(len(index)):
-        _weigh(places[i, :4], height, 1 / 255, first[0], count[0], rows)
-        _weigh(places[i, 4:], width, 1.0, first[1], count[1], columns)
-        _resample(pixels[index[i]], first, count, rows, columns, choices[i, FLIP] > 0, spare, t)
-        _change(t, choices[i], taps, spare)
+        _filter_weights(axes[i, :4], height, 1 / 255, first[0], count[0], rows)
+        _filter_weights(axes[i, 4:], width, 1.0, first[1], count[1], columns)
+        _resample(pixels[index[i]], first, count, rows, columns, params[i, FLIP] > 0, scratch, t)
+        _augment_inplace(t, params[i], taps, scratch)
         for c in range(3):
-            _turn(t[c], size, size, gain[c], shift[c], out[i, c])
+            _transpose_scale(t[c], size, size, gain[c], shift[c], out[i, c])
 
 
 @compiled
-def _finish(view, choices, taps, gain, shift, out):
+def _augment_crop(view: NDArray, params: NDArray, taps: int, gain: NDArray, shift: NDArray, out: NDArray) -> None:
     size = len(view)
     t = np.empty((3, size, size), np.float32)
-    _planes(view, choices[FLIP] > 0, np.float32(1 / 255), t)
-    _change(t, choices, taps, np.empty((2, size, size), np.float32))
-    _store(t, gain, shift, out)
+    _to_chw(view, params[FLIP] > 0, np.float32(1 / 255), t)
+    _augment_inplace(t, params, taps, np.empty((2, size, size), np.float32))
+    _normalize_into(t, gain, shift, out)
 
 
 @compiled
-def _planes(view, flip, gain, out):
+def _to_chw(view: NDArray, flip: bool, gain: np.generic, out: NDArray) -> None:
     """out (3, S, S) = gain * view (S, S, 3), mirrored with `flip`."""
     size = len(view)
     for y in range(size):
@@ -116,12 +123,12 @@ def _planes(view, flip, gain, out):
 
 
 @compiled
-def _weigh(place, pixels, unit, first, count, weight):
-    """`data.augment.weights` of one image along one axis, without its zeros: count[i] of them from pixel first[i].
+def _filter_weights(axis: NDArray, pixels: int, unit: float, first: NDArray, count: NDArray, weight: NDArray) -> None:
+    """`data.augment_torch.weights` of one image along one axis, without zeros: count[i] weights from pixel first[i].
 
-    Those of a pixel of the view sum to `unit`.
+    The weights of a pixel of the view sum to `unit`.
     """
-    start, scale, low, high = place
+    start, scale, low, high = axis
     half = max(scale, 1.0)
     for i in range(len(first)):
         centre = start + (i + 0.5) * scale
@@ -141,28 +148,33 @@ def _weigh(place, pixels, unit, first, count, weight):
 
 
 @compiled
-def _resample(image, first, count, rows, columns, flip, spare, t):
-    """(3, H, W) uint8 -> t (3, S, S) turned, a row for each column of the view: its rows, turned, then its columns."""
+def _resample(
+    image: NDArray, first: NDArray, count: NDArray, rows: NDArray, columns: NDArray, flip: bool, scratch: NDArray,
+    t: NDArray,
+) -> None:  # fmt: skip
+    """(3, H, W) uint8 -> t (3, S, S), transposed: a row of t for each column of the view. Rows are filtered first."""
     size = t.shape[1]
     left, right = first[1].min(), (first[1] + count[1]).max()
-    mid, turned = spare
+    mid, transposed = scratch
     for c in range(3):
         for y in range(size):
             for k in range(count[0, y]):
                 w, line = rows[y, k], image[c, first[0, y] + k]
                 for x in range(right - left):
                     mid[y, x] = w * np.float32(line[left + x]) + (mid[y, x] if k else ZERO)
-        _turn(mid, size, right - left, ONE, ZERO, turned)
+        _transpose_scale(mid, size, right - left, ONE, ZERO, transposed)
         for x in range(size):
             to = t[c, size - 1 - x if flip else x]
             for k in range(count[1, x]):
-                w, line = columns[x, k], turned[first[1, x] - left + k]
+                w, line = columns[x, k], transposed[first[1, x] - left + k]
                 for y in range(size):
                     to[y] = w * line[y] + (to[y] if k else ZERO)
 
 
 @compiled
-def _turn(a, height, width, gain, shift, out):
+def _transpose_scale(
+    a: NDArray, height: int, width: int, gain: np.float32, shift: np.float32, out: NDArray
+) -> None:  # fmt: skip
     """out[x, y] = gain * a[y, x] + shift, in blocks."""
     for at in range(0, height, BLOCK):
         for x in range(width):
@@ -171,7 +183,7 @@ def _turn(a, height, width, gain, shift, out):
 
 
 @compiled
-def _store(t, gain, shift, out):
+def _normalize_into(t: NDArray, gain: NDArray, shift: NDArray, out: NDArray) -> None:
     for c in range(3):
         for y in range(t.shape[1]):
             for x in range(t.shape[2]):
@@ -179,28 +191,28 @@ def _store(t, gain, shift, out):
 
 
 @compiled
-def _change(t, choices, taps, spare):
-    """Everything after the crop, in place."""
-    if choices[JITTER] > 0:
+def _augment_inplace(t: NDArray, params: NDArray, taps: int, scratch: NDArray) -> None:
+    """Apply every operation after the crop and the flip to t (3, S, S)."""
+    if params[JITTER] > 0:
         for k in range(4):
-            op = int(choices[ORDER + k])
-            _jitter(t, op, np.float32(choices[FACTORS + op]))
-    if choices[TO_GRAY] > 0:
+            op = int(params[ORDER + k])
+            _jitter(t, op, np.float32(params[FACTORS + op]))
+    if params[TO_GRAY] > 0:
         r, g, b = t[0].ravel(), t[1].ravel(), t[2].ravel()
         for i in range(len(r)):
             gray = RED * r[i] + GREEN * g[i] + BLUE * b[i]
             r[i], g[i], b[i] = gray, gray, gray
-    if choices[SIGMA] > 0:
-        _blur(t, choices[SIGMA], taps, spare)
-    if choices[SOLARIZE] > 0:
+    if params[SIGMA] > 0:
+        _blur(t, params[SIGMA], taps, scratch)
+    if params[SOLARIZE] > 0:
         flat = t.ravel()
         for i in range(len(flat)):
             flat[i] = ONE - flat[i] if flat[i] >= THRESHOLD else flat[i]
 
 
 @compiled
-def _jitter(t, op, f):
-    """One of the four colour properties: f * x + (1 - f) * base, with another base for each of three."""
+def _jitter(t: NDArray, op: int, f: np.float32) -> None:
+    """Change one colour property: hue, or f * x + (1 - f) * base with the base of the other three."""
     r, g, b = t[0].ravel(), t[1].ravel(), t[2].ravel()
     if op == HUE:
         if f != 0:
@@ -221,13 +233,13 @@ def _jitter(t, op, f):
 
 
 @compiled
-def _clip(x):
+def _clip(x: np.float32) -> np.float32:
     return min(max(x, ZERO), ONE)
 
 
 @compiled
-def _shift_hue(rs, gs, bs, sixths):
-    """`data.augment.shift_hue`, which has the derivation."""
+def _shift_hue(rs: NDArray, gs: NDArray, bs: NDArray, sixths: np.float32) -> None:
+    """`data.augment_torch.shift_hue`, which has the derivation, pixel by pixel."""
     for i in range(len(rs)):
         r, g, b = rs[i], gs[i], bs[i]
         m = min(r, g, b)
@@ -241,10 +253,11 @@ def _shift_hue(rs, gs, bs, sixths):
 
 
 @compiled
-def _blur(t, sigma, taps, spare):
-    """Both axes one after the other, borders mirrored.
+def _blur(t: NDArray, sigma: float, taps: int, scratch: NDArray) -> None:
+    """Gaussian blur along both axes, one after the other, with mirrored borders.
 
-    Deviation: what lies beyond 4 sigma is left out, 6e-5 of the weight; it moves a pixel by less than 0.02 of 255.
+    Deviation: the kernel ends at 4 sigma, which leaves out 6e-5 of its weight and moves a pixel by less than 0.02 of
+    255.
     """
     size = t.shape[1]
     r = min(taps // 2, int(math.ceil(4 * sigma)))
@@ -256,14 +269,14 @@ def _blur(t, sigma, taps, spare):
     line = np.empty(size + 2 * r, np.float32)
     for c in range(3):
         for y in range(size):
-            _blur_down(t[c], y, w, spare[0, y, :size])
+            _blur_down(t[c], y, w, scratch[0, y, :size])
         for y in range(size):
-            _blur_across(spare[0, y], w, line, t[c, y])
+            _blur_across(scratch[0, y], w, line, t[c, y])
 
 
 @compiled
-def _blur_down(a, y, w, to):
-    """Row y of a, mixed with those above and below it."""
+def _blur_down(a: NDArray, y: int, w: NDArray, to: NDArray) -> None:
+    """Write row y of a, blurred with the rows above and below it."""
     last = len(to) - 1
     for x in range(len(to)):
         to[x] = w[0] * a[y, x]
@@ -274,8 +287,8 @@ def _blur_down(a, y, w, to):
 
 
 @compiled
-def _blur_across(row, w, line, to):
-    """A row, mixed along itself; `line` has room for it and its mirrored ends."""
+def _blur_across(row: NDArray, w: NDArray, line: NDArray, to: NDArray) -> None:
+    """Write a row, blurred along itself; `line` has room for the row and its mirrored ends."""
     size, r = len(to), len(w) - 1
     for x in range(size):
         line[r + x] = row[x]

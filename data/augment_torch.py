@@ -20,7 +20,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 @dataclass
 class Axis:
-    """Where the pixels of a view lie along one axis of each image, in pixels of the image; arrays of N rows.
+    """Positions of the pixels of a view along one axis of each image, in pixels of the image; arrays of N rows.
 
     Pixel i of the view is centred at start + (i + 0.5) * scale and sees only pixels within [low, high).
     """
@@ -31,36 +31,17 @@ class Axis:
     high: NDArray
 
     def stretched(self, ratio: NDArray) -> "Axis":
-        """The same places in an image that was resized by `ratio` (N,) along this axis."""
+        """These places in images that were resized by `ratio` (N,) along this axis."""
         return Axis(self.start * ratio, self.scale * ratio, self.low * ratio, self.high * ratio)
 
 
 def crop_axes(box: NDArray, size: int) -> tuple[Axis, Axis]:
-    """Vertical and horizontal places of views of `size` pixels resized from the boxes (N, 4)."""
+    """Vertical and horizontal axis of views of `size` pixels resized from the boxes (N, 4)."""
     top, left, height, width = box.astype(np.float64).T
     return (
         Axis(top, height / size, top, top + height),
         Axis(left, width / size, left, left + width),
     )
-
-
-def eval_axes(sizes: NDArray, size: int) -> tuple[Axis, Axis]:
-    """Places of the evaluation view: the short side resized to `short_side(size)`, then the centre cut out.
-
-    Equal to torchvision's Resize and CenterCrop on images of (N, 2) heights and widths.
-    """
-    sizes = sizes.astype(np.float64)
-    short = sizes.min(axis=1, keepdims=True)
-    resized = np.floor(short_side(size) * sizes / short)  # as torchvision rounds the long side
-    offset = np.rint((resized - size) / 2)
-    scale = sizes / resized
-    y, x = (Axis(offset[:, i] * scale[:, i], scale[:, i], 0 * short[:, 0], sizes[:, i]) for i in range(2))
-    return y, x
-
-
-def short_side(size: int) -> int:
-    """Side to which an evaluation image is resized before the centre crop: 256 for 224, natural size when small."""
-    return size if size <= 64 else round(size * 8 / 7)
 
 
 def weights(axis: Axis, pixels: int, size: int, flip: NDArray | None, device: torch.device) -> Tensor:
@@ -74,8 +55,8 @@ def weights(axis: Axis, pixels: int, size: int, flip: NDArray | None, device: to
     )
     i = torch.arange(size, device=device, dtype=torch.float32)[:, None] + 0.5
     if flip is not None:
-        turned = torch.as_tensor(flip, device=device)[:, None, None]
-        i = torch.where(turned, size - i, i)
+        mirrored = torch.as_tensor(flip, device=device)[:, None, None]
+        i = torch.where(mirrored, size - i, i)
     j = torch.arange(pixels, device=device, dtype=torch.float32) + 0.5
     w = (1 - (j - start - i * scale).abs() / scale.clamp(min=1)).clamp(min=0)
     w = w * ((j > low) & (j < high))
@@ -85,8 +66,8 @@ def weights(axis: Axis, pixels: int, size: int, flip: NDArray | None, device: to
 def resample(images: Tensor, y: Axis, x: Axis, size: int, flip: NDArray | None = None) -> Tensor:
     """(N, 3, H, W) uint8 -> (N, 3, size, size) float32 in [0, 1]: crop, antialiased resize and flip in one.
 
-    y, x: where the pixels of the views lie in these images. Those of images that are kept smaller than they were come
-    from boxes in pixels of the original, `stretched`: a view has the proportions that its box gives it.
+    y, x: where the pixels of the views lie in these images. Boxes in pixels of the original are `stretched` to images
+    that are stored resized: a view has the proportions that its box gives it.
     """
     n, c, h, w = images.shape
     wy = weights(y, h, size, None, images.device)  # (N, S, H)
@@ -102,7 +83,7 @@ def to_gray(x: Tensor) -> Tensor:
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by shift (N,) of a full circle, exactly through HSV, without its branches.
+    """Shift the hue by shift (N,) of a full circle, exactly through HSV, without its branches.
 
     With v, m the largest and smallest channel of a pixel and c = v - m, the hue in sixths is, up to full circles,
     1 + (g + b - r - m) / c where g >= b and minus that where not: the usual three cases in one. Back from a hue h in
@@ -155,24 +136,24 @@ def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
 
 
 def apply_color_augmentations(x: Tensor, params: ViewParams, taps: int) -> Tensor:
-    """Everything after the crop: jitter, gray, blur, solarize; (N, 3, S, S) in [0, 1] to the same; changes x."""
+    """Apply jitter, gray, blur and solarize to views (N, 3, S, S) in [0, 1]; changes x and returns the result."""
 
-    def change(mask: NDArray, how: Callable[[Tensor], Tensor]) -> None:
+    def change(mask: NDArray, operation: Callable[[Tensor], Tensor]) -> None:
         if mask.any():
             rows = torch.as_tensor(np.flatnonzero(mask), device=x.device)
-            x.index_copy_(0, rows, how(x.index_select(0, rows)))  # many times faster than x[rows] on CPU
+            x.index_copy_(0, rows, operation(x.index_select(0, rows)))  # many times faster than x[rows] on CPU
 
     if params.jitter.any():
         x = jitter(x, params)
     sigma = torch.as_tensor(params.sigma[params.sigma > 0], dtype=x.dtype, device=x.device)
-    change(params.gray, lambda some: to_gray(some).expand(-1, 3, -1, -1))
-    change(params.sigma > 0, lambda some: blur(some, sigma, taps))
-    change(params.solarize, lambda some: torch.where(some >= 128 / 255, 1 - some, some))
+    change(params.gray, lambda views: to_gray(views).expand(-1, 3, -1, -1))
+    change(params.sigma > 0, lambda views: blur(views, sigma, taps))
+    change(params.solarize, lambda views: torch.where(views >= 128 / 255, 1 - views, views))
     return x
 
 
 def standardize_images(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(N, 3, H, W) uint8, or float in [0, 1], -> float32 with the data set's mean and deviation taken out."""
+    """(N, 3, H, W) uint8, or float in [0, 1], -> float32 standardized with the data set's mean and deviation."""
     x = x.float().div_(255) if x.dtype == torch.uint8 else x
     m, s = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
     return x.sub_(m).div_(s)

@@ -1,4 +1,4 @@
-"""name -> images, labels, number of classes, mean and deviation; always with true indices."""
+"""Data sets by name: images, labels, number of classes, mean and deviation; indices are positions in the data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from data.folder import FolderImages, read_folder, some
+from data.folder import FolderImages, preview, read_folder
 from data.images import ArrayImages, Images
 from utils.distributed import all_equal
 from utils.errors import UserError
@@ -21,7 +21,7 @@ NO_COLOR_JITTER = {"jitter_strengths": [0.4, 0.4, 0.0, 0.0], "gray": 0.0}
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before it is read.
+    """Facts about a data set that are known before it is read.
 
     load: (folder, split) -> images, for split "train" (which may hold unlabelled images) or "val"; None for class
     folders. classes: None where only the folder knows. folder: default --data_folder/<folder>/{train,val}.
@@ -46,8 +46,8 @@ def _digits(root: Path, split: str) -> Images:
     return ArrayImages(pixels[:, None].repeat(1, 3, 1, 1), torch.from_numpy(bunch.target[part]).long())
 
 
-def _torchvision(name: str, what: str) -> Callable[[Path, str], Images]:
-    """A loader of torchvision's own CIFAR10, CIFAR100 or STL10; `what` is what its folder must hold."""
+def _torchvision(name: str, content: str) -> Callable[[Path, str], Images]:
+    """A loader of torchvision's own CIFAR10, CIFAR100 or STL10. content: the file or folder that it reads."""
 
     def load(root: Path, split: str) -> Images:
         import torchvision
@@ -56,11 +56,11 @@ def _torchvision(name: str, what: str) -> Callable[[Path, str], Images]:
         stl = name == "STL10"
         part = {"split": "train+unlabeled" if split == "train" else "test"} if stl else {"train": split == "train"}
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):  # one process downloads, the others wait and find it
+        with FileLock(root / f".{name}.lock"):  # one process downloads, the others wait and find the files
             try:
                 found = kind(root, **part)
-            except RuntimeError:
-                found = _download(kind, root, part, name, what)
+            except RuntimeError:  # its files are not there
+                found = _download(kind, root, part, name, content)
         pixels = found.data if stl else found.data.transpose(0, 3, 1, 2)
         labels = found.labels if stl else found.targets
         return ArrayImages(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels).long())
@@ -68,13 +68,13 @@ def _torchvision(name: str, what: str) -> Callable[[Path, str], Images]:
     return load
 
 
-def _download(kind: Any, root: Path, part: dict, name: str, what: str) -> Any:
+def _download(kind: Any, root: Path, part: dict[str, Any], name: str, content: str) -> Any:
     print(f"{name} is not in {root}: downloading it", flush=True)
     try:
         return kind(root, download=True, **part)
     except (OSError, RuntimeError) as e:
         raise UserError(
-            f"{name} is not in {root.resolve()} and cannot be downloaded ({e}); put {what} there, "
+            f"{name} is not in {root.resolve()} and cannot be downloaded ({e}); put {content} there, "
             f"or read class folders with --train_dir and --val_dir"
         ) from e
 
@@ -105,9 +105,9 @@ DATASETS = {
 
 @dataclass
 class Data:
-    """A data set as read: val is None where there is nothing to judge on; classes is 0 where nothing is labelled.
+    """A data set as read: val is None without validation images; classes is 0 where no image has a label.
 
-    bad: path -> why, of the files that were left out.
+    bad: path -> reason, of the image files that were left out.
     """
 
     train: Images
@@ -123,15 +123,15 @@ class Data:
         return self.classes > 0
 
     def splits(self) -> dict[str, Images]:
-        """ "train", and "val" where there is one."""
+        """The images of "train", and of "val" where there are validation images."""
         return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
 
     def check_ranks(self) -> None:
-        """Every process reads the folders by itself; they can only share the images when all found the same ones."""
-        read = [f"{len(i)} {i.fingerprint()}" for i in self.splits().values() if isinstance(i, FolderImages)]
-        if not all_equal(" ".join(read)):
+        """Refuse when the processes, each of which reads the folders by itself, found different images."""
+        found = [f"{len(i)} {i.fingerprint()}" for i in self.splits().values() if isinstance(i, FolderImages)]
+        if not all_equal(" ".join(found)):
             raise UserError(
-                "the processes have read different images; give every machine the same folder, and change no file "
+                "the processes have read different images; give every machine the same folder, and do not change files "
                 "while a run starts"
             )
 
@@ -145,17 +145,17 @@ def training_set(name: str, data: Data) -> TrainingSet:
 def read_dataset(
     name: str, data_folder: str, train_dir: str | None, val_dir: str | None, on_bad_image: str = "stop"
 ) -> Data:
-    """The data set `name`; class folders when a directory is named or the data set has no loader of its own.
+    """Read the data set `name`: from class folders when a directory is named or the data set has no loader of its own.
 
-    on_bad_image: files that are no images are an error ("stop"), or they are left out ("skip"); here and nowhere else,
-    before anything is derived from how many images there are.
+    on_bad_image: corrupt and truncated files are an error ("stop"), or they are left out ("skip"); here and nowhere
+    else, before anything is derived from the number of images.
     """
     info, root = DATASETS[name], Path(data_folder).expanduser()
     notes: list[str] = []
     if info.load and not (train_dir or val_dir):
         if on_bad_image == "skip":
             raise UserError(
-                f"--on_bad_image skip does nothing for {name}, which is not a folder of images; leave it out"
+                f"--on_bad_image skip does nothing for {name}, which is not read from image files; remove the flag"
             )
         loaded = Data(info.load(root, "train"), info.load(root, "val"), info.classes or 0, info.mean, info.std, notes)
         _check_labels(name, loaded)
@@ -165,7 +165,7 @@ def read_dataset(
     if val_folder and train.classes:
         val = read_folder(val_folder, train.classes)
     elif val_folder:
-        notes.append(f"{train_folder} has no class folders, so {val_folder} is not used")
+        notes.append(f"{train_folder} is an unlabelled folder, so the validation images in {val_folder} are not used")
     bad: dict[str, str] = {}
     train = _without_bad(train, on_bad_image, notes, bad)
     val = _without_bad(val, on_bad_image, notes, bad) if val else None
@@ -173,47 +173,49 @@ def read_dataset(
     if info.classes and classes != info.classes:
         notes.append(f"{name} usually has {info.classes} classes; {train_folder} has {classes}")
     if not classes:
-        notes.append(f"{train_folder} is a pile of {len(train):,} images without labels: no probe, no kNN")
+        notes.append(
+            f"{train_folder} is an unlabelled folder of {len(train):,} images: whatever needs labels is skipped"
+        )
     return Data(train, val, classes, info.mean, info.std, notes, bad)
 
 
 def _without_bad(images: FolderImages, on_bad_image: str, notes: list[str], bad: dict[str, str]) -> FolderImages:
-    """The images as they are after a check, or those that are readable, with a note; the others go into `bad`."""
+    """Check the images; with "skip", return the readable ones, note the others and add them to `bad`."""
     if on_bad_image == "stop":
         images.check()
         return images
     readable, found = images.readable()
     if found:
-        names = some([str(Path(path).relative_to(images.root)) for path in found])
+        names = preview([str(Path(path).relative_to(images.root)) for path in found])
         notes.append(
-            f"{len(found):,} of {len(images):,} files in {images.root} are not readable images and left out ({names}); "
-            f"bad_images.txt in the run folder lists them"
+            f"{len(found):,} of {len(images):,} files in {images.root} are not readable images and are left out "
+            f"({names}); bad_images.txt in the run folder lists them"
         )
         bad |= found
     return readable
 
 
 def _check_labels(name: str, data: Data) -> None:
-    """A label that the probe has no output for would end training inside a loss."""
+    """Refuse labels beyond the number of classes: a classifier has no output for them and would fail in its loss."""
     for split, images in (("training", data.train), ("validation", data.val)):
         largest = int(images.labels.max()) if images is not None and len(images) else -1
         if largest >= data.classes:
             raise UserError(
                 f"the {split} images of {name} have labels up to {largest}, but its entry in DATASETS says "
-                f"{data.classes} classes, 0 to {data.classes - 1}; correct one of them"
+                f"{data.classes} classes, 0 to {data.classes - 1}; correct the labels or the entry"
             )
 
 
 def _folders(
     name: str, info: DatasetInfo, root: Path, train_dir: str | None, val_dir: str | None
 ) -> tuple[Path, Path | None]:
-    """(training folder, validation folder or None): the named ones, else the usual ones."""
+    """(training folder, validation folder or None): those of the flags, or else the default ones."""
     if not root.is_dir():
         raise UserError(f"--data_folder {root} is not a folder; name the folder that holds {name}")
     base = root / info.folder if not train_dir and (root / info.folder).is_dir() else root
     train = root / train_dir if train_dir else base / "train"
     if not train_dir and not train.is_dir() and name == "custom":
-        train = root  # just a folder of images
+        train = root  # the folder itself holds the images
     if not train.is_dir():
         given = "" if train_dir else "; name it with --train_dir, relative to --data_folder"
         raise UserError(f"no training images of {name}: {train} is not a folder{given}")
@@ -221,5 +223,5 @@ def _folders(
         if not (root / val_dir).is_dir():
             raise UserError(f"no validation images of {name}: --val_dir {root / val_dir} is not a folder")
         return train, root / val_dir
-    usual = [base / "val", base / "test"] if not train_dir and train != root else []
-    return train, next((folder for folder in usual if folder.is_dir()), None)
+    default = [base / "val", base / "test"] if not train_dir and train != root else []
+    return train, next((folder for folder in default if folder.is_dir()), None)

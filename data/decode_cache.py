@@ -1,8 +1,8 @@
-"""--cache DIR: decoded images in a file that is mapped into memory, shared by runs and by the processes of a run.
+"""Decoded images in a file that is mapped into memory (--cache DIR), shared by runs and by the processes of a run.
 
 DIR/<fingerprint of the images>/ holds sizes.npy, and for stored images of H x W pixels <H>x<W>.u8 with (N, 3, H, W)
 bytes and <H>x<W>.done with one byte for every PART images. A part is marked as done after its pixels are on the disk:
-whatever interrupts the work, what is marked can be trusted, and the next run does the rest.
+after any interruption the marked parts can be trusted, and the next run decodes the rest.
 """
 
 import json
@@ -24,7 +24,7 @@ PART = 1024  # images
 
 
 class DecodeCache:
-    """What is kept of these images. Images of another fingerprint have a folder of their own."""
+    """The cached sizes and pixels of some images. Images of another fingerprint have a folder of their own."""
 
     def __init__(self, root: Path, images: Images):
         self.images, self.folder = images, root.expanduser() / images.fingerprint()
@@ -37,25 +37,25 @@ class DecodeCache:
         """(N, 2) heights and widths of the images, read from their files once."""
         path = self.folder / "sizes.npy"
         try:
-            known = np.load(path)
-        except (OSError, ValueError, EOFError):  # not there, cut off, or empty
+            known: NDArray = np.load(path)
+        except (OSError, ValueError, EOFError):  # absent, truncated, or empty
             known = np.zeros((0, 2))
         if len(known) != len(self.images):
             known = self.images.sizes()
             part = path.with_suffix(".part")
-            with FileLock(self.folder / "lock"):  # the others read the old file or the whole new one
+            with FileLock(self.folder / "lock"):  # other processes read the old file or the whole new one
                 with open(part, "wb") as file:
                     np.save(file, known)
                 os.replace(part, path)
         return known
 
     def pixels(self, shape: tuple[int, int], fill: Callable[[Tensor, range], None]) -> Tensor:
-        """(N, 3, *shape) uint8; `fill` is asked for ranges of images that are not there yet, and writes their rows."""
+        """(N, 3, *shape) uint8; `fill` writes the rows of ranges of images that are not in the cache yet."""
         self.name, self.shape = f"{shape[0]}x{shape[1]}", (len(self.images), 3, *shape)
         if not self._complete():
-            with FileLock(self.folder / "lock"):  # where another run is at it: wait, and find it done
+            with FileLock(self.folder / "lock"):  # while another run fills the cache: wait, and find it filled
                 self._fill(fill)
-        return torch.from_numpy(self._pixels("c"))  # "c": nothing that is done to them reaches the file
+        return torch.from_numpy(self._pixels("c"))  # "c": changes of these pixels do not reach the file
 
     def _fill(self, fill: Callable[[Tensor, range], None]) -> None:
         if not self._sound():
@@ -68,7 +68,7 @@ class DecodeCache:
             done.flush()
 
     def _reserve(self) -> None:
-        """Files of their whole length: a full disk is an error here, and not a crash in the middle of an epoch."""
+        """Create both files at full length: a full disk is an error here, and not a crash in the middle of an epoch."""
         self._note_older()
         try:
             for path, size in self._lengths().items():
@@ -81,7 +81,7 @@ class DecodeCache:
             need = max(self._lengths().values()) / 2**30
             raise UserError(
                 f"--cache: {need:.2f} GiB are needed in {self.folder.parent} ({e.strerror}); make room, name another "
-                f"folder, or leave --cache out"
+                f"folder, or remove --cache"
             ) from e
 
     def _lengths(self) -> dict[Path, int]:
@@ -89,31 +89,33 @@ class DecodeCache:
         return {pixels: int(np.prod(self.shape)), done: -(-len(self.images) // PART)}
 
     def _sound(self) -> bool:
-        """Whether both files have the length that they must have."""
+        """Whether both files have their full length."""
         return all(path.is_file() and path.stat().st_size == size for path, size in self._lengths().items())
 
     def _complete(self) -> bool:
         return self._sound() and bool(self._done("r").all())
 
     def _pixels(self, mode: str) -> np.memmap:
-        return np.memmap(self.folder / f"{self.name}.u8", np.uint8, mode, shape=self.shape)  # type: ignore[call-overload]
+        pixels: np.memmap = np.memmap(self.folder / f"{self.name}.u8", np.uint8, mode, shape=self.shape)  # type: ignore[call-overload]  # a literal
+        return pixels
 
     def _done(self, mode: str) -> np.memmap:
-        return np.memmap(self.folder / f"{self.name}.done", np.uint8, mode)  # type: ignore[call-overload]
+        done: np.memmap = np.memmap(self.folder / f"{self.name}.done", np.uint8, mode)  # type: ignore[call-overload]  # a literal
+        return done
 
     def _note_older(self) -> None:
-        """Say where the same folder is kept as it was before: nothing reads that again."""
+        """Print a note about caches of an earlier state of the same image folder: no run reads them again."""
         about = {"images": str(getattr(self.images, "root", ""))}
         for other in self.folder.parent.glob("*/about.json"):
             if other.parent != self.folder and json.loads(other.read_text()) == about:
                 print(
-                    f"  note: {other.parent} keeps {about['images']} as it was before it changed; remove it", flush=True
+                    f"  note: {other.parent} holds {about['images']} as it was before it changed; remove it", flush=True
                 )
         write_text_atomically(self.folder / "about.json", json.dumps(about))
 
 
 def _allocate(file: int, size: int) -> None:
-    """Blocks on the disk for `size` bytes, all zero."""
+    """Reserve blocks on the disk for `size` bytes, all zero."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
         return

@@ -1,4 +1,4 @@
-"""A folder of images: one folder per class, or just a pile."""
+"""Image files in class folders, or in an unlabelled folder."""
 
 import hashlib
 import os
@@ -14,11 +14,11 @@ from data.images import decode_file
 from utils.errors import UserError
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-CHECKED = 200_000  # files that are checked before a run that is to stop at a bad one; of more, it starts at once
+CHECKED = 200_000  # files; with --on_bad_image stop, the files of a larger folder are not checked before the run
 
 
 class FolderImages:
-    """Image files in sorted order; see `data.images.Images`."""
+    """Image files in sorted order; an implementation of `data.images.Images`."""
 
     def __init__(self, root: Path, files: list[tuple[str, int]], labels: list[int], classes: list[str]):
         self.root, self.names, self.classes = root, [name for name, _ in files], classes
@@ -48,17 +48,17 @@ class FolderImages:
         return self._sizes
 
     def check(self) -> None:
-        """Stop at bad files: all are counted, but in a very large folder only those of zero bytes are looked for."""
+        """Refuse bad files, with their number; in a very large folder only files of zero bytes are looked for."""
         if len(self) <= CHECKED:
             self.sizes()
         else:
             self._refuse([i for i, size in enumerate(self._bytes) if size == 0])
 
     def readable(self) -> tuple["FolderImages", dict[str, str]]:
-        """The images without the bad files, however many there are; path -> why it is bad."""
+        """The images without the bad files, after a check of every file; and path -> reason of the bad ones."""
         sizes, bad = check_files(self.path, len(self))
         kept = [i for i in range(len(self)) if i not in bad]
-        self._refuse_loss(kept)
+        self._refuse_empty_classes(kept)
         files = [(self.names[i], self._bytes[i]) for i in kept]
         images = FolderImages(self.root, files, self.labels[kept].tolist(), self.classes)
         images._sizes = sizes[kept]
@@ -67,39 +67,41 @@ class FolderImages:
     def _refuse(self, bad: Iterable[int]) -> None:
         if names := [self.names[i] for i in bad]:
             raise UserError(
-                f"{len(names)} of {len(self)} files in {self.root} are not readable images ({some(names)}); "
+                f"{len(names)} of {len(self)} files in {self.root} are not readable images ({preview(names)}); "
                 f"repair or remove them, or pass --on_bad_image skip"
             )
 
-    def _refuse_loss(self, kept: list[int]) -> None:
-        """Leaving out files must not leave out a class."""
+    def _refuse_empty_classes(self, kept: list[int]) -> None:
+        """Refuse when the files that are left out are all files of a class."""
         if not kept:
             raise UserError(
-                f"none of the {len(self)} files in {self.root} is a readable image ({some(self.names)}); repair them, "
-                f"or name another folder"
+                f"none of the {len(self)} files in {self.root} is a readable image ({preview(self.names)}); "
+                f"repair them, or name another folder"
             )
         if lost := sorted(set(self.labels.tolist()) - set(self.labels[kept].tolist())):
-            names = some([self.classes[label] for label in lost])
+            names = preview([self.classes[label] for label in lost])
             raise UserError(f"no file of {names} in {self.root} is a readable image; repair some, or remove the class")
 
 
 def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
-    """The images below `root`: labelled by its sub-folders, or -1 when the images lie in `root` itself.
+    """Read the image files below `root`: labelled by their class folder, or -1 when images lie in `root` itself.
 
-    classes: the names that labels refer to, as another split has them; by default the sorted sub-folders.
+    classes: the class names of another split, to which the labels refer; by default the sorted sub-folders.
     """
-    here = [e for e in os.scandir(root) if not e.name.startswith(".")]
-    folders = sorted(e.name for e in here if e.is_dir())
-    if any(_is_image(e) for e in here):
-        pile = _below(root, "")
-        return FolderImages(root, pile, [-1] * len(pile), [])
-    if classes is not None and (strange := sorted(set(folders) - set(classes))):
-        raise UserError(f"{root} has classes that the training folder lacks ({some(strange)}); remove or rename them")
+    entries = [e for e in os.scandir(root) if not e.name.startswith(".")]
+    folders = sorted(e.name for e in entries if e.is_dir())
+    if any(_is_image(e) for e in entries):
+        unlabelled = _image_files(root, "")
+        return FolderImages(root, unlabelled, [-1] * len(unlabelled), [])
+    if classes is not None and (unknown_classes := sorted(set(folders) - set(classes))):
+        raise UserError(
+            f"{root} has classes that the training folder lacks ({preview(unknown_classes)}); remove or rename them"
+        )
     names = classes if classes is not None else folders
     files: list[tuple[str, int]] = []
     labels = []
     for label, name in enumerate(names):
-        found = _below(root, name) if name in folders else []
+        found = _image_files(root, name) if name in folders else []
         if not found and classes is None:
             raise UserError(
                 f"class folder {root / name} has no images ({', '.join(sorted(ENDINGS))}); fill or remove it"
@@ -111,11 +113,11 @@ def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
     return FolderImages(root, files, labels, list(names))
 
 
-def _is_image(entry: os.DirEntry) -> bool:
+def _is_image(entry: "os.DirEntry[str]") -> bool:
     return entry.is_file() and os.path.splitext(entry.name)[1].lower() in ENDINGS
 
 
-def _below(root: Path, name: str) -> list[tuple[str, int]]:
+def _image_files(root: Path, name: str) -> list[tuple[str, int]]:
     """(path relative to root, bytes) of every image file below root/name, sorted."""
     found = []
     stack = [os.path.join(root, name)]
@@ -130,6 +132,6 @@ def _below(root: Path, name: str) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def some(names: list[str]) -> str:
-    """The first few of them."""
+def preview(names: list[str]) -> str:
+    """The first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Which files are no images or are cut off, found without decoding them all."""
+"""Find files that are not images or are truncated, without decoding all of them."""
 
 import errno
 import os
@@ -12,17 +12,17 @@ from tqdm import tqdm
 from data.images import DAMAGED, pixels_of, reason
 from utils.errors import UserError
 
-# How a complete file ends. Pillow opens no WebP that was cut off; the other formats tell nothing by their end.
+# The last bytes of a complete file. Pillow opens no truncated WebP; the end of other formats tells nothing.
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82", "WEBP": b""}
 BLOCK = 64  # files per task of a thread
 NOT_THE_FILE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ESTALE, errno.ETIMEDOUT}
 
 
 def inspect(path: str) -> tuple[int, int]:
-    """(height, width) of an image file; one of DAMAGED where its header, its end or else its pixels cannot be read.
+    """(height, width) of an image file; raises one of DAMAGED when its header or its pixels cannot be read.
 
-    A file that was cut off keeps its header but not its end: one that does not end as its format does is decoded, and
-    the decoder decides, so that what follows a complete image does no harm.
+    A truncated file keeps its header but not its end. A file that does not end as its format does is decoded, and the
+    decoder decides: bytes after a complete image do no harm.
     """
     with open(path, "rb") as file, Image.open(file) as image:
         size, end = (image.height, image.width), ENDS.get(image.format or "")
@@ -35,29 +35,29 @@ def inspect(path: str) -> tuple[int, int]:
 
 
 def check_files(path: Callable[[int], str], n: int) -> tuple[np.ndarray, dict[int, str]]:
-    """(N, 2) heights and widths, and for each bad file (0 x 0) why, in order.
+    """(N, 2) heights and widths, and the reason for each bad file (its size is 0 x 0), in order.
 
-    An error of the disk or of the network says nothing about an image and ends the check: it might pass, and another
-    process or a resumed run would see other images.
+    path: file name of image i. An error of the disk or of the network says nothing about an image and ends the check:
+    the error might pass, and another process or a resumed run would see other images.
     """
     sizes, bad = np.zeros((n, 2), dtype=np.int64), {}
 
-    def look(i: int) -> None:
+    def check(i: int) -> None:
         try:
             sizes[i] = inspect(path(i))
         except DAMAGED as e:
             if isinstance(e, OSError) and e.errno in NOT_THE_FILE:
-                raise UserError(f"{path(i)} cannot be read ({reason(e)}); try again, or remove it") from e
+                raise UserError(f"{path(i)} cannot be read ({reason(e)}); try again, or remove the file") from e
             bad[i] = reason(e)
 
-    def look_at(rows: range) -> int:
+    def check_block(rows: range) -> int:
         for i in rows:
-            look(i)
+            check(i)
         return len(rows)
 
     blocks = [range(at, min(at + BLOCK, n)) for at in range(0, n, BLOCK)]
-    quiet = True if n < 20_000 else None  # None: where nobody is watching
+    quiet = True if n < 20_000 else None  # None: where the output is not a terminal
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=n, desc="checking", disable=quiet) as bar:
-        for done in pool.map(look_at, blocks):
+        for done in pool.map(check_block, blocks):
             bar.update(done)
     return sizes, dict(sorted(bad.items()))

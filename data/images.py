@@ -1,4 +1,4 @@
-"""Images with labels, in a fixed order: in memory, or decoded from files when asked for."""
+"""Images with labels, in a fixed order: in memory, or decoded from files on demand."""
 
 import hashlib
 from typing import Protocol
@@ -27,7 +27,7 @@ class Images(Protocol):
         """(N, 2) heights and widths; an unreadable image is an error."""
 
     def fingerprint(self) -> str:
-        """A short hash of what the images and their order are."""
+        """A short hash that changes with the images, their labels and their order."""
 
 
 class ArrayImages:
@@ -50,18 +50,18 @@ class ArrayImages:
         return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()[:16]
 
 
-# What a file that is no image, or is damaged, makes Pillow raise.
+# The errors that Pillow raises for a file that is not an image, or is damaged.
 DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def decode_file(path: str) -> Tensor:
-    """`pixels_of`, for users: a file that cannot be decoded is an error that says what to do."""
+    """An image file as (3, H, W) uint8; a file that cannot be decoded is an error that says what to do."""
     try:
         return pixels_of(path)
     except DAMAGED as e:
         raise UserError(
-            f"{path} is not a readable image ({reason(e)}); repair or remove it; a run that it stopped can --resume "
-            f"only with the file as it was"
+            f"{path} is not a readable image ({reason(e)}); repair or remove it; a run that it stopped can only be "
+            f"resumed with the file as it was"
         ) from e
 
 
@@ -71,28 +71,28 @@ def pixels_of(path: str) -> Tensor:
     Deviation from Pillow's convert("RGB"), which clips 16-bit grays at 255: they are scaled to 8 bits.
     """
     if path.lower().endswith((".jpg", ".jpeg")):
-        pixels = _plain_jpeg(path)
+        pixels = _decode_jpeg(path)
         if pixels is not None:
             return pixels
-    return _by_pillow(path)
+    return _decode_with_pillow(path)
 
 
 def reason(e: Exception) -> str:
-    """Why an image could not be read, on one line."""
+    """The reason why an image could not be read, on one line."""
     if isinstance(e, UnidentifiedImageError):
         return "cannot identify it"
     return " ".join(str(getattr(e, "strerror", None) or e).split())
 
 
-def _plain_jpeg(path: str) -> Tensor | None:
-    """A gray or colour JPEG through simplejpeg: Pillow's pixels in 0.7 of its time, without Python's lock.
+def _decode_jpeg(path: str) -> Tensor | None:
+    """A gray or colour JPEG decoded by simplejpeg: Pillow's pixels in 0.7 of its time, without Python's lock.
 
-    None for everything else, a damaged file too: Pillow then decides what it is.
+    None for every other file, and for a damaged one: Pillow then decides whether it is an image.
     """
     try:
         with open(path, "rb") as file:
             data = file.read()
-        if decode_jpeg_header(data)[2] not in ("Gray", "YCbCr"):  # the others are converted in several ways
+        if decode_jpeg_header(data)[2] not in ("Gray", "YCbCr"):  # other colour spaces are converted in several ways
             return None
         pixels = decode_jpeg(data, "RGB")
     except (OSError, ValueError):
@@ -100,13 +100,15 @@ def _plain_jpeg(path: str) -> Tensor | None:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _by_pillow(path: str) -> Tensor:
+def _decode_with_pillow(path: str) -> Tensor:
     with Image.open(path) as file:
         image: Image.Image = file
         if image.mode.startswith("I"):
             image = Image.fromarray(_to_8_bit(np.asarray(image)))
         elif image.mode == "F":
-            raise ValueError("it holds floating-point pixels without a known range: convert it to 8 or 16 bits")
+            raise ValueError(
+                "its pixels are floating-point numbers without a known range; convert the file to 8 or 16 bits"
+            )
         pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -1,10 +1,11 @@
-"""The one sampler: every random choice about data is a function of where it stands, never of what came before.
+"""The one sampler: every random choice about data is a function of its address, never of earlier choices.
 
 uniform(seed, stream, ...) hashes its address (splitmix64, Steele et al., 2014, doi:10.1145/2714064.2660195), so the
 number of workers, of processes and of restarts changes nothing, and every executor sees the same parameters.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def _mix(x: NDArray) -> NDArray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def uniform(*address: int | NDArray) -> NDArray:
@@ -38,7 +40,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray:
 
 @dataclass
 class ViewParams:
-    """What happens to N images to make one view each; arrays of N rows.
+    """Parameters of one view of each of N images; arrays of N rows.
 
     box: (N, 4) int64 top, left, height, width in pixels of the original. flip, jitter, gray, solarize: bool.
     factors: (N, 4) brightness, contrast, saturation, hue. order: (N, 4) which of them to change first, second, ...
@@ -53,6 +55,11 @@ class ViewParams:
     gray: NDArray
     sigma: NDArray
     solarize: NDArray
+
+    @staticmethod
+    def concatenate(parts: "Sequence[ViewParams]") -> "ViewParams":
+        """The rows of all parts, one after the other."""
+        return ViewParams(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(ViewParams)))
 
 
 def sample(spec: ViewSpec, seed: int, epoch: int, index: NDArray, view: int, sizes: NDArray) -> ViewParams:

@@ -1,16 +1,16 @@
-"""What a view is."""
+"""View specifications: how the views of an image are drawn."""
 
 from dataclasses import dataclass
 
 from utils.plan import ViewsConfig
 
-RATIO = (3 / 4, 4 / 3)  # aspect of a crop, width over height
-SIGMA = (0.1, 2.0)  # of the blur, in pixels (SimCLR, app. A)
+RATIO = (3 / 4, 4 / 3)  # aspect ratios of crops, width over height
+SIGMA = (0.1, 2.0)  # of the blur kernel, in pixels (SimCLR, app. A)
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How views of one kind are drawn from an image; probabilities in [0, 1], strengths as torchvision's ColorJitter.
+    """Settings of one kind of view; probabilities in [0, 1], strengths as in torchvision's ColorJitter.
 
     The operations come in this order: crop of an area share within `scale`, resized to `size` pixels; flip; jitter
     of the four colour properties in random order; gray; blur; solarize.
@@ -43,12 +43,14 @@ def view_specs(config: ViewsConfig, large: int) -> list[ViewSpec]:
     """
     brightness, contrast, saturation, hue = config.jitter_strengths
 
+    def probability(values: tuple[float, ...], number: int, small: bool) -> float:
+        return values[2] if small and len(values) == 3 else values[number % min(2, len(values))]
+
     def spec(number: int, size: int, scale: tuple[float, float], small: bool) -> ViewSpec:
-        p = {k: v[2] if small and len(v) == 3 else v[number % min(2, len(v))]
-             for k, v in (("blur", config.blur), ("solarize", config.solarize))}  # fmt: skip
         return ViewSpec(
-            size, scale, config.flip, config.jitter, brightness, contrast, saturation, hue, config.gray, **p
-        )
+            size, scale, config.flip, config.jitter, brightness, contrast, saturation, hue, config.gray,
+            blur=probability(config.blur, number, small), solarize=probability(config.solarize, number, small),
+        )  # fmt: skip
 
     return [
         *(spec(i, config.large_size, config.crop_scale, small=False) for i in range(large)),

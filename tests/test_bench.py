@@ -1,7 +1,8 @@
-"""The benchmark's command: what it writes, what it leaves out, what it refuses. Not what it measures."""
+"""The benchmark: the results that it writes, the rows that it leaves out, the input that it refuses."""
 
 import json
 import os
+import re
 import statistics
 from pathlib import Path
 
@@ -29,16 +30,15 @@ def photographs(tmp_path):
     return folder
 
 
-def test_the_command(tmp_path):
-    """A row is written with both sides, and what is missing is named with the flag that brings it."""
-    words = ["--rows", "views-32-v2", "decode"]
+def test_main_writes_measured_rows_and_names_the_flag_of_the_others(tmp_path):
+    rows = ["--rows", "views-32-v2", "decode"]
     few = ["--rounds", "2", "--seconds", "0.01", "--output", str(tmp_path / "x.json")]
-    said, _ = start(["-m", "bench", *words, *few]).communicate()
-    assert "decode                            left out: --photographs FOLDER brings it" in said
-    assert "python3 -m bench --rows views-32-v2" in said
+    printed, _ = start(["-m", "bench", *rows, *few]).communicate()
+    assert re.search(r"decode +left out: needs --photographs FOLDER", printed)
+    assert "python3 -m bench --rows views-32-v2" in printed
     out = json.loads((tmp_path / "x.json").read_text())
-    assert out["left_out"] == {"decode": "--photographs FOLDER brings it"}
-    assert {"commit", "date", "memory", "packages", "peers"} <= set(out)
+    assert out["left_out"] == {"decode": "needs --photographs FOLDER"}
+    assert {"commit", "date", "device", "packages", "peers"} <= set(out)
     (row,) = out["rows"]
     assert (row["name"], row["command"]) == ("views-32-v2", "python3 -m bench --rows views-32-v2")
     assert [set(r) for r in row["rounds"]] == [{"ours", "theirs"}] * 2
@@ -50,18 +50,18 @@ def test_the_command(tmp_path):
     assert row["ours"]["mean_difference"] < 1
 
 
-def test_a_row_without_its_folder_or_library_is_left_out_with_the_remedy(monkeypatch):
+def test_missing_names_the_folder_or_library_that_a_row_needs(monkeypatch):
     rows, nothing = all_rows(), Settings(None, None, 0.0)
-    assert rows["decode"].missing(nothing) == "--photographs FOLDER brings it"
+    assert rows["decode"].missing(nothing) == "needs --photographs FOLDER"
     assert rows["knn"].missing(nothing) is None
     monkeypatch.setattr("bench.rows.find_spec", lambda name: None)
-    there = Settings(Path(), Path(), 0.0)
-    assert rows["views-224-dali"].missing(there).startswith("DALI is not installed: pip install -r")
-    assert rows["train-32-lightly"].missing(there).startswith("Lightly is not installed: pip install -r")
-    assert rows["train-32"].missing(there) is None
+    complete = Settings(Path(), Path(), 0.0)
+    assert rows["views-224-dali"].missing(complete).startswith("DALI is not installed: pip install -r")
+    assert rows["train-32-lightly"].missing(complete).startswith("Lightly is not installed: pip install -r")
+    assert rows["train-32"].missing(complete) is None
 
 
-def test_a_row_that_fails_is_left_out_with_its_reason(monkeypatch):
+def test_attempt_of_a_row_that_fails_gives_the_reason(monkeypatch):
     def killed(*args):
         raise SideError("Traceback ...\n  ...\nValueError: no")
 
@@ -69,31 +69,32 @@ def test_a_row_that_fails_is_left_out_with_its_reason(monkeypatch):
     assert attempt(all_rows()["knn"], Settings(None, None, 0.0), 1) == ({}, "it failed: ValueError: no")
 
 
-def test_an_unknown_row_is_one_line_with_all_rows():
+def test_parse_refuses_an_unknown_row_and_lists_all():
     names = list(all_rows())
-    with pytest.raises(UserError, match=r"unknown row 'decod' \(did you mean decode.*choose of decode, views-32-v1"):
+    with pytest.raises(UserError, match=r"unknown row 'decod' \(did you mean decode.*choose from decode, views-32-v1"):
         parse(["--rows", "decod"], names)
     with pytest.raises(UserError, match="--cifar nowhere is not a folder of class folders"):
         parse(["--cifar", "nowhere"], names)
 
 
-def test_photographs_are_decoded_alike_on_both_sides(photographs):
+def test_decode_gives_the_pixels_of_the_baseline(photographs):
     settings = Settings(photographs, None, 0.0)
-    ours, theirs = views.decode(settings), usual.decode(settings)
-    assert min(ours.round(), theirs.round()) > 0
-    assert ours.facts() == {"largest_difference": 0}
+    lookalike, baseline = views.decode(settings), usual.decode(settings)
+    assert min(lookalike.round(), baseline.round()) > 0
+    assert lookalike.facts() == {"largest_difference": 0}
 
 
-def test_a_task_is_the_same_run_on_both_sides(tmp_path):
+def test_read_gives_the_run_that_the_baselines_train(tmp_path):
     task = Task("--method simclr", 64, 8)
-    args, data = read(Settings(None, draw_digits(tmp_path), 0.0), task)
-    assert (args.used_stem, args.large_size, args.batch_size, args.blur) == ("small", 32, 64, [0.0])
+    args, plan, data = read(Settings(None, draw_digits(tmp_path), 0.0), task)
+    settings = (plan.backbone.stem, plan.views.large_size, plan.batch.batch_size, plan.views.blur)
+    assert settings == ("small", 32, 64, (0.0,))
     assert (args.hidden_mlp, args.proj_dim) == (usual.HIDDEN, usual.EMBEDDING)
     assert (len(data.train), data.classes) == (1797, 10)
 
 
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
-def test_a_quarter_of_resnet18(stem):
+def test_quarter_has_a_quarter_of_the_channels(stem):
     whole, width = Task("", 2, 1, stem=stem).backbone()
     quarter = Quarter(stem)
     assert quarter(torch.zeros(2, 3, 32, 32)).shape == (2, width // 4)
@@ -101,7 +102,7 @@ def test_a_quarter_of_resnet18(stem):
         assert p.shape[0] == 4 * quarter.get_parameter(name).shape[0], name
 
 
-def test_the_loss_of_the_plain_loop_is_ours():
+def test_nt_xent_of_the_baseline_is_the_loss_of_simclr():
     from methods.simclr import nt_xent
 
     a, b = torch.randn(2, 5, 8, dtype=torch.double)
@@ -116,7 +117,6 @@ def test_steady_takes_no_more_batches_than_it_counts():
     assert 0 <= wait <= 1
 
 
-def test_the_docs_have_the_table_that_was_measured():
-    """And nothing in it was typed by hand."""
+def test_markdown_of_the_results_is_the_table_of_the_docs():
     out = json.loads((ROOT / "bench" / "results" / "cpu-2-cores.json").read_text())
     assert markdown(out) in (ROOT / "docs" / "performance.md").read_text()

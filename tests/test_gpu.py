@@ -37,9 +37,10 @@ def test_views_on_cuda_equal_those_on_the_cpu(size):
 def test_memory_pipeline_keeps_decoded_images_on_the_device():
     data = read_dataset("digits", "none", None, None)
     module = build_pipeline("memory", data, [ViewSpec(32, count=2)], 16, 0, 0, None, "cuda")
-    batch = next(iter(module.eval_dataloader("train", torch.device("cuda", 0))))
-    assert batch.views[0].is_cuda
-    assert module.stores["train"].pixels.is_cuda
+    cuda = torch.device("cuda", 0)
+    for batch in (next(iter(module.eval_dataloader("train", cuda))), next(module.augmented_loader([0, 1], cuda))):
+        assert batch.views[0].is_cuda
+    assert module.decoded.pixels.is_cuda
 
 
 @with_dali

@@ -1,10 +1,10 @@
-"""The one thing that travels from data to methods."""
+"""The batch that data pipelines hand to methods and evaluations, and the side below which views are small."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
-LOW_RES = 64  # pixels: views up to this side count as low resolution
+LOW_RES = 64  # pixels: larger views are made of photographs, views up to this side of small images such as CIFAR
 
 
 class Batch(NamedTuple):

@@ -1,16 +1,18 @@
-"""--pipeline name -> data module."""
+"""Choose a pipeline by name or by what fits in memory, and build its data module."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.allocator import keep_freed_memory
 from data.datasets import Data
 from data.images import ArrayImages
 from data.pipelines.base import DataModule
 from data.pipelines.dali import DaliDataModule
-from data.pipelines.memory import SHARE, MemoryDataModule, bytes_needed, stored_side
+from data.pipelines.memory import MEMORY_SHARE, MemoryDataModule, bytes_needed, stored_side
 from data.pipelines.stream import StreamDataModule
 from data.pipelines.torchvision_workers import TorchvisionDataModule
 from data.views import ViewSpec
+from utils.batch import LOW_RES
 from utils.errors import UserError
 from utils.hardware import host_memory, usable_cores
 from utils.plan import HardwareConfig
@@ -21,8 +23,7 @@ PIPELINES: dict[str, type[DataModule]] = {
     "stream": StreamDataModule,
     "torchvision": TorchvisionDataModule,
 }
-MAX_WORKERS_PER_CORE = 2  # more do not help: some wait for the disk, the others share the cores
-LOW_RES = 64  # pixels: on CPU, larger views are made from the files
+MAX_WORKERS_PER_CORE = 2  # more workers do not help: some wait for the disk, the others share the cores
 
 
 def choose_pipeline(requested: str, data: Data, size: int, cache: str | None, accelerator: str) -> tuple[str, str]:
@@ -41,8 +42,8 @@ def choose_pipeline(requested: str, data: Data, size: int, cache: str | None, ac
         return "memory", f"decoded images are cached in {cache}; {resized}"
     if size > LOW_RES and accelerator != "cuda":
         return "stream", f"without CUDA, views above {LOW_RES} px are decoded from the files at every step, by threads"
-    need, room = bytes_needed(data, size), int(SHARE * host_memory())
-    reason = f"decoded images need {need / 2**30:.2f} GiB, limit {room / 2**30:.1f} GiB ({SHARE:.0%} of RAM)"
+    need, room = bytes_needed(data, size), int(MEMORY_SHARE * host_memory())
+    reason = f"decoded images need {need / 2**30:.2f} GiB, limit {room / 2**30:.1f} GiB ({MEMORY_SHARE:.0%} of RAM)"
     if need > room:
         return "stream", f"{reason}; threads decode them at every step"
     return "memory", reason if isinstance(data.train, ArrayImages) else f"{reason}; {resized}"
@@ -60,8 +61,14 @@ def build_pipeline(
     name: str, data: Data, specs: Sequence[ViewSpec], batch_size: int, seed: int, num_workers: int,
     cache: str | None, accelerator: str,
 ) -> DataModule:  # fmt: skip
-    """The data module `name`, on images that are the same in every process. batch_size: per process."""
+    """The data module `name`, on images that are the same in every process.
+
+    batch_size: images of one process. cache: directory for decoded images, of "memory" only. accelerator: "cpu",
+    "cuda" or "mps". Side effect: the C library of this process keeps freed memory from here on, which cannot be put
+    back (`keep_freed_memory`); views are large and short-lived.
+    """
     data.check_ranks()
+    keep_freed_memory()
     if name == "memory":
         return MemoryDataModule(
             data, list(specs), batch_size, seed, num_workers, accelerator, Path(cache) if cache else None

@@ -2,7 +2,8 @@
 
 For large image folders, above all where a GPU decodes. The boxes and flips are the shared sampler's, an image is
 decoded once for all its views, and what leaves DALI is uint8 on the device that trains. Files that DALI cannot read or
-reads differently are decoded by `decode_file`, in the main thread, and join the others there.
+reads differently are decoded by `decode_file`, in the main thread, and join the others there. Evaluation images do not
+pass through DALI, which resizes them in another way than torchvision.
 
 Deviation: where the filter of a resize reaches beyond the box, DALI repeats the box's outermost pixels and torchvision
 leaves that part of the filter out. It concerns the outermost pixels of a view; the others differ by rounding.
@@ -22,16 +23,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data.augment_torch import short_side
+from data.datasets import Data
 from data.folder import CHECKED, FolderImages
 from data.images import DAMAGED, Images, reason
-from data.pipelines.base import BatchDataset, BatchKey, DataModule, ResumableLoader, identity_collate
-from data.sampler import sample
+from data.pipelines.base import DataModule
+from data.pipelines.loaders import BatchDataset, BatchKey, BatchKeys, ResumableLoader, UnfinishedBatch, without_flip
+from data.sampler import ViewParams, sample
 from data.views import ViewSpec
-from utils.batch import Batch
 from utils.errors import UserError
 
-DEPTH = 2  # batches in DALI's queue
+PREFETCH = 2  # batches in DALI's queue
 FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}  # of which DALI makes Pillow's pixels; not of GIF and some TIFF and PGM files
 INSTALL = "pip install -r requirements-dali.txt"
 INSTEAD = "choose another --pipeline"
@@ -39,42 +40,24 @@ INSTEAD = "choose another --pipeline"
 
 @dataclass
 class CropParams:
-    """How one view is cut out of each of N images; arrays of N rows, in this order the inputs of DALI's graph.
+    """The boxes of one view in each of N images; arrays of N rows, in this order the inputs of DALI's graph.
 
-    anchor, shape: (N, 2) int32 top and left, height and width of the box. size: (N, 2) float32 height and width to
-    which the box is resized. top, left: (N,) float32 place of the view in that, as a share of what is left over.
-    flip: (N,) int32.
+    anchor, shape: (N, 2) int32 top and left, height and width of the box. flip: (N,) int32.
     """
 
     anchor: NDArray
     shape: NDArray
-    size: NDArray
-    top: NDArray
-    left: NDArray
     flip: NDArray
 
     @staticmethod
-    def of(box: NDArray, size: NDArray, offset: NDArray, side: int, flip: NDArray) -> "CropParams":
-        """The view of side `side` that lies at `offset` (N, 2) in the box (N, 4) resized to `size` (N, 2)."""
-        share = offset / np.maximum(1, size - side)
-        rows = (box[:, :2], box[:, 2:], size, share[:, 0], share[:, 1], flip)
-        types = (np.int32, np.int32, np.float32, np.float32, np.float32, np.int32)
-        return CropParams(*(np.ascontiguousarray(r, t) for r, t in zip(rows, types, strict=True)))
-
-
-def train_crop(spec: ViewSpec, box: NDArray, flip: NDArray) -> CropParams:
-    return CropParams.of(box, np.full((len(box), 2), spec.size), np.zeros((len(box), 2)), spec.size, flip)
-
-
-def eval_crop(sizes: NDArray, side: int) -> CropParams:
-    """The evaluation view, Resize and CenterCrop, of images of (N, 2) heights and widths."""
-    size = short_side(side) * sizes // sizes.min(axis=1, keepdims=True)  # torchvision too rounds the long side down
-    box = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
-    return CropParams.of(box, size, np.rint((size - side) / 2), side, np.zeros(len(sizes)))
+    def of(params: ViewParams) -> "CropParams":
+        """The boxes and flips of drawn parameters, as DALI's graph takes them."""
+        box = np.ascontiguousarray(params.box, np.int32)
+        return CropParams(box[:, :2].copy(), box[:, 2:].copy(), np.ascontiguousarray(params.flip, np.int32))
 
 
 class Headers:
-    """Heights and widths of image files, and which of them are left to `decode_file`.
+    """Heights and widths of image files, and which files are decoded on the host by `decode_file`.
 
     Each header is read once: before the start, or in a very large folder when its image comes.
     """
@@ -83,89 +66,83 @@ class Headers:
         if not isinstance(images, FolderImages):
             raise UserError(
                 "--pipeline dali reads image files and this data set is in memory; "
-                "choose --pipeline device, or read class folders with --train_dir and --val_dir"
+                "choose --pipeline memory, or read class folders with --train_dir and --val_dir"
             )
         self.images = images
-        self.sizes, self.ours = np.zeros((len(images), 2), np.int64), np.zeros(len(images), bool)
+        self.sizes, self.decode_on_host = np.zeros((len(images), 2), np.int64), np.zeros(len(images), bool)
         if len(images) <= CHECKED:
             self.read(np.arange(len(images)))
 
     def read(self, rows: NDArray) -> None:
+        """Read the headers of the images `rows` that were not read before."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(self._look, rows[self.sizes[rows, 0] == 0].tolist()))
+            list(pool.map(self._read_one, rows[self.sizes[rows, 0] == 0].tolist()))
 
-    def _look(self, i: int) -> None:
+    def _read_one(self, i: int) -> None:
         path = self.images.path(i)
         try:
             with Image.open(path) as image:
-                self.sizes[i], self.ours[i] = (image.height, image.width), not _for_dali(image)
+                self.sizes[i], self.decode_on_host[i] = (image.height, image.width), not _dali_decodes(image)
         except DAMAGED as e:
             raise UserError(
                 f"{path} is not a readable image ({reason(e)}); repair or remove it, or pass --on_bad_image skip"
             ) from e
 
 
-def _for_dali(image: Image.Image) -> bool:
-    """A JPEG of other colours than gray and YCbCr is converted in several ways."""
+def _dali_decodes(image: Image.Image) -> bool:
+    """Whether DALI's pixels are Pillow's; not those of JPEGs in CMYK or RGB, which are converted in several ways."""
     rgb_inside = image.mode == "RGB" and image.info.get("adobe_transform") == 0
     return image.format in FORMATS and image.mode != "CMYK" and not rgb_inside
 
 
 class CropSource(BatchDataset):
-    """What DALI is told about a batch: for every view, the cut of each of its images."""
+    """The training images as DALI's graph reads them: paths, and for every view the boxes and flips of a batch."""
 
-    def __init__(self, headers: Headers, sides: list[int], seed: int = 0):
-        super().__init__(headers.images, seed)
-        self.headers, self.sides = headers, sides
-
-    def cuts(self, epoch: int, index: NDArray, sizes: NDArray) -> list[CropParams]:
-        """One for each of `sides`."""
-        return [eval_crop(sizes, side) for side in self.sides]
-
-
-class TrainCropSource(CropSource):
     def __init__(self, headers: Headers, specs: list[ViewSpec], seed: int):
-        super().__init__(headers, [spec.size for spec in specs], seed)
-        self.specs = specs
+        super().__init__(headers.images, seed)
+        self.headers, self.specs = headers, specs
 
-    def cuts(self, epoch: int, index: NDArray, sizes: NDArray) -> list[CropParams]:
-        drawn = [sample(spec, self.seed, epoch, index, number, sizes) for number, spec in enumerate(self.specs)]
-        return [train_crop(spec, p.box, p.flip) for spec, p in zip(self.specs, drawn, strict=True)]
+    @property
+    def sides(self) -> list[int]:
+        return [spec.size for spec in self.specs]
+
+    def draw(self, key: BatchKey) -> list[ViewParams]:
+        """The parameters of every view of a batch."""
+        epoch, index = key
+        rows = np.array(index)
+        self.headers.read(rows)
+        sizes = self.headers.sizes[rows]
+        return [sample(spec, self.seed, epoch, rows, number, sizes) for number, spec in enumerate(self.specs)]
 
 
-def inputs(work: CropSource, address: BatchKey) -> tuple[Any, ...]:
-    """Of each image its path, whether it is decoded already, and if so its pixels; then the cuts of every view."""
-    epoch, index = address
-    rows, images = np.array(index), work.headers.images
-    work.headers.read(rows)
-    sizes, ours = work.headers.sizes[rows], work.headers.ours[rows]
+def graph_inputs(dataset: CropSource, key: BatchKey, params: list[ViewParams]) -> tuple[Any, ...]:
+    """Paths of a batch, which images are decoded on the host, their pixels; then the arrays of every view's crops."""
+    rows, images = np.array(key[1]), dataset.headers.images
+    on_host = dataset.headers.decode_on_host[rows]
     pixels = [np.zeros((1, 1, 3), np.uint8)] * len(rows)
-    for i in np.flatnonzero(ours):
+    for i in np.flatnonzero(on_host):
         pixels[i] = np.ascontiguousarray(images.decode(rows[i]).permute(1, 2, 0).numpy())
     paths = [np.frombuffer(os.fsencode(images.path(i)), np.uint8) for i in rows]
-    return paths, ours, pixels, *(part for cut in work.cuts(epoch, rows, sizes) for part in vars(cut).values())
+    return paths, on_host, pixels, *(array for p in params for array in vars(CropParams.of(p)).values())
 
 
 def build_graph(
-    feed: Callable[[], tuple], sides: list[int], batch_size: int, threads: int, device: torch.device
+    source: Callable[[], tuple[Any, ...]], sides: list[int], batch_size: int, threads: int, device: torch.device
 ) -> Any:
-    """DALI's pipeline from `inputs` to one (N, 3, side, side) uint8 for each of `sides`, on the device."""
+    """DALI's pipeline from `graph_inputs` to one (N, 3, side, side) uint8 for each of `sides`, on the device."""
     from nvidia.dali import fn, pipeline_def, types
 
     on_gpu = device.type == "cuda"
     each = len(CropParams.__annotations__)
 
-    def view(image: Any, side: int, anchor: Any, shape: Any, size: Any, top: Any, left: Any, flip: Any) -> Any:
+    def view(image: Any, side: int, anchor: Any, shape: Any, flip: Any) -> Any:
         box = fn.slice(image, anchor, shape, axes=[0, 1])
-        resized = fn.resize(box, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
-        return fn.crop_mirror_normalize(
-            resized, crop=(side, side), crop_pos_y=top, crop_pos_x=left, mirror=flip, dtype=types.UINT8,
-            output_layout="CHW",
-        )  # fmt: skip
+        resized = fn.resize(box, size=[side, side], interp_type=types.INTERP_LINEAR, antialias=True)
+        return fn.crop_mirror_normalize(resized, mirror=flip, dtype=types.UINT8, output_layout="CHW")
 
     @pipeline_def(enable_conditionals=True)
-    def graph():
-        path, decoded, pixels, *cuts = fn.external_source(feed, num_outputs=3 + each * len(sides), batch=True)
+    def graph() -> Any:
+        path, decoded, pixels, *crops = fn.external_source(source, num_outputs=3 + each * len(sides), batch=True)
         if decoded:
             image = fn.reinterpret(pixels.gpu() if on_gpu else pixels, layout="HWC")
         else:
@@ -173,52 +150,57 @@ def build_graph(
                 fn.io.file.read(path), device="mixed" if on_gpu else "cpu", output_type=types.RGB,
                 adjust_orientation=False, jpeg_fancy_upsampling=True,
             )  # fmt: skip
-        return tuple(view(image, side, *cuts[each * k : each * (k + 1)]) for k, side in enumerate(sides))
+        return tuple(view(image, side, *crops[each * k : each * (k + 1)]) for k, side in enumerate(sides))
 
     pipe = graph(
         batch_size=batch_size, num_threads=threads, device_id=device.index or 0 if on_gpu else None,
-        prefetch_queue_depth=DEPTH,
+        prefetch_queue_depth=PREFETCH,
     )  # fmt: skip
     pipe.build()
     return pipe
 
 
 class DaliSource:
-    """Where DALI gets its batches: the addresses still to come, and those that are in its queue."""
+    """The callable that DALI asks for batches: it holds the keys still to come, and those in DALI's queue."""
 
-    def __init__(self, work: CropSource):
-        self.work = work
-        self.addresses: Iterator[BatchKey] = iter(())
-        self.ahead: deque[BatchKey] = deque()
+    def __init__(self, dataset: CropSource):
+        self.dataset = dataset
+        self.keys: Iterator[BatchKey] = iter(())
+        self.queued: deque[tuple[BatchKey, list[ViewParams]]] = deque()
 
     def __call__(self) -> tuple[Any, ...]:
-        address = next(self.addresses)
-        self.ahead.append(address)
-        return inputs(self.work, address)
+        key = next(self.keys)
+        # Queued before the parameters are drawn: an error that names a file looks among the queued batches.
+        params: list[ViewParams] = []
+        self.queued.append((key, params))
+        params += self.dataset.draw(key)
+        return graph_inputs(self.dataset, key, params)
 
 
 class DaliPipeline:
-    """DALI's pipeline, built once and run over one order of addresses after the other; idle: nothing is in its queue.
+    """DALI's pipeline, built once and run over one order of keys after the other; idle: nothing is in its queue.
 
-    Where a run ended early or with an error, it is of no more use.
+    A pipeline whose run ended early or with an error is of no more use.
     """
 
-    def __init__(self, work: CropSource, batch_size: int, threads: int, device: torch.device):
-        self.work, self.device, self.threads = work, device, threads
-        self.feed, self.idle = DaliSource(work), True  # a feed that knew the pipeline would keep it alive
-        self.pipe = self._build(self.feed, batch_size)
+    def __init__(self, dataset: CropSource, batch_size: int, threads: int, device: torch.device):
+        self.dataset, self.device, self.threads = dataset, device, threads
+        self.source, self.idle = DaliSource(dataset), True  # a source that knew the pipeline would keep it alive
+        self.pipe = self._build(self.source, batch_size)
 
-    def run(self, order: Iterable[BatchKey]) -> Iterator[Batch]:
-        self.feed.addresses, self.idle = iter(order), False
+    def run(self, keys: Iterable[BatchKey]) -> Iterator[UnfinishedBatch]:
+        """The batches of the keys, in their order."""
+        self.source.keys, self.idle = iter(keys), False
         while not self.idle:
             views = self._next()
-            self.idle = len(self.feed.ahead) <= 1
+            self.idle = len(self.source.queued) <= 1
             if self.idle:  # before the last batch is handed out: nobody may ask for what comes after it
                 self.pipe.reset()
             if views:
-                _, index = self.feed.ahead.popleft()
-                where = torch.tensor(index)
-                yield Batch(where, views, self.work.images.labels[where])
+                (_, index), params = self.source.queued.popleft()
+                rows = torch.tensor(index)
+                left = [without_flip(p) for p in params]
+                yield UnfinishedBatch(rows, views, self.dataset.images.labels[rows], left)
 
     def _next(self) -> list[Tensor]:
         """The views of the oldest batch in the queue; none when there is no batch."""
@@ -230,33 +212,33 @@ class DaliPipeline:
         except StopIteration:
             return []
         except RuntimeError as e:
-            raise self._explained(e) from e
+            raise self._explain(e) from e
 
-    def _build(self, feed: Callable[[], tuple], batch_size: int) -> Any:
+    def _build(self, source: Callable[[], tuple[Any, ...]], batch_size: int) -> Any:
         try:
-            return build_graph(feed, self.work.sides, batch_size, self.threads, self.device)
+            return build_graph(source, self.dataset.sides, batch_size, self.threads, self.device)
         except RuntimeError as e:
-            raise UserError(f"DALI cannot run on {self.device} ({_last(e)}); {INSTEAD}") from e
+            raise UserError(f"DALI cannot run on {self.device} ({_last_line(e)}); {INSTEAD}") from e
 
-    def _explained(self, error: RuntimeError) -> UserError:
-        """What is wrong with which file of the batches in the queue, as far as that can be found out."""
-        for epoch, index in self.feed.ahead:
+    def _explain(self, error: RuntimeError) -> UserError:
+        """An error that names the file of the queued batches that DALI cannot read, as far as that can be found out."""
+        for (epoch, index), _ in self.source.queued:
             for i in index:
                 try:
-                    self.work.images.decode(i)
+                    self.dataset.images.decode(i)
                 except UserError as e:
                     return e
-                alone = DaliSource(self.work)
-                alone.addresses = iter([(epoch, [i])])
+                alone = DaliSource(self.dataset)
+                alone.keys = iter([(epoch, [i])])
                 try:
                     self._build(alone, 1).run()
                 except RuntimeError as e:
-                    path = self.work.headers.images.path(i)
-                    return UserError(f"DALI cannot read {path} ({_last(e)}); save it anew, or {INSTEAD}")
-        return UserError(f"DALI failed ({_last(error)}); {INSTEAD}")
+                    path = self.dataset.headers.images.path(i)
+                    return UserError(f"DALI cannot read {path} ({_last_line(e)}); save it anew, or {INSTEAD}")
+        return UserError(f"DALI failed ({_last_line(error)}); {INSTEAD}")
 
 
-def _last(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """The line of DALI's message that says what happened."""
     lines = [line.strip(" :") for line in str(error).splitlines() if line.strip()]
     after = lines[lines.index("encountered") + 1 :] if "encountered" in lines else lines
@@ -264,43 +246,40 @@ def _last(error: Exception) -> str:
 
 
 class DaliLoader(ResumableLoader):
-    """Batches in the order of their addresses."""
+    """Batches in the order of their keys, by a DALI pipeline that `build` makes when the first epoch begins."""
 
-    def __init__(self, work: CropSource, order: Any, start: Callable[[], DaliPipeline]):
-        super().__init__(work, batch_sampler=order, collate_fn=identity_collate, num_workers=0)
-        self.order, self.start = order, start
-        self.runner: DaliPipeline | None = None
+    def __init__(self, dataset: CropSource, keys: BatchKeys, build: Callable[[], DaliPipeline]):
+        super().__init__(dataset, keys)
+        self.build = build
+        self.pipeline: DaliPipeline | None = None
 
-    def batches(self) -> Iterator[Batch]:
-        runner, self.runner = self.runner or self.start(), None
-        for batch in runner.run(self.order):
-            if runner.idle:
-                self.runner = runner  # the next epoch goes on with it; one that ended early is dropped, queue and all
+    def batches(self) -> Iterator[UnfinishedBatch]:
+        pipeline, self.pipeline = self.pipeline or self.build(), None
+        for batch in pipeline.run(self.keys):
+            if pipeline.idle:
+                self.pipeline = pipeline  # the next epoch uses it; one that ended early is dropped, queue and all
             yield batch
 
 
 class DaliDataModule(DataModule):
     """num_workers counts DALI's threads."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        check_dali()
-        self.headers = {split: Headers(images) for split, images in self.data.splits().items()}
+    def __init__(
+        self, data: Data, specs: list[ViewSpec], batch_size: int, seed: int, num_workers: int, accelerator: str
+    ):
+        super().__init__(data, specs, batch_size, seed, num_workers, accelerator)
+        check_dali(accelerator)
+        self.headers = Headers(data.train)
 
     def train_dataset(self) -> CropSource:
-        return TrainCropSource(self.headers["train"], self.specs, self.seed)
+        return CropSource(self.headers, self.specs, self.seed)
 
-    def eval_dataset(self, images: Images) -> CropSource:
-        return CropSource(next(h for h in self.headers.values() if h.images is images), [self.size])
-
-    def finalize_batch(self, batch: Batch, epoch: int) -> Batch:
-        return super().finalize_batch(batch, epoch) if epoch < 0 else self.apply_color_augmentations(batch, epoch)
-
-    def _loader(self, work: CropSource, order: Any, device: torch.device) -> DaliLoader:  # type: ignore[override]
-        return DaliLoader(work, order, partial(DaliPipeline, work, self.batch_size, max(1, self.num_workers), device))
+    def train_loader(self, keys: BatchKeys, device: torch.device) -> DaliLoader:
+        dataset, threads = self.train_dataset(), max(1, self.num_workers)
+        return DaliLoader(dataset, keys, partial(DaliPipeline, dataset, self.batch_size, threads, device))
 
 
-def check_dali() -> None:
+def check_dali(accelerator: str) -> None:
     """Refuse, with the remedy, where DALI is absent, does not load, or was built for another CUDA than torch."""
     try:
         import nvidia.dali as dali
@@ -309,7 +288,7 @@ def check_dali() -> None:
     except (ImportError, OSError) as e:
         raise UserError(f"NVIDIA DALI is installed but does not load ({e}); {INSTALL}, or {INSTEAD}") from e
     built, torch_has = str(dali.__cuda_version__)[:2], (torch.version.cuda or "").split(".")[0]
-    if torch.cuda.is_available() and built != torch_has:
+    if accelerator == "cuda" and built != torch_has:
         raise UserError(
             f"NVIDIA DALI was built for CUDA {built} and torch for CUDA {torch_has or 'none'}; "
             f"install the nvidia-dali-cuda{torch_has}0 that fits, or {INSTEAD}"

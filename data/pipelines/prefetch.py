@@ -14,18 +14,18 @@ from torch import Tensor
 
 from data.allocator import in_large_pages
 from data.images import Images
-from data.pipelines.base import BatchDataset, BatchKey, ResumableLoader, identity_collate
-from utils.batch import Batch
+from data.pipelines.loaders import BatchDataset, BatchKey, BatchKeys, ResumableLoader, UnfinishedBatch
+from data.sampler import ViewParams
 
-AHEAD = 2  # batches in the making beside the one that is asked for
+PREFETCH = 2  # batches in the making beside the one that is asked for
 # Images per task: enough to draw their parameters at once, few enough to share a batch among the threads.
-LEAST, PIXELS = 8, 2**19
+MIN_IMAGES_PER_TASK, PIXELS_PER_TASK = 8, 2**19
 
-Submit = Callable[..., Future]
+Submit = Callable[..., "Future[list[ViewParams]]"]
 
 
 class ThreadedDataset(BatchDataset):
-    """The work of the threads: `fill` makes the views of some images of a batch, in place."""
+    """A data set whose views are rendered by threads, in place: `render_into` makes those of some images of a batch."""
 
     def __init__(self, images: Images, seed: int = 0, pinned: bool = False):
         super().__init__(images, seed)
@@ -35,57 +35,62 @@ class ThreadedDataset(BatchDataset):
         """Side and type of every view."""
         raise NotImplementedError
 
-    def fill(self, views: list[Tensor], epoch: int, index: NDArray) -> None:
-        """Write the views of the images `index` (N,) into `views`, one (N, 3, size, size) for each of `shapes`."""
+    def render_into(self, views: list[Tensor], epoch: int, index: NDArray) -> list[ViewParams]:
+        """Write the views of the images `index` (N,) into `views`, one (N, 3, size, size) for each of `shapes`.
+
+        Returns the parameters of the colour operations that are left to `finalize_batch`, one for each view, or none.
+        """
         raise NotImplementedError
 
-    def start(self, address: BatchKey, submit: Submit) -> tuple[Batch, list[Future]]:
-        """A batch that is complete when all the futures are."""
-        epoch, index = address
-        rows, where = np.array(index), torch.tensor(index)
+    def submit_batch(self, key: BatchKey, submit: Submit) -> tuple[UnfinishedBatch, list["Future[list[ViewParams]]"]]:
+        """A batch that is complete when all the futures are; their results are its parameters, part by part."""
+        epoch, index = key
+        rows, positions = np.array(index), torch.tensor(index)
         views = [torch.empty(len(rows), 3, s, s, dtype=d, pin_memory=self.pinned) for s, d in self.shapes()]
         views = views if self.pinned else [in_large_pages(view) for view in views]
-        piece = max(LEAST, PIXELS // sum(size**2 for size, _ in self.shapes()))
-        cuts = [slice(at, at + piece) for at in range(0, len(rows), piece)]
-        jobs = [submit(self.fill, [v[cut] for v in views], epoch, rows[cut]) for cut in cuts]
-        return Batch(where, views, self.images.labels[where]), jobs
+        step = max(MIN_IMAGES_PER_TASK, PIXELS_PER_TASK // sum(size**2 for size, _ in self.shapes()))
+        parts = [slice(first, first + step) for first in range(0, len(rows), step)]
+        futures = [submit(self.render_into, [view[part] for view in views], epoch, rows[part]) for part in parts]
+        return UnfinishedBatch(positions, views, self.images.labels[positions], []), futures
 
 
 class ThreadPrefetchLoader(ResumableLoader):
-    """Batches in the order of their addresses; the error of a thread is raised where its batch is asked for.
+    """Batches in the order of their keys; the error of a thread is raised where its batch is asked for.
 
     threads: 0 makes each batch in the caller, when it is asked for. However the iteration ends, its threads end too.
     """
 
-    def __init__(self, work: ThreadedDataset, order: Any, threads: int):
-        super().__init__(work, batch_sampler=order, collate_fn=identity_collate, num_workers=0)
-        self.work, self.order, self.threads = work, order, threads
+    def __init__(self, dataset: ThreadedDataset, keys: BatchKeys, threads: int):
+        super().__init__(dataset, keys)
+        self.views, self.threads = dataset, threads
 
-    def batches(self) -> Iterator[Batch]:
-        waiting: deque[tuple[Batch, list[Future]]] = deque()
-        ahead = AHEAD if self.threads else 0
-        with _pool(self.threads) as submit:
-            for address in self.order:
-                waiting.append(self.work.start(address, submit))
+    def batches(self) -> Iterator[UnfinishedBatch]:
+        waiting: deque[tuple[UnfinishedBatch, list[Future[list[ViewParams]]]]] = deque()
+        ahead = PREFETCH if self.threads else 0
+        with thread_pool(self.threads) as submit:
+            for key in self.keys:
+                waiting.append(self.views.submit_batch(key, submit))
                 if len(waiting) > ahead:
                     yield _complete(*waiting.popleft())
             while waiting:
                 yield _complete(*waiting.popleft())
 
 
-def _complete(batch: Batch, jobs: list[Future]) -> Batch:
-    for job in jobs:
-        job.result()
-    return batch
+def _complete(batch: UnfinishedBatch, futures: list["Future[list[ViewParams]]"]) -> UnfinishedBatch:
+    parts = [future.result() for future in futures]
+    return batch._replace(color_params=[ViewParams.concatenate(view) for view in zip(*parts, strict=True)])
 
 
 @contextmanager
-def _pool(threads: int) -> Iterator[Submit]:
-    """`submit` of a pool in which every thread computes by itself; of none, where there are to be no threads."""
+def thread_pool(threads: int) -> Iterator[Submit]:
+    """`submit` of a pool whose threads each let torch compute on one core; with 0 threads the caller computes.
+
+    torch's number of threads is a setting of the process: it is what it was before as soon as the threads are started.
+    """
     if not threads:
-        yield _at_once
+        yield _run_in_caller
         return
-    inner, ready = torch.get_num_threads(), Barrier(threads + 1)
+    number, ready = torch.get_num_threads(), Barrier(threads + 1)
 
     def begin() -> None:
         torch.get_num_threads()  # torch gives a thread the number of the process when it first asks: let that be now
@@ -97,20 +102,19 @@ def _pool(threads: int) -> Iterator[Submit]:
         for _ in range(threads):
             pool.submit(int)
         ready.wait()
-        torch.set_num_threads(inner)  # a part of this number belongs to the process, and the threads have changed it
+        torch.set_num_threads(number)  # a part of this number belongs to the process, and the threads have changed it
         yield pool.submit
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _at_once(work: Callable, *args: Any) -> Future:
+def _run_in_caller(work: Callable[..., Any], *args: Any) -> Future:
     """`work` done in the caller, with one thread as in a pool: sums in another order would have other last bits."""
-    inner = torch.get_num_threads()
+    number = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        work(*args)
-    finally:
-        torch.set_num_threads(inner)
     done: Future = Future()
-    done.set_result(None)
+    try:
+        done.set_result(work(*args))
+    finally:
+        torch.set_num_threads(number)
     return done

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from data.augment_torch import short_side
 from data.images import Images
-from data.pipelines.base import BatchDataset, DataModule
+from data.pipelines.base import DataModule
+from data.pipelines.loaders import BatchDataset, BatchKeys, ResumableLoader
 from data.sampler import ViewParams, sample
 from data.views import ViewSpec
 
@@ -16,7 +16,7 @@ COLOR = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adju
 
 def augment_image(image: Tensor, params: ViewParams, i: int, spec: ViewSpec) -> Tensor:
     """(3, H, W) uint8 -> (3, size, size) float32 in [0, 1]: row i of the parameters, applied by torchvision."""
-    x = TF.resized_crop(image, *params.box[i].tolist(), [spec.size, spec.size], antialias=True)
+    x: Tensor = TF.resized_crop(image, *params.box[i].tolist(), [spec.size, spec.size], antialias=True)
     x = TF.to_dtype(x, torch.float32, scale=True)
     if params.flip[i]:
         x = TF.horizontal_flip(x)
@@ -34,12 +34,7 @@ def augment_image(image: Tensor, params: ViewParams, i: int, spec: ViewSpec) -> 
     return x
 
 
-def eval_view(image: Tensor, size: int) -> Tensor:
-    """(3, H, W) uint8 -> (3, size, size) uint8: the evaluation view, Resize and CenterCrop."""
-    return TF.center_crop(TF.resize(image, [short_side(size)], antialias=True), [size, size])
-
-
-class Views(BatchDataset):
+class AugmentedViews(BatchDataset):
     """Augmented views in uint8, a quarter of the bytes of float32 to move between processes and to the device."""
 
     def __init__(self, images: Images, specs: list[ViewSpec], seed: int):
@@ -57,20 +52,12 @@ class Views(BatchDataset):
         return out
 
 
-class EvalViews(BatchDataset):
-    def __init__(self, images: Images, size: int):
-        super().__init__(images)
-        self.size = size
-
-    def views(self, epoch: int, index: list[int]) -> list[Tensor]:
-        return [torch.stack([eval_view(self.images.decode(i), self.size) for i in index])]
-
-
 class TorchvisionDataModule(DataModule):
-    """Workers decode and augment; the device only normalizes."""
+    """Worker processes decode and augment; the device only normalizes. num_workers counts processes for training."""
 
-    def train_dataset(self) -> BatchDataset:
-        return Views(self.data.train, self.specs, self.seed)
+    def train_dataset(self) -> AugmentedViews:
+        return AugmentedViews(self.data.train, self.specs, self.seed)
 
-    def eval_dataset(self, images: Images) -> BatchDataset:
-        return EvalViews(images, self.size)
+    def train_loader(self, keys: BatchKeys, device: torch.device) -> ResumableLoader:
+        pinned = not self.on_host and self.num_workers > 0
+        return ResumableLoader(self.train_dataset(), keys, self.num_workers, pin_memory=pinned)

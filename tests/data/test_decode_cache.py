@@ -9,12 +9,10 @@ import torch
 
 from data import decode_cache as cache_module
 from data.datasets import read_dataset
-from data.pipelines.choose import choose_pipeline
 from data.pipelines.memory import DecodedImages
 from data.views import ViewSpec
-from tests.data.test_pipelines import training_batches
-from tests.helpers.commands import plan_of
 from tests.helpers.images import class_folders
+from tests.helpers.pipelines import build, equal_views, training_batches
 from utils.errors import UserError
 
 
@@ -30,7 +28,7 @@ def images(folder):
 
 
 class Counted:
-    """Images that say how often they were decoded; a number of times at most."""
+    """Images that count how often they were decoded; decoding is interrupted after `at_most` images."""
 
     def __init__(self, images, at_most=10**9):
         self.images, self.labels, self.classes, self.root = images, images.labels, images.classes, images.root
@@ -55,75 +53,75 @@ class Counted:
 
 def store(folder, at_most=10**9):
     counted = Counted(images(folder), at_most)
-    return DecodedImages(counted, 32, folder / "cache"), counted
+    return DecodedImages(counted, 32, folder / "cache").load(), counted
 
 
 def files(folder):
     return {p.name: p.read_bytes() for p in (folder / "cache").rglob("*") if p.is_file() and p.name != "lock"}
 
 
-def test_pixels_are_those_without_a_cache_and_are_decoded_once(folder):
-    plain = DecodedImages(images(folder), 32)
+def test_pixels_are_equal_with_a_cache_and_are_decoded_once(folder):
+    uncached = DecodedImages(images(folder), 32).load()
     first, counted = store(folder)
-    assert torch.equal(first.pixels, plain.pixels)
-    assert np.array_equal(first.ratio, plain.ratio)
+    assert torch.equal(first.pixels, uncached.pixels)
+    assert np.array_equal(first.ratio, uncached.ratio)
     assert (counted.decoded, counted.headers) == (12, 1)
     again, counted = store(folder)
-    assert torch.equal(again.pixels, plain.pixels)
-    assert (counted.decoded, counted.headers) == (0, 0), "nothing but the decode_cache is read"
+    assert torch.equal(again.pixels, uncached.pixels)
+    assert (counted.decoded, counted.headers) == (0, 0), "only the cache is read"
 
 
-def test_what_an_interrupted_run_has_done_is_kept(folder, monkeypatch):
+def test_pixels_of_an_interrupted_run_are_kept(folder, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         store(folder, at_most=7)
     whole, counted = store(folder)
     assert counted.decoded == 7, "the first part of five is there"
-    assert torch.equal(whole.pixels, DecodedImages(images(folder), 32).pixels)
+    assert torch.equal(whole.pixels, DecodedImages(images(folder), 32).load().pixels)
 
 
-def test_changed_images_have_another_cache_and_the_old_one_is_named(folder, capsys):
+def test_cache_of_changed_images_is_another_one_and_the_old_one_is_named(folder, capsys):
     store(folder)
     before = files(folder)
     class_folders(folder / "x" / "train", each=7, size=(60, 80))
     changed, counted = store(folder)
     assert counted.decoded == 14
-    assert torch.equal(changed.pixels, DecodedImages(images(folder), 32).pixels)
-    assert "as it was before it changed; remove it" in capsys.readouterr().out
+    assert torch.equal(changed.pixels, DecodedImages(images(folder), 32).load().pixels)
+    assert "as it was before it changed" in capsys.readouterr().out
     assert set(before) <= set(files(folder))
 
 
 @pytest.mark.parametrize("name", ["64x64.u8", "64x64.done", "sizes.npy"])
-def test_a_file_that_was_cut_off_is_made_again(folder, name):
+def test_cache_writes_a_truncated_file_again(folder, name):
     store(folder)
     path = next((folder / "cache").rglob(name))
     path.write_bytes(path.read_bytes()[:-1])
     whole, counted = store(folder)
     assert (counted.decoded, counted.headers) == ((0, 1) if name == "sizes.npy" else (12, 0))
-    assert torch.equal(whole.pixels, DecodedImages(images(folder), 32).pixels)
+    assert torch.equal(whole.pixels, DecodedImages(images(folder), 32).load().pixels)
 
 
-def test_an_empty_file_of_sizes_is_made_again(folder):
+def test_cache_writes_an_empty_file_of_sizes_again(folder):
     store(folder)
     next((folder / "cache").rglob("sizes.npy")).write_bytes(b"")
     assert store(folder)[1].headers == 1
     assert store(folder)[1].headers == 0
 
 
-def test_views_of_other_sizes_lie_beside_each_other(folder):
+def test_cache_holds_images_for_views_of_several_sizes(folder):
     store(folder)
-    other = DecodedImages(images(folder), 8, folder / "cache")
+    other = DecodedImages(images(folder), 8, folder / "cache").load()
     assert other.pixels.shape == (12, 3, 16, 16)
     assert store(folder)[1].decoded == 0
 
 
-def test_nothing_that_a_run_does_to_its_pixels_reaches_the_file(folder):
+def test_pixels_that_a_run_changes_do_not_reach_the_file(folder):
     first, _ = store(folder)
     first.pixels.zero_()
     assert store(folder)[0].pixels.any()
 
 
-def test_a_complete_cache_may_be_read_only(folder):
+def test_cache_may_be_read_only_once_it_is_complete(folder):
     store(folder)
     for path in (folder / "cache").rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -134,58 +132,47 @@ def test_a_complete_cache_may_be_read_only(folder):
             path.chmod(0o755)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(folder, monkeypatch):
+def test_cache_refuses_a_full_disk_and_leaves_nothing(folder, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache_module, "_allocate", full)
-    with pytest.raises(UserError, match=r"GiB are needed in .*decode_cache \(No space left on device\); make room"):
+    with pytest.raises(UserError, match=r"GiB are needed in .*cache \(No space left on device\); make room"):
         store(folder)
     assert not [name for name in files(folder) if name.endswith((".u8", ".done"))]
 
 
-def test_a_folder_that_cannot_be_is_one_line(folder):
+def test_cache_refuses_a_folder_that_cannot_be_made(folder):
     (folder / "file").write_text("")
     with pytest.raises(UserError, match="name a folder that can be written to"):
         DecodedImages(images(folder), 32, folder / "file" / "cache")
 
 
-def test_space_is_taken_before_it_is_written(tmp_path):
+def test_allocate_reserves_blocks(tmp_path):
     with open(tmp_path / "x", "wb") as file:
         cache_module._allocate(file.fileno(), 10**6)
     assert os.stat(tmp_path / "x").st_blocks * 512 >= 10**6
 
 
-def test_it_belongs_to_the_device_pipeline(folder):
-    data = read_dataset("custom", str(folder / "x"), None, None)
-    name, reason = choose_pipeline("auto", data, 224, "somewhere")
-    assert name == "memory"
-    assert reason.startswith("decoded images are kept in somewhere; images above 256 px are kept as squares")
-    with pytest.raises(UserError, match="stream was given"):
-        choose_pipeline("stream", data, 224, "somewhere")
-
-
-def test_images_that_are_in_memory_need_none(tmp_path):
+def test_cache_refuses_images_in_memory(tmp_path):
     with pytest.raises(UserError, match="does nothing for images that are not read from files"):
         DecodedImages(read_dataset("digits", "none", None, None).train, 32, tmp_path)
 
 
 def test_views_of_a_run_with_a_cache_are_those_without(folder):
-    from data.pipelines.choose import build_pipeline
-
     data = read_dataset("custom", str(folder / "x"), None, None)
-    words = ["--batch_size", "4", "--num_workers", "0"]
+    specs = [ViewSpec(32, count=2)]
     a, b = (
-        list(training_batches(build_pipeline("memory", data, [ViewSpec(32, count=2)], plan_of("simclr", *w))))
-        for w in (words, [*words, "--cache", str(folder / "cache")])
+        list(training_batches(build("memory", data, specs, batch_size=4, cache=cache)))
+        for cache in (None, folder / "cache")
     )
     assert len(a) == len(b) == 3
-    assert all(torch.equal(v, w) for x, y in zip(a, b, strict=True) for v, w in zip(x.views, y.views, strict=True))
+    assert all(map(equal_views, a, b))
 
 
 def opened(rank, world, folder):
-    kept, counted = store(folder)
-    return counted.decoded, int(kept.pixels.sum())
+    decoded, counted = store(folder)
+    return counted.decoded, int(decoded.pixels.sum())
 
 
 def test_processes_share_one_cache_and_decode_once(folder, ranks):

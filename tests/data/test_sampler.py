@@ -1,4 +1,4 @@
-"""The sampler: addressed, uniform, and torchvision's distributions."""
+"""The sampler: addressed, uniform, with torchvision's distributions."""
 
 from collections import Counter
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from data.sampler import epoch_order, sample, uniform
+from data.sampler import ViewParams, epoch_order, sample, uniform
 from data.views import RATIO, SIGMA, ViewSpec
 
 N = 20_000
@@ -29,42 +29,42 @@ def test_uniform_is_uniform_and_independent_of_neighbouring_addresses():
     assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.03
 
 
-def test_the_same_number_on_every_machine_for_ever():
-    """Frozen: a change here makes every recorded run impossible to repeat."""
+def test_uniform_is_frozen():
+    """A change of this number makes every recorded run impossible to repeat."""
     assert float(uniform(0, 1, 2, 3)) == 0.5411209698165707
 
 
 @pytest.mark.parametrize("part", ["seed", "epoch", "index", "view"])
-def test_every_part_of_the_address_matters(part):
+def test_sample_depends_on_every_part_of_its_address(part):
     changed = {"index": np.arange(N) + 1} if part == "index" else {part: 1}
     a, b = draw(), draw(**changed)
     assert (a.box != b.box).any(axis=1).mean() > 0.95
     assert (a.order != b.order).any(axis=1).mean() > 0.9
 
 
-def test_parameters_do_not_depend_on_the_batch_they_come_in():
+def test_sample_does_not_depend_on_the_other_images_of_a_batch():
     whole, part = draw(), draw(index=[7, 3, 19_999])
     for name in ("box", "flip", "jitter", "factors", "order", "gray", "sigma", "solarize"):
         assert np.array_equal(getattr(whole, name)[[7, 3, 19_999]], getattr(part, name)), name
 
 
 @pytest.mark.parametrize("size", [(40, 60), (32, 32), (9, 100)])
-def test_boxes_are_distributed_as_torchvisions(size):
+def test_sample_distributes_boxes_as_torchvision(size):
     box = draw(size=size).box
     torch.manual_seed(0)
     image = torch.empty(3, *size)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], list(RATIO)) for _ in range(4000)])
-    for ours, reference in zip(box.T, theirs.T, strict=True):  # top, left, height, width
-        error = 4 * (ours.std() / len(ours) ** 0.5 + reference.std() / len(reference) ** 0.5) + 1e-9
-        assert abs(ours.mean() - reference.mean()) < error
-        assert ours.std() == pytest.approx(reference.std(), rel=0.06, abs=1e-9)
+    expected = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], list(RATIO)) for _ in range(4000)])
+    for found, reference in zip(box.T, expected.T, strict=True):  # top, left, height, width
+        error = 4 * (found.std() / len(found) ** 0.5 + reference.std() / len(reference) ** 0.5) + 1e-9
+        assert abs(found.mean() - reference.mean()) < error
+        assert found.std() == pytest.approx(reference.std(), rel=0.06, abs=1e-9)
     inside = (box[:, :2] >= 0).all() and (box[:, 0] + box[:, 2] <= size[0]).all()
     assert inside
     assert (box[:, 1] + box[:, 3] <= size[1]).all()
     assert (box[:, 2:] >= 1).all()
 
 
-def test_colour_parameters():
+def test_sample_draws_colours_within_their_ranges():
     p = draw()
     for column, strength in enumerate((0.4, 0.4, 0.4)):
         assert p.factors[:, column].min() >= 1 - strength
@@ -83,14 +83,20 @@ def test_colour_parameters():
     assert sigma.mean() == pytest.approx(sum(SIGMA) / 2, abs=0.02)
 
 
-def test_strengths_above_one_do_not_turn_colours_over():
+def test_sample_keeps_factors_positive_for_strengths_above_one():
     assert draw(ViewSpec(32, brightness=2.0)).factors[:, 0].min() >= 0
 
 
-def test_orders_are_permutations_that_change_with_epoch_and_seed():
+def test_epoch_order_is_a_permutation_that_changes_with_epoch_and_seed():
     orders = [epoch_order(1000, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     for order in orders:
         assert np.array_equal(np.sort(order), np.arange(1000))
     assert (orders[0] != orders[1]).mean() > 0.99
     assert (orders[0] != orders[2]).mean() > 0.99
     assert np.array_equal(orders[0], epoch_order(1000, 0, 0))
+
+
+def test_concatenate_of_parts_is_the_whole():
+    whole, parts = draw(index=range(10)), [draw(index=range(4)), draw(index=range(4, 10))]
+    for name, values in vars(ViewParams.concatenate(parts)).items():
+        assert np.array_equal(values, getattr(whole, name)), name

@@ -1,36 +1,45 @@
-"""From flags to the list of views."""
+"""View specifications of a plan."""
+
+import dataclasses
 
 import pytest
 
-from cli.pretrain import parse_pretraining
-from data.datasets import DATASETS
-from data.views import view_specs
-from methods import METHODS
+from data.views import ViewSpec, expand, view_specs
+from utils.plan import ViewsConfig
+
+CONFIG = ViewsConfig(
+    large_size=224, crop_scale=(0.2, 1.0), small_views=0, small_size=96, small_scale=(0.05, 0.14), flip=0.5,
+    jitter=0.8, jitter_strengths=(0.4, 0.3, 0.2, 0.1), gray=0.2, blur=(0.5,), solarize=(0.0,),
+)  # fmt: skip
 
 
-def specs(text, large=2):
-    return view_specs(parse_pretraining(text.split(), METHODS, DATASETS), large)
+def specs(large=2, **changes):
+    return view_specs(dataclasses.replace(CONFIG, **changes), large)
 
 
-def test_multi_crop_is_two_large_and_six_small():
-    made = specs("imagenet resnet18 --small_views 6")
+def test_view_specs_put_large_views_before_small_ones():
+    made = specs(small_views=6, crop_scale=(0.14, 1.0))
     assert [s.size for s in made] == [224] * 2 + [96] * 6
     assert [s.scale for s in made] == [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6
 
 
-def test_one_large_view_for_a_method_that_wants_one():
-    assert [s.size for s in specs("cifar10 resnet18 --method rotnet", large=1)] == [32]
+def test_view_specs_carry_every_setting():
+    (spec,) = specs(large=1)
+    assert spec == ViewSpec(224, (0.2, 1.0), 0.5, 0.8, 0.4, 0.3, 0.2, 0.1, 0.2, 0.5, 0.0)
 
 
 @pytest.mark.parametrize(
-    ("blur", "expected"),
-    [("0.5", [0.5] * 6), ("1.0 0.1", [1.0, 0.1] * 3), ("1.0 0.1 0.5", [1.0, 0.1] + [0.5] * 4)],
+    ("values", "expected"),
+    [((0.5,), [0.5] * 6), ((1.0, 0.1), [1.0, 0.1] * 3), ((1.0, 0.1, 0.5), [1.0, 0.1] + [0.5] * 4)],
 )
-def test_asymmetric_views_also_with_small_ones(blur, expected):
-    assert [s.blur for s in specs(f"imagenet resnet18 --small_views 4 --blur {blur}")] == expected
-    assert [s.solarize for s in specs(f"imagenet resnet18 --small_views 4 --solarize {blur}")] == expected
+def test_view_specs_give_each_view_its_probability(values, expected):
+    assert [s.blur for s in specs(small_views=4, blur=values)] == expected
+    assert [s.solarize for s in specs(small_views=4, solarize=values)] == expected
 
 
-def test_the_papers_asymmetric_pair():
-    a, b = specs("imagenet resnet18 --blur 1.0 0.1 --solarize 0.0 0.2")
-    assert (a.blur, a.solarize, b.blur, b.solarize) == (1.0, 0.0, 0.1, 0.2)
+def test_blur_taps_are_an_odd_tenth_of_the_view():
+    assert [ViewSpec(size).blur_taps for size in (8, 32, 96, 224)] == [3, 3, 9, 23]
+
+
+def test_expand_repeats_a_spec_count_times():
+    assert [s.size for s in expand([ViewSpec(8, count=2), ViewSpec(4)])] == [8, 8, 4]

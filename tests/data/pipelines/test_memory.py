@@ -1,30 +1,33 @@
-"""The two ways of the device pipeline: threads with compiled loops, and one batch ahead with the batched executor."""
+"""Views of decoded images: by threads with compiled loops, and one batch ahead with the batched executor."""
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 
-from data.pipelines.memory import CudaStreamLoader
+from data.datasets import read_dataset
+from data.pipelines.memory import CudaStreamLoader, DecodedImages, bytes_needed, stored_side
 from data.views import ViewSpec
-from tests.data.test_pipelines import build, training_batches
+from tests.helpers.images import class_folders, read
+from tests.helpers.pipelines import build, equal_views, training_batches
 
 SPECS = [ViewSpec(32, blur=0.5, solarize=0.2), ViewSpec(16, scale=(0.05, 0.3), count=2)]
-CPU = torch.device("cpu")
 
 
-def device(on_host=True, workers=0):
-    module = build("device", specs=SPECS, workers=workers)
+def memory(on_host=True, workers=0):
+    """A module whose batches threads make, or the executor of the GPU, here on the CPU."""
+    module = build("memory", specs=SPECS, workers=workers)
     module.on_host = on_host
     return module
 
 
-def alive():
+def view_threads():
     return [t for t in threading.enumerate() if t.name.startswith("views")]
 
 
-def test_both_ways_give_the_same_batches():
-    pairs = list(zip(training_batches(device(), 2), training_batches(device(on_host=False), 2), strict=True))
+def test_both_executors_make_the_same_batches():
+    pairs = list(zip(training_batches(memory(), 2), training_batches(memory(on_host=False), 2), strict=True))
     assert len(pairs) == 1438 // 16
     for a, b in pairs:
         assert torch.equal(a.index, b.index)
@@ -33,25 +36,17 @@ def test_both_ways_give_the_same_batches():
             assert ((v - w).abs() < 1e-3).float().mean() > (0.995 if number == 0 else 0.99999)  # solarize may jump
 
 
-def test_both_ways_give_the_same_clean_images():
-    a, b = (list(device(on_host).eval_dataloader("val", CPU)) for on_host in (True, False))
-    assert [len(x.index) for x in a] == [len(x.index) for x in b] == [16] * 22 + [7]
-    assert all(torch.allclose(x.views[0], y.views[0], atol=1e-4) for x, y in zip(a, b, strict=True))
+def test_train_loader_does_not_depend_on_the_number_of_threads():
+    alone, many = (list(training_batches(memory(workers=n), at_most=5)) for n in (0, 3))
+    assert all(map(equal_views, alone, many))
 
 
-def test_threads_change_nothing():
-    alone, many = (list(training_batches(device(workers=n), at_most=5)) for n in (0, 3))
-    assert all(
-        torch.equal(v, w) for x, y in zip(alone, many, strict=True) for v, w in zip(x.views, y.views, strict=True)
-    )
-
-
-def test_the_next_batch_is_made_while_one_is_out(monkeypatch):
-    module = device(on_host=False)
+def test_cuda_stream_loader_makes_the_next_batch_while_one_is_out(monkeypatch):
+    module = memory(on_host=False)
     loader = module.train_dataloader()
     assert isinstance(loader, CudaStreamLoader)
     second, made = threading.Event(), []
-    on_device = loader.work.on_device
+    on_device = loader.views.on_device
 
     def counted(*args):
         made.append(args)
@@ -59,37 +54,67 @@ def test_the_next_batch_is_made_while_one_is_out(monkeypatch):
             second.set()
         return on_device(*args)
 
-    monkeypatch.setattr(loader.work, "on_device", counted)
+    monkeypatch.setattr(loader.views, "on_device", counted)
     batches = iter(loader)
     next(batches)
     assert second.wait(10), "the thread makes the second batch without being asked"
     assert loader.state_dict() == {"taken": 1}
-    assert len(alive()) == 1
+    assert len(view_threads()) == 1
     batches.close()
-    assert not alive()
+    assert not view_threads()
     assert len(made) == 2
 
 
 @pytest.mark.parametrize("on_host", [True, False])
-def test_an_error_is_raised_where_its_batch_is_asked_for(on_host, monkeypatch):
-    module = device(on_host, workers=1)
-    loader = module.train_dataloader()
+def test_train_loader_raises_an_error_where_its_batch_is_asked_for(on_host, monkeypatch):
+    loader = memory(on_host, workers=1).train_dataloader()
 
     def broken(*args):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(loader.work, "fill" if on_host else "on_device", broken)
+    monkeypatch.setattr(loader.views, "render_into" if on_host else "on_device", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         next(iter(loader))
-    assert not alive()
+    assert not view_threads()
 
 
-def test_resuming_in_the_middle_of_an_epoch():
-    whole = list(training_batches(device(on_host=False), 1))
-    module = device(on_host=False)
+def test_cuda_stream_loader_resumes_in_the_middle_of_an_epoch():
+    whole = list(training_batches(memory(on_host=False), 1))
+    module = memory(on_host=False)
     loader = module.train_dataloader()
     module.order.set_epoch(1)
     loader.load_state_dict({"taken": 80})
     rest = list(loader)
     assert len(rest) == len(whole) - 80
     assert all(torch.equal(x.views[0], y.views[0]) for x, y in zip(rest, whole[80:], strict=True))
+
+
+def test_decoded_images_keep_small_images_and_squeeze_large_ones(tmp_path):
+    assert DecodedImages(read().train, 32).load().pixels.shape == (1438, 3, 8, 8)
+    data = read_dataset("custom", str(class_folders(tmp_path / "x", size=(100, 50))), None, None)
+    decoded = DecodedImages(data.train, 32).load()
+    assert decoded.pixels.shape == (12, 3, 64, 64)
+    assert np.array_equal(decoded.sizes, np.tile((50, 100), (12, 1)))
+    assert np.allclose(decoded.ratio, (64 / 50, 64 / 100))
+
+
+def test_stored_side_is_twice_the_view_and_at_most_256_up_to_224():
+    assert [stored_side(size) for size in (32, 96, 128, 224, 384)] == [64, 192, 256, 256, 439]
+
+
+def test_decoded_images_are_decoded_once_and_only_for_training(tmp_path, monkeypatch):
+    data = read_dataset("custom", str(class_folders(tmp_path / "x", size=(100, 50))), None, None)
+    decoded = []
+    monkeypatch.setattr(data.train, "decode", lambda i, decode=data.train.decode: decoded.append(i) or decode(i))
+    module = build("memory", data, [ViewSpec(32)], batch_size=4)
+    assert decoded == [], "an evaluation needs no squeezed images"
+    for _ in range(2):
+        list(training_batches(module.with_views([ViewSpec(24)])))
+        list(training_batches(module))
+    assert sorted(decoded) == list(range(12))
+
+
+def test_bytes_needed_counts_training_images_and_kept_evaluation_views(tmp_path):
+    data = read_dataset("custom", str(class_folders(tmp_path / "x", size=(100, 50))), None, None)
+    assert bytes_needed(data, 32) == 12 * 3 * 64 * 64 + 12 * 3 * 32 * 32
+    assert bytes_needed(read(), 32) == 1438 * 3 * 64 * 64

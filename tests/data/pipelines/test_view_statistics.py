@@ -1,6 +1,6 @@
-"""What comes out of every pipeline is distributed as what torchvision's own random transforms make of the images.
+"""Finished views of every pipeline are distributed as the views that torchvision's random transforms make.
 
-Everything is measured in pixels of finished views, so that nothing between the sampler and the batch can be left out.
+Everything is measured in pixels of finished views, so that nothing between the sampler and the batch is left out.
 """
 
 import functools
@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, read_dataset
 from data.views import SIGMA, ViewSpec
-from tests.data.test_pipelines import SUBJECTS, build, training_batches
+from tests.helpers.pipelines import EVERY_PIPELINE, build, training_batches
 
 H, W, SIZE, FINE, IMAGES = 48, 64, 16, 32, 200
 NOTHING = {"flip": 0.0, "jitter": 0.0, "gray": 0.0}
@@ -24,7 +24,7 @@ ONLY_JITTER = NOTHING | {"jitter": 1.0, "brightness": 0.0, "contrast": 0.0, "sat
 
 
 def ramps(i):
-    """Red tells the column of a pixel, green its row."""
+    """Red encodes the column of a pixel, green its row."""
     y, x = np.mgrid[:H, :W]
     return np.stack([x * 4, y * 5, x * 0], axis=2)
 
@@ -92,7 +92,7 @@ FULL = [
     v2.RandomGrayscale(0.2),
     blur(SIZE),
 ]
-CASES = {  # images, our view, torchvision's transforms, what is measured
+CASES = {  # images, view, torchvision's transforms, measurement
     "crops": (ramps, ViewSpec(SIZE, **NOTHING | {"flip": 0.5}), FULL[:2], places),
     "brightness": (reddish, ViewSpec(SIZE, **ONLY_JITTER | {"brightness": 0.4}),
                    [crop(SIZE), v2.ColorJitter(brightness=0.4)], brightness),
@@ -112,8 +112,8 @@ def folder(make):
 
 
 @functools.cache
-def torchvisions(case):
-    """What is measured of two views of every image in two epochs."""
+def reference_values(case):
+    """Measurements of four views of every image by torchvision."""
     make, _, transforms, measure = CASES[case]
     torch.manual_seed(0)
     images = folder(make).train
@@ -121,25 +121,26 @@ def torchvisions(case):
     return measure(torch.stack([draw(images.decode(i)) for i in range(IMAGES) for _ in range(4)]).numpy())
 
 
-def ours(name, case, spec):
+def pipeline_values(name, case, spec):
+    """Measurements of two views of every image in two epochs."""
     module = build(name, folder(CASES[case][0]), [spec, spec], batch_size=60)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     views = [v * std + mean for epoch in range(2) for b in training_batches(module, epoch) for v in b.views]
     return CASES[case][3](torch.cat(views).numpy())
 
 
-def likely(a, b):
-    """Probability that such a distance comes about between two samples of one distribution."""
+def p_value(a, b):
+    """Kolmogorov-Smirnov p-value of the hypothesis that both samples have one distribution."""
     return ks_2samp(a, b).pvalue
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", EVERY_PIPELINE)
 def test_views_are_distributed_as_torchvisions(name, case):
-    found, wanted = ours(name, case, CASES[case][1]), torchvisions(case)
-    for what, values in found.items():
+    found, expected = pipeline_values(name, case, CASES[case][1]), reference_values(case)
+    for name_of_value, values in found.items():
         assert len(values) > IMAGES
-        assert likely(values, wanted[what]) > 0.002, f"{what} of {name}"
+        assert p_value(values, expected[name_of_value]) > 0.002, f"{name_of_value} of {name}"
 
 
 @pytest.mark.parametrize(
@@ -153,5 +154,5 @@ def test_views_are_distributed_as_torchvisions(name, case):
         ("all of it", "spread", ViewSpec(SIZE, gray=0.0, contrast=0.2, blur=0.5)),
     ],
 )
-def test_a_wrong_distribution_is_seen(case, what, wrong):
-    assert likely(ours("device", case, wrong)[what], torchvisions(case)[what]) < 0.002
+def test_p_value_reveals_a_wrong_distribution(case, what, wrong):
+    assert p_value(pipeline_values("memory", case, wrong)[what], reference_values(case)[what]) < 0.002

@@ -1,6 +1,6 @@
-"""Seconds of the evaluations on features: 50,000 x 512 for training, 10,000 to judge on, 10 classes.
+"""Seconds of the evaluations on features: 50,000 x 512 for training, 10,000 for validation, 10 classes.
 
-The features are random, classes apart by about their spread: what an evaluation takes depends on the sizes.
+The features are random, classes apart by about their spread: the time of an evaluation depends on the sizes alone.
 """
 
 import time
@@ -29,7 +29,7 @@ def features(n: int, seed: int) -> FeatureSet:
     return FeatureSet((0.15 * centres[y] + torch.randn(n, WIDTH, generator=g)).relu(), y)
 
 
-def judge(settings: Settings, name: str) -> Work:
+def evaluate(settings: Settings, name: str) -> Work:
     train, val = features(50_000, 0), features(10_000, 1)
 
     def once() -> float:
