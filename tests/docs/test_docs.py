@@ -28,7 +28,7 @@ def parse_evaluating(argv: list[str]) -> Namespace:
     from cli.evaluate import parse_evaluation
     from evaluation.evaluations import EVALUATIONS
 
-    return parse_evaluation(argv, list(DATASETS), list(EVALUATIONS))
+    return parse_evaluation(argv, list(DATASETS), EVALUATIONS)
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -61,10 +61,10 @@ def check_command(words: list[str]) -> str | None:
     """Check one command; return what it calls, None for a command of another program."""
     scripts = [i for i, word in enumerate(words) if word in ("main_contrastive.py", "main_linear.py")]
     if scripts:
-        script, argv = words[scripts[0]], words[scripts[0] + 1 :]
+        script, argv = words[scripts[0]], [word for word in words[scripts[0] + 1 :] if word != "--help"]
         if script == "main_linear.py":
             parse_evaluating(argv)
-        elif "--resume" not in argv or not argv[0].startswith("-"):  # the rest of a resumed command is in its run folder
+        elif not argv[0].startswith("-"):  # the other flags of a resumed command are in its run folder
             parse_pretraining(argv, METHODS, DATASETS)
         return script
     if words[0] == "make":
@@ -92,9 +92,14 @@ def test_commands_are_found():
 
 @pytest.mark.parametrize(
     "words",
-    ["main_contrastive.py digits resnet18 --no_such_flag", "main_linear.py digits resnet18 --no_such_flag", "make nothing",
-     "bash bash_files/nothing.sh", "torchrun --nproc_per_node 2 main_contrastive.py nowhere resnet18"],
-)  # fmt: skip
+    [
+        "main_contrastive.py digits resnet18 --no_such_flag",
+        "main_linear.py digits resnet18 --no_such_flag",
+        "torchrun --nproc_per_node 2 main_contrastive.py nowhere resnet18",
+        "make nothing",
+        "bash bash_files/nothing.sh",
+    ],
+)
 def test_commands_with_a_mistake_are_refused(words):
     with pytest.raises((ValueError, AssertionError)):
         check_command(shlex.split(words))
@@ -102,7 +107,7 @@ def test_commands_with_a_mistake_are_refused(words):
 
 def test_commands_of_a_block():
     block = "# comment\nexport A=1 && python3 x.py a \\\n    --b  # why\nOMP_NUM_THREADS=1 torchrun --n 2 y.py\n"
-    assert list(commands(block)) == [["export", "A=1"], ["python3", "x.py", "a", "--b"], ["torchrun", "--n", "2", "y.py"]]
+    assert [" ".join(words) for words in commands(block)] == ["export A=1", "python3 x.py a --b", "torchrun --n 2 y.py"]
 
 
 @pytest.fixture(scope="session")
@@ -181,3 +186,11 @@ def test_readme_is_short():
 def test_vocabulary(page):
     text = page.read_text().lower()
     assert [word for word in OLD_WORDS if re.search(rf"\b{word}", text)] == []
+
+
+def test_architecture_names_what_exists():
+    """Every row of the two walks names a function or class, and the file that defines it."""
+    rows = re.findall(r"^\| \d+ \| `(\w+)` \| `([\w/]+\.py)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    assert len(rows) >= 20
+    for name, file in rows:
+        assert re.search(rf"^ *(def|class) {name}\b", (ROOT / file).read_text(), re.M), f"{name} is not in {file}"
