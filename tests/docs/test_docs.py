@@ -191,3 +191,22 @@ def test_architecture_names_what_exists():
     assert len(rows) >= 20
     for name, file in rows:
         assert re.search(rf"^ *(def|class) {name}\b", (ROOT / file).read_text(), re.M), f"{name} is not in {file}"
+
+
+def source() -> str:
+    """The application's code with the parts of long strings joined."""
+    files = [f for f in ROOT.rglob("*.py") if not {"tests", "bench", ".venv"} & set(f.relative_to(ROOT).parts)]
+    return re.sub(r'["\']\s*\n\s*f?["\']', "", "\n".join(f.read_text() for f in sorted(files)))
+
+
+def test_troubleshooting_quotes_current_messages():
+    """Every quoted error of four words or more shares three words in a row with the code; values differ."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = [cell.strip("` .") for cell in re.findall(r"^\| (`[^|`]+`) \|", text, re.M)]
+    messages = [q for q in quoted if len(q.split()) >= 4 and not q.startswith(("torch.", "waiting for data"))]
+    assert len(messages) >= 20
+    code = source()
+    for message in messages:
+        words = message.split()
+        windows = [" ".join(words[i : i + 3]) for i in range(len(words) - 2)]
+        assert any(window in code for window in windows), message
