@@ -69,7 +69,7 @@ def export_backbone(kind: str, path: Path, backbone: nn.Module, card: Mapping[st
         raise UserError(f"cannot write {path} ({e.strerror or e}); choose another path") from e
 
 
-def run_card(weights: Weights, backbone: str, stem: str, results: Mapping[str, float]) -> dict[str, str]:
+def run_card(weights: Weights, backbone: str, stem: str, scores: Mapping[str, float]) -> dict[str, str]:
     """What is known of the weights: what their file says, the run folder around it, and the numbers just measured."""
     card = weights.metadata | {"backbone": backbone, "stem": stem}
     card |= {
@@ -85,7 +85,7 @@ def run_card(weights: Weights, backbone: str, stem: str, results: Mapping[str, f
         card["seconds"] = str(summary.get("seconds", ""))
         online = {k: v for k, v in summary.items() if k.startswith(("knn_", "val_probe_acc"))}
         card |= {f"result: {k} (online, top-1 in per cent)": f"{v:.1f}" for k, v in online.items()}
-    return card | {f"result: {name}": f"{number:.4g}" for name, number in results.items() if not name.endswith(" C")}
+    return card | {f"result: {name}": f"{number:.4g}" for name, number in scores.items()}
 
 
 def model_card(card: Mapping[str, str]) -> str:

@@ -155,17 +155,17 @@ def open_all_weights(sources: Sequence[str]) -> list[Weights]:
     return opened
 
 
-def choose_size(args: Namespace, sources: Sequence[Weights], usual: int) -> int:
-    """Side of an image in pixels: --large_size, else that of the pretraining, which is one for all, else `usual`."""
-    sizes = {int(weights.metadata.get("large_size", usual)) for weights in sources}
-    if len(sizes) > 1 and not args.large_size:
+def choose_size(requested: int | None, sources: Sequence[Weights], default: int) -> int:
+    """Side of an image in pixels: --large_size, else that of the pretraining, which is one for all, else `default`."""
+    sizes = {int(weights.metadata.get("large_size", default)) for weights in sources}
+    if len(sizes) > 1 and not requested:
         raise UserError(f"the weights were trained on views of {sorted(sizes)} pixels; choose one by --large_size")
-    return args.large_size or sizes.pop()
+    return requested or sizes.pop()
 
 
-def stem_of(args: Namespace, weights: Weights, size: int) -> str:
+def stem_of(requested_stem: str, backbone: str, weights: Weights, size: int) -> str:
     """ "small" or "imagenet": as a run told, else as the tensors look, else as --stem says."""
-    return weights.metadata.get("stem") or choose_stem(args.stem, args.backbone, size, guess_stem(weights.tree))[0]
+    return weights.metadata.get("stem") or choose_stem(requested_stem, backbone, size, guess_stem(weights.tree))[0]
 
 
 def load_backbone(
@@ -190,33 +190,28 @@ def load_backbone(
     return match
 
 
-def check_compatible(args: Namespace, weights: Weights, stem: str) -> None:
-    """Weights of another backbone, stem or data set than named are refused, unless transfer is meant."""
-    path, told = weights.path, weights.metadata
-    if told.get("backbone", args.backbone) != args.backbone:
-        raise UserError(f"{path} holds a {told['backbone']}, not a {args.backbone}; name that backbone")
-    if args.stem not in ("auto", stem):
-        raise UserError(f"{path} was trained with the {stem} stem, not {args.stem}; leave --stem out")
-    if told.get("dataset", args.dataset) != args.dataset and "transfer" not in args.evaluation:
-        raise UserError(
-            f"{path} was trained on {told['dataset']}, not on {args.dataset}; to judge it there, say "
-            f"--evaluation transfer"
-        )
+def check_compatible(weights: Weights, backbone: str, requested_stem: str, stem: str) -> None:
+    """Refuse weights of another backbone or stem than named."""
+    path, metadata = weights.path, weights.metadata
+    if metadata.get("backbone", backbone) != backbone:
+        raise UserError(f"{path} holds a {metadata['backbone']}, not a {backbone}; name that backbone")
+    if requested_stem not in ("auto", stem):
+        raise UserError(f"{path} was trained with the {stem} stem, not {requested_stem}; leave --stem out")
 
 
-def check_classes(args: Namespace, told: Mapping[str, str], usual: int | None, classes: int) -> None:
-    """Refuse another number of classes than the weights, or else the data set (`usual`), have: other images."""
-    if "transfer" in args.evaluation or not classes:
+def check_classes(dataset: str, metadata: Mapping[str, str], default_classes: int | None, classes: int) -> None:
+    """Refuse another number of classes than the same data set had in pretraining, or else usually has."""
+    if not classes:
         return
-    seen = int(told.get("num_classes", 0))
-    if seen and seen != classes:
+    pretrained = int(metadata.get("num_classes", 0)) if metadata.get("dataset") == dataset else 0
+    if pretrained and pretrained != classes:
         raise UserError(
-            f"{args.dataset} has {classes} classes here, but the weights were trained on one of {seen}; name "
-            f"its folder, or say --evaluation transfer"
+            f"{dataset} has {classes} classes here, but the weights were trained on one of {pretrained}; name its "
+            f"folder, or call this data set custom"
         )
-    if not seen and usual and usual != classes:
+    if not metadata and default_classes and default_classes != classes:
         raise UserError(
-            f"{args.dataset} has {usual} classes, but {classes} are here; name another folder, or call it custom"
+            f"{dataset} has {default_classes} classes, but {classes} are here; name another folder, or call it custom"
         )
 
 
