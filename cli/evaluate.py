@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from cli.flags import (
@@ -60,10 +61,11 @@ def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: 
     """The flags of an evaluation command, those of every evaluation included, checked.
 
     `evaluation` holds the names of the evaluations to compute: the named ones, all, or the defaults; none where the
-    command only exports.
+    command only exports. `export` is None or (format, Path).
     """
     args = _parser(datasets, evaluations).parse_strictly(argv, {})
-    args = Namespace(**vars(args) | {"evaluation": _names(args, evaluations)})
+    export = (args.export[0], Path(args.export[1])) if args.export else None
+    args = Namespace(**vars(args) | {"evaluation": _names(args, evaluations), "export": export})
     typed = _parser(datasets, evaluations).typed_flags(argv)
     check_used(args, typed, [*_rules(evaluations), *RULES])
     _check_export(args)

@@ -10,6 +10,7 @@ from torch import Tensor
 from evaluation.classifier import add_classifier_flags, classifier_settings, finetune, linear
 from evaluation.cluster_images import add_cluster_flags, cluster, cluster_settings
 from evaluation.draw import add_picture_flags, draw_pictures, picture_settings
+from evaluation.interfaces import Data
 from evaluation.knn import add_knn_flags, knn, knn_settings
 from evaluation.logistic import add_fewshot_flags, fewshot, fewshot_settings, logistic, logistic_settings
 from evaluation.quality import quality, quality_settings
@@ -90,19 +91,20 @@ EVALUATIONS: dict[str, Evaluation[Any]] = {
 Settings = Mapping[str, Any]  # name of an evaluation -> its settings
 
 
-def resolve_settings(
-    names: Sequence[str], flags: Namespace, dataset: str, train: Tensor, val: Tensor | None, note: Note
-) -> Settings:
+def resolve_settings(names: Sequence[str], flags: Namespace, dataset: str, data: Data, print_line: Note) -> Settings:
     """The settings of the named evaluations, with defaults that the labels allow; what they do not allow is refused.
 
-    train, val: labels (N,), -1 unknown, of the training and the validation images.
+    print_line: prints a remark on defaults that are left out.
     """
-    labels = TrainingLabels.count(train)
-    _check_labels(names, dataset, labels, val)
-    return {name: EVALUATIONS[name].settings(flags, labels, note) for name in names}
+    labels = TrainingLabels.count(data.train.labels)
+    _check_labels(names, dataset, labels, None if data.val is None else data.val.labels)
+    return {
+        name: EVALUATIONS[name].settings(flags, labels, lambda text: print_line(f"  note: {text}")) for name in names
+    }
 
 
 def _check_labels(names: Sequence[str], dataset: str, labels: TrainingLabels, val: Tensor | None) -> None:
+    """Refuse evaluations that need labels where there are none."""
     needing = [name for name in names if EVALUATIONS[name].needs_labels]
     if needing and (val is None or not labels.labelled or not bool((val >= 0).any())):
         missing = "validation images" if val is None else "labels"

@@ -32,7 +32,7 @@ def add_knn_flags(group: FlagGroup) -> None:
     """Flags of the kNN evaluation."""
     defaults = " ".join(map(str, DEFAULT_K))
     group.add_argument("--knn_k", type=positive_int, nargs="+", metavar="K",
-                       help=f"numbers of nearest neighbours (default: {defaults}, as far as there are labels)")  # fmt: skip
+                       help=f"numbers of nearest neighbours (default: {defaults}, where labels allow)")  # fmt: skip
 
 
 def knn_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> KnnSettings:

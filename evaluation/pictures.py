@@ -17,11 +17,14 @@ from utils.errors import UserError
 
 POINTS = 2000  # at most, in an embedding
 FEW = 25  # classes whose names and numbers fit a confusion matrix
-RIGHT, WRONG = "#2a9d4e", "#c8352c"
+CORRECT, WRONG = "#2a9d4e", "#c8352c"
 
 
 def curves(path: Path, columns: dict[str, list[tuple[int, float]]]) -> None:
-    """Loss on the left, accuracies on the right, against the optimizer step; columns: name -> (step, value) points."""
+    """Draw the loss on the left and accuracies on the right, against the optimizer step.
+
+    columns: name -> (step, value) points.
+    """
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, points in columns.items():
@@ -41,21 +44,25 @@ def curves(path: Path, columns: dict[str, list[tuple[int, float]]]) -> None:
 
 
 def neighbour_grid(
-    path: Path, queries: Sequence[NDArray], found: Sequence[Sequence[NDArray]], right: NDArray | None, labels: list[str]
+    path: Path,
+    queries: Sequence[NDArray],
+    found: Sequence[Sequence[NDArray]],
+    correct: NDArray | None,
+    labels: list[str],
 ) -> None:
-    """Each query (H, W, 3) uint8 beside its nearest training images, nearest first.
+    """Draw each query (H, W, 3) uint8 beside its nearest training images, nearest first.
 
-    right: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
+    correct: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
     """
-    colors = {None: "black", True: RIGHT, False: WRONG}
-    correct = [[None] * len(row) for row in found] if right is None else right.tolist()
-    frames = [["black", *(colors[c] for c in row)] for row in correct]
+    colors = {None: "black", True: CORRECT, False: WRONG}
+    verdicts = [[None] * len(row) for row in found] if correct is None else correct.tolist()
+    frames = [["black", *(colors[verdict] for verdict in row)] for row in verdicts]
     titles = {0: "query", 1: "nearest", len(found[0]): f"{len(found[0])}th"}
     _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles)
 
 
 def montage(path: Path, ids: Tensor, distance: Tensor, images: Images, clusters: int = 12, each: int = 10) -> None:
-    """Some clusters, largest first down to the smallest, a row each: the images nearest to the centroid.
+    """Draw some clusters, from the largest to the smallest, a row each: the images nearest to the centroid.
 
     ids, distance: (N,) cluster and squared distance to its centroid, of all `images`.
     """
@@ -73,7 +80,7 @@ def montage(path: Path, ids: Tensor, distance: Tensor, images: Images, clusters:
 def _grid(
     path: Path, rows: list[list[NDArray]], frames: list[list[str]], labels: list[str], titles: dict[int, str]
 ) -> None:
-    """Rows of images (H, W, 3) uint8 in frames of these colours; a label before a row, a title above a column."""
+    """Draw rows of images (H, W, 3) uint8 in coloured frames; a label before a row, a title above a column."""
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(columns * 1.05, len(rows) * 1.1), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"width_ratios": [1.0] * columns})
@@ -122,7 +129,10 @@ def _class_name(images: Images, label: int) -> str:
 
 
 def confusion(path: Path, labels: Tensor, predicted: Tensor, names: Sequence[str]) -> None:
-    """Confusion matrix: predicted class (column) of the images of each class (row), in per cent of the row; both (N,)."""
+    """Draw the confusion matrix: predicted classes (columns) of each class (row), in per cent of the row.
+
+    labels, predicted: (N,).
+    """
     classes = int(max(labels.max(), predicted.max())) + 1
     counts = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes).float()
     share = (100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
@@ -173,7 +183,7 @@ PROJECTIONS: dict[str, tuple[str, Callable[[NDArray, int], NDArray]]] = {
 
 
 def embedding(path: Path, features: FeatureSet, names: Sequence[str], seed: int, projection: str = "tsne") -> None:
-    """Features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS."""
+    """Draw features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS."""
     order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
     x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
     name, project = PROJECTIONS[projection]

@@ -92,7 +92,7 @@ def quality_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Qu
 
 
 def quality(target: EvaluationTarget, settings: QualitySettings) -> list[Score]:
-    """Rank, spectrum, spread and alignment of the features; no score of very wide ones, as raw pixels of large views."""
+    """Rank, spectrum, spread and alignment of features; none of very wide ones, as raw pixels of large views."""
     x = (target.val or target.train).x
     if x.shape[1] > WIDEST:
         return []

@@ -1,11 +1,13 @@
 """The table of scores on the screen: column titles are made from the scores' keys here."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from evaluation.interfaces import Data
 from utils.files import write_json
+from utils.provenance import provenance
 from utils.scores import PERCENT, ResultRow, Score
 
 TITLES = {
@@ -52,11 +54,15 @@ def _cell(score: Score) -> str:
     return f"{score.value:.{decimals}f}{deviation}"
 
 
-def report(dataset: str, data: Data, rows: Sequence[ResultRow], folder: Path) -> None:
-    """Print the table (nothing where only files were asked for) and the folder, and write summary.json there."""
+def report(dataset: str, data: Data, rows: Sequence[ResultRow], folder: Path, command: Mapping[str, Any]) -> None:
+    """Print the table (none where only files were asked for); write summary.json and args.json.
+
+    command: what led here, for args.json.
+    """
     if any(row.scores for row in rows):
         validation = f", {len(data.val):,} validation images" if data.val is not None else ""
         units = "accuracies are top-1 in per cent"
         print(f"\n{dataset}: {len(data.train):,} training images{validation}; {units}\n\n{table(rows)}")
     print(f"\n{folder}")
+    write_json(folder / "args.json", {**command, **provenance()})
     write_json(folder / "summary.json", {row.title: row.as_json() for row in rows})

@@ -1,8 +1,10 @@
 """The network that an evaluation measures, and the data set that it is measured on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from evaluation.feature_files import fingerprint
 from evaluation.features import FeatureSet, evaluation_mode, extract
 from evaluation.interfaces import AugmentedData, EvaluationData, TrainSubsetLoader
+from utils.distributed import rank_zero_print
 from utils.scores import ResultRow, slug
 
 PAIRS = 2048  # training images whose two views are compared
@@ -35,6 +38,41 @@ class NetworkInfo:
     layer: str | None = None
     weights: str = ""
     default_output_dir: Path = Path()
+
+
+Networks = list[tuple[NetworkInfo, nn.Module]]  # the rows of a table
+RAW_PIXELS = NetworkInfo("raw pixels", "raw pixels")
+
+
+class PretrainedWeights(Protocol):
+    """A file of weights: its path, its name in a table, and what is known of its pretraining."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    def default_output_dir(self, output: str) -> Path: ...
+
+
+def pretrained_info(
+    backbone: str, layer: str | None, dataset: str, weights: PretrainedWeights, output: str, several: bool
+) -> NetworkInfo:
+    """Facts about a pretrained network; its title names the data set of the pretraining where that is not `dataset`.
+
+    output: parent directory of run folders. several: whether the table has other pretrained networks beside this one.
+    """
+    method, pretrained_on = weights.metadata.get("method", ""), weights.metadata.get("dataset", "")
+    title = f"{backbone}, {weights.name if several else method or 'pretrained'}"
+    if pretrained_on not in ("", dataset):
+        title += f" on {pretrained_on}"
+        rank_zero_print(f"  note: {weights.path} was pretrained on {pretrained_on} and is evaluated on {dataset}")
+    default_output_dir = weights.default_output_dir(output)
+    return NetworkInfo(title, backbone, method, pretrained_on, layer, str(weights.path), default_output_dir)
 
 
 class EvaluationTarget:

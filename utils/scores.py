@@ -66,3 +66,8 @@ class ResultRow:
 def slug(title: str) -> str:
     """The title with every run of other characters than letters, digits, dots, dashes and underscores as one "_"."""
     return re.sub(r"[^\w.\-]+", "_", title)
+
+
+def all_numbers(rows: Sequence[ResultRow]) -> dict[str, float]:
+    """The numbers of all rows, under "<row>/<key>"."""
+    return {f"{row.slug}/{key}": number for row in rows for key, number in row.numbers().items()}
