@@ -23,7 +23,7 @@ from utils.distributed import broadcast_str, destroy_process_group, init_process
 from utils.errors import run_cli
 from utils.hardware import choose_hardware, local_device, relaunch_with_torchrun
 from utils.plan import BackboneConfig
-from utils.scores import ResultRow, all_numbers
+from utils.scores import Rows, all_numbers
 
 
 def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> Networks:
@@ -44,9 +44,7 @@ def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> N
     return networks
 
 
-def evaluate_networks(
-    args: Namespace, argv: list[str], sources: list[load.Weights], networks: Networks, size: int
-) -> list[ResultRow]:
+def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], networks: Networks, size: int) -> Rows:
     """A row per network; the table is printed and written to a new run folder."""
     data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
     for note in data.notes:
@@ -70,7 +68,7 @@ def evaluate_networks(
     return rows
 
 
-def export(args: Namespace, weights: load.Weights, network: torch.nn.Module, size: int, rows: list[ResultRow]) -> None:
+def export(args: Namespace, weights: load.Weights, network: torch.nn.Module, size: int, rows: Rows) -> None:
     """Write the backbone for another library, with a model card that has the scores of its row."""
     stem = load.stem_of(args.stem, args.backbone, weights, size)
     card = run_card(weights, args.backbone, stem, rows[-1].numbers() if rows else {})
@@ -92,7 +90,7 @@ def main(argv: list[str]) -> None:
     networks = build_networks(args, sources, size)
     if args.dry_run:
         return
-    rows = evaluate_networks(args, argv, sources, networks, size) if args.evaluation else []
+    rows = evaluate_all(args, argv, sources, networks, size) if args.evaluation else []
     if args.export and rank() == 0:
         export(args, sources[-1], networks[-1][1], size, rows)
     destroy_process_group()

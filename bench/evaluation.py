@@ -1,6 +1,7 @@
 """Seconds of the evaluations on features: 50,000 x 512 for training, 10,000 for validation, 10 classes.
 
-The features are random, classes apart by about their standard deviation: the seconds of an evaluation depend on the sizes.
+The features are random, classes apart by about their standard deviation: seconds depend on
+the sizes.
 """
 
 import time

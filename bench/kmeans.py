@@ -1,7 +1,7 @@
 """Seconds of an iteration of k-means by torch and by faiss, same rows, start and threads.
 
-The seconds of an iteration are those that one more adds to a call: (seconds of 3 - seconds of 1) / 2. The features are a mixture of K
-Gaussians that overlap, cut off at 0: the seconds of an iteration depend on the sizes.
+The seconds of an iteration are those that one more adds to a call: (seconds of 3 - seconds of 1) / 2. The
+features are a mixture of K Gaussians that overlap, cut off at 0: the seconds of an iteration depend on the sizes.
 """
 
 import statistics

@@ -63,6 +63,9 @@ class ResultRow:
         }
 
 
+Rows = list[ResultRow]  # a table
+
+
 def slug(title: str) -> str:
     """The title with every run of other characters than letters, digits, dots, dashes and underscores as one "_"."""
     return re.sub(r"[^\w.\-]+", "_", title)
