@@ -1,14 +1,15 @@
-# make demo    pretrain NNCLR on real digits, judge it, draw it       (CPU, minutes, nothing downloaded)
-# make test    lint, types and the fast tests
+# make demo    pretrain NNCLR on real digits and evaluate it           (CPU, minutes, nothing downloaded)
+# make test    lint, types and the fast tests, in two processes
+# make test-slow, make coverage
 # make prove   every method on 1, 2 and 3 processes: how far loss, gradient and parameters are apart
-# make bench   speed and memory beside torchvision, Lightly, DALI and faiss; PHOTOGRAPHS=FOLDER and CIFAR=FOLDER for all rows
+# make bench   speed and memory compared with torchvision, Lightly, DALI and faiss; PHOTOGRAPHS=FOLDER and CIFAR=FOLDER for all rows
 
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 RUN    := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test prove lint test-slow bench clean
+.PHONY: demo test prove lint test-slow coverage bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -34,7 +35,7 @@ demo: $(VENV)/.installed
 	    --temperature 0.2 --queue_size 512 --hidden_mlp 512 --proj_dim 128 --no_predictor \
 	    --knn_every 10 --run_id $(RUN)
 	$(PY) main_linear.py digits resnet18 --pretrained_feature_extractor trained_models/$(RUN) \
-	    --evaluation probe knn fewshot --shots 5 --draws 20 --baselines --run_id $(RUN)-judged
+	    --evaluation logistic knn fewshot --shots 5 --draws 20 --baselines --run_id $(RUN)-evaluated
 	@echo "pictures: curves.png, neighbours.png and embedding.png in trained_models/$(RUN)"
 
 lint: $(VENV)/.installed-dev
@@ -43,13 +44,16 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy .
 
 test: lint
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
+coverage: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 prove: $(VENV)/.installed-dev
-	$(PY) -m tests.prove
+	OMP_NUM_THREADS=1 $(PY) -m tests.prove
 
 test-slow: $(VENV)/.installed-dev
-	$(PY) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench $(if $(PHOTOGRAPHS),--photographs "$(PHOTOGRAPHS)") $(if $(CIFAR),--cifar "$(CIFAR)")

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     rank_zero_print(f"{plan.method} on {args.dataset}: {len(data.train):,} images, {data.classes or 'no'} classes")
     rank_zero_print(f"  {'pipeline':<16} {pipeline} ({reason})")
     rank_zero_print(describe(plan, vars(settings), method.trainable_parameters(), method.checkpoint_bytes()))
-    for note in (*data.notes, *worker_notes(pipeline, num_workers, plan.hardware), *notes(plan, args.knn_k)):
+    for note in (*data.notes, *worker_notes(pipeline, num_workers, plan.hardware), *notes(plan, args)):
         rank_zero_print(f"  note: {note}")
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
                             plan.seed, num_workers, args.cache, accelerator)  # fmt: skip

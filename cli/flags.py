@@ -7,6 +7,7 @@ from cli.parser import Rule
 from utils.arg_types import count, number, positive_int
 from utils.optim import FlagGroup
 
+DEFAULT_PROJECT = "lookalike"
 IGNORED_TENSORS = ("num_batches_tracked",)  # counters of batch norm, which not every checkpoint has
 OPTIMIZER_RULES: tuple[Rule, ...] = (
     (("lars_eta", "lars_clip"), "--optimizer lars", lambda a: a.optimizer == "lars"),
@@ -30,7 +31,8 @@ def add_common_flags(group: FlagGroup) -> None:
                        "data set's own")  # fmt: skip
     group.add_argument("--batch_size", type=positive_int, default=256, help="images per process and forward pass")
     group.add_argument("--num_workers", type=count, default=4,
-                       help="worker processes (torchvision) or threads (other pipelines); 0 loads in the main process")  # fmt: skip
+                       help="worker processes (torchvision) or threads (other pipelines); 0 loads in the main "
+                       "process")  # fmt: skip
     group.add_argument("--gpus", type=count, nargs="+", metavar="ID", help="GPU ids (default: all)")
     group.add_argument("--output", default="trained_models", help="parent directory of run folders")
     group.add_argument("--run_id", help="name of the run folder; default: name, data set, backbone and time")
@@ -72,7 +74,7 @@ def add_checkpoint_key_flags(group: FlagGroup) -> None:
 def add_dashboard_flags(group: FlagGroup, default_name: str) -> None:
     group.add_argument("--name", help=f"name of the run (default: {default_name})")
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
-    group.add_argument("--project", default="lookalike", help="Weights & Biases project")
+    group.add_argument("--project", default=DEFAULT_PROJECT, help="Weights & Biases project")
     group.add_argument("--entity", help="Weights & Biases entity (default: your own)")
     group.add_argument("--offline", action="store_true", help="keep Weights & Biases logs on disk, without a network")
 

@@ -41,10 +41,11 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if match := re.search(r"argument (\S+): invalid choice: '([^']*)'", message):
-            action = next(a for a in self._actions if match[1] in {a.dest, *"/".join(a.option_strings).split("/")})
+            names = {name: a for a in self._actions for name in (a.dest, str(a.metavar), "/".join(a.option_strings))}
+            action = names[match[1]]
             choices = [str(c) for c in action.choices or ()]
             near = did_you_mean(match[2], choices)
-            message = f"unknown {match[1].lstrip('-')} {match[2]!r}{near}; choose one of {', '.join(choices)}"
+            message = f"unknown {action.dest} {match[2]!r}{near}; choose one of {', '.join(choices)}"
         raise UserError(message)
 
     def parse_strictly(self, argv: Sequence[str], flags_of_others: Mapping[str, str]) -> Namespace:

@@ -2,10 +2,10 @@
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from cli.flags import gpu_list
+from cli.flags import DEFAULT_PROJECT, gpu_list
 from utils.errors import UserError
 from utils.hardware import choose_hardware, choose_precision
 from utils.optim import OptimizerConfig, ScheduleConfig
@@ -102,8 +102,19 @@ def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> in
 
 
 def _views(args: Namespace) -> ViewsConfig:
-    settings = {field.name: getattr(args, field.name) for field in dataclasses.fields(ViewsConfig)}
-    return ViewsConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+    return ViewsConfig(
+        large_size=args.large_size,
+        crop_scale=tuple(args.crop_scale),
+        small_views=args.small_views,
+        small_size=args.small_size,
+        small_scale=tuple(args.small_scale),
+        flip=args.flip,
+        jitter=args.jitter,
+        jitter_strengths=tuple(args.jitter_strengths),
+        gray=args.gray,
+        blur=tuple(args.blur),
+        solarize=tuple(args.solarize),
+    )
 
 
 def _check_batch(batch: BatchConfig, images: int) -> None:
@@ -146,13 +157,15 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
     return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())
 
 
-def notes(plan: Plan, requested_knn_k: Sequence[int]) -> list[str]:
-    """Remarks on settings that were adapted to the data."""
-    if plan.logging.knn_every and list(plan.logging.knn_k) != list(requested_knn_k):
-        used = " ".join(map(str, plan.logging.knn_k)) or "none"
-        count = plan.training_set.labelled_images
-        return [f"kNN with k = {used} of {' '.join(map(str, requested_knn_k))}: {count:,} labelled training images"]
-    return []
+def notes(plan: Plan, args: Namespace) -> list[str]:
+    """Remarks on flags that have no effect here, in whole or in part."""
+    remarks = []
+    if plan.logging.knn_every and list(plan.logging.knn_k) != list(args.knn_k):
+        used, requested = (" ".join(map(str, ks)) or "none" for ks in (plan.logging.knn_k, args.knn_k))
+        remarks.append(f"kNN with k = {used} of {requested}: {plan.training_set.labelled_images:,} labelled images")
+    if not args.wandb and args.project != DEFAULT_PROJECT:
+        remarks.append("--project has no effect without --wandb")
+    return remarks
 
 
 def _augmentations(views: ViewsConfig) -> str:

@@ -102,8 +102,8 @@ def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str,
     add_positionals(parser, list(datasets))
     common = parser.add_argument_group("common")
     common.add_argument("--method", choices=list(methods), default=DEFAULT_METHOD, help="self-supervised method")
-    add_common_flags(common)
     _add_length_flags(common)
+    add_common_flags(common)
     common.add_argument("--resume", metavar="RUN", help="resume the run in this folder")
     description = (methods[name].__doc__ or "").partition("\n")[0]
     method_group = parser.add_argument_group(f"method {name}", description)
@@ -131,7 +131,7 @@ def _add_optimization_flags(g: FlagGroup) -> None:
     g.add_argument("--scheduler", choices=["warmup_cosine", "cosine", "step", "none"], default="warmup_cosine",
                    help="learning-rate schedule; none keeps the rate constant")  # fmt: skip
     g.add_argument("--warmup_epochs", type=nonnegative_float,
-                   help="epochs of linear warm-up; default: 10, or a tenth of a run of fewer than 100 epochs")  # fmt: skip
+                   help="epochs of linear warm-up; default: 10, or a tenth of a shorter run")  # fmt: skip
     g.add_argument("--accumulate", type=positive_int, default=1, help="batches per optimizer step")
     g.add_argument("--clip_grad", type=positive_float, help="clip the gradient norm to this value; default: no limit")
     g.add_argument("--probe_lr", type=positive_float,

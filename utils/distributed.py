@@ -5,6 +5,7 @@ for being distributed: a reduction without gradient gives the right loss and a g
 """
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -70,13 +71,13 @@ class _Sum(torch.autograd.Function):
     """All-reduce forward and all-reduce of the gradient backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.clone()
         dist.all_reduce(grad)
         return grad

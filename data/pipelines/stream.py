@@ -81,7 +81,7 @@ class StreamDataModule(DataModule):
     def eval_dataset(self, images: Images) -> ThreadedDataset:
         return StreamedClean(images, self.size, pinned=not self.on_host)
 
-    def augment_crops(self, batch: Batch, epoch: int) -> Batch:
+    def finalize_batch(self, batch: Batch, epoch: int) -> Batch:
         if epoch < 0:
             return super().finalize_batch(batch, epoch)
         return batch if self.on_host else self.apply_color_augmentations(batch, epoch)

@@ -1,108 +1,142 @@
 """Parameter groups, optimizers and schedules."""
 
 import math
-from argparse import Namespace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from methods import METHODS
-from tests.helpers.commands import plan_of
+from tests.helpers.commands import build_method, plan_of
 from tests.helpers.networks import Flat
-from utils.optim import build_optimizer, build_scheduler, parameter_groups, schedule
+from utils.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    build_scheduler,
+    lr_factor,
+    no_weight_decay_names,
+    parameter_groups,
+)
 
 
 def method(name="simclr", *words):
-    args = plan_of(name, "--batch_size", "16", *words)
-    return METHODS[name](args, Flat(12), 6), args
+    return build_method(name, Flat(12), 6, "--batch_size", "16", *words)
+
+
+def groups_of(module):
+    config = module.plan.optimizer
+    return parameter_groups(module, config.lr, config.weight_decay, module.plan.probe_lr, module.constant_lr_module)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_parameter_is_in_one_group_and_biases_and_norms_do_not_decay(name):
-    m, args = method(name, "--weight_decay", "0.5")
-    groups = parameter_groups(m, args)
+def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights(name):
+    module = method(name, "--weight_decay", "0.5")
+    groups = groups_of(module)
     owner = {id(p): g for g in groups for p in g["params"]}
-    trained = {key: p for key, p in m.named_parameters() if p.requires_grad}
-    assert all((".teacher." in key) != (key in trained) for key, _ in m.named_parameters())
+    trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
+    assert all((".teacher." in key) != (key in trained) for key, _ in module.named_parameters())
     assert len(owner) == sum(len(g["params"]) for g in groups) == len(trained)
     for key, p in trained.items():
         group = owner[id(p)]
         if key.startswith("probe."):
-            assert (group["lr"], group["weight_decay"]) == (args.probe_rate, 0), key
+            assert (group["lr"], group["weight_decay"]) == (module.plan.probe_lr, 0), key
         else:
-            assert (group["lr"], group["weight_decay"]) == (args.scaled_lr, 0.5 if p.ndim > 1 else 0), key
+            assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, 0.5 if p.ndim > 1 else 0), key
 
 
-def test_a_named_submodule_keeps_its_rate():
-    m, args = method("simclr", "--scheduler", "cosine")
-    optimizer = build_optimizer(parameter_groups(m, args, constant="projector"), args)
-    scheduler = build_scheduler(optimizer, args)
-    for _ in range(args.total_steps // 2):
+def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():
+    vit = timm.create_model("test_vit.r160_in1k", num_classes=0)
+    outer = nn.Sequential(vit)
+    assert "pos_embed" in no_weight_decay_names(vit)
+    assert "0.pos_embed" in no_weight_decay_names(outer)
+    for module in (vit, outer):
+        decayed = {id(p) for g in parameter_groups(module, 0.1, 0.5) if g["weight_decay"] for p in g["params"]}
+        assert decayed
+        assert id(vit.pos_embed) not in decayed
+
+
+def test_build_scheduler_leaves_the_named_submodule_at_its_rate():
+    module = method("simclr", "--scheduler", "cosine")
+    plan = module.plan
+    groups = parameter_groups(module, plan.optimizer.lr, 1e-4, plan.probe_lr, constant_lr_module="projector")
+    optimizer = build_optimizer(groups, plan.optimizer)
+    scheduler = build_scheduler(optimizer, plan.schedule)
+    for _ in range(plan.schedule.total_steps // 2):
         optimizer.step()
         scheduler.step()
-    held = {id(p) for p in m.projector.parameters()}
+    constant = {id(p) for p in module.projector.parameters()}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            expected = 1.0 if id(p) in held else 0.5
-            start = args.probe_rate if group["name"] == "probe" else args.scaled_lr
+            expected = 1.0 if id(p) in constant else 0.5
+            start = plan.probe_lr if group["name"] == "probe" else plan.optimizer.lr
             assert group["lr"] == pytest.approx(start * expected, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-def test_optimizers_move_every_group(name):
-    m, args = method("simclr", "--optimizer", name)
-    optimizer = build_optimizer(parameter_groups(m, args), args)
-    before = [p.clone() for p in m.parameters()]
-    sum(p.square().sum() + p.sum() for p in m.parameters()).backward()
+def test_build_optimizer_moves_every_group(name):
+    module = method("simclr", "--optimizer", name)
+    optimizer = build_optimizer(groups_of(module), module.plan.optimizer)
+    before = [p.clone() for p in module.parameters()]
+    sum(p.square().sum() + p.sum() for p in module.parameters()).backward()
     optimizer.step()
-    assert all(not torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
 def test_lars_adapts_weights_and_leaves_biases_to_momentum():
     """You et al., 2017, eq. 6: the step of a layer is lr * eta * |w| / (|g| + wd |w|) times its gradient."""
     layer = nn.Linear(5, 3)
-    args = Namespace(optimizer="lars", scaled_lr=0.5, momentum=0.9, lars_eta=0.01, lars_clip=False, probe_rate=0.1,
-                     weight_decay=0.1)  # fmt: skip
+    config = OptimizerConfig("lars", lr=0.5, weight_decay=0.1, trust_coefficient=0.01)
     layer(torch.ones(2, 5)).sum().backward()
     w, b, gw, gb = (t.detach().clone() for t in (layer.weight, layer.bias, layer.weight.grad, layer.bias.grad))
-    build_optimizer(parameter_groups(layer, args), args).step()
+    build_optimizer(parameter_groups(layer, config.lr, config.weight_decay), config).step()
     trust = 0.01 * w.norm() / (gw.norm() + 0.1 * w.norm())
     torch.testing.assert_close(layer.weight.detach(), w - 0.5 * trust * (gw + 0.1 * w))
     torch.testing.assert_close(layer.bias.detach(), b - 0.5 * gb)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_fused_steps_are_the_plain_ones(name):
-    """And they are left out where gradients are clipped before they are scaled back."""
+def test_fused_optimizers_equal_the_plain_ones(name):
     ends = []
-    for words in ([], ["--clip_grad", "1"]):
+    for fused in (True, False):
         torch.manual_seed(0)
-        m, args = method("simclr", "--optimizer", name, "--weight_decay", "0.1", *words)
-        args.used_precision = "16-mixed"
-        optimizer = build_optimizer(parameter_groups(m, args), args)
-        assert all(bool(group["fused"]) == (not words) for group in optimizer.param_groups)
+        module = method("simclr")
+        config = OptimizerConfig(name, lr=0.05, weight_decay=0.1, fused=fused)
+        optimizer = build_optimizer(parameter_groups(module, config.lr, config.weight_decay, 0.1), config)
+        assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
         for _ in range(3):
             optimizer.zero_grad()
-            sum((p - 0.3).square().sum() for p in m.parameters()).backward()
+            sum((p - 0.3).square().sum() for p in module.parameters()).backward()
             optimizer.step()
-        ends.append(torch.cat([p.detach().flatten() for p in m.parameters()]))
+        ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
 
 
-def plan(scheduler, total=100, warmup=0, per_epoch=10, decay=(6, 8)):
-    return schedule(Namespace(scheduler=scheduler, total_steps=total, warmup_steps=warmup, lr_decay_steps=list(decay),
-                              lr_decay_factor=0.1, optimizer_steps_per_epoch=per_epoch))  # fmt: skip
+def test_fused_steps_are_off_where_gradients_are_clipped_before_unscaling(monkeypatch):
+    monkeypatch.setattr("cli.plan.choose_precision", lambda requested, accelerator: ("16-mixed", "test"))
+    assert plan_of("simclr")[1].optimizer.fused
+    assert not plan_of("simclr", "--clip_grad", "1")[1].optimizer.fused
 
 
-def test_schedules_at_known_steps():
-    f = plan("warmup_cosine", total=110, warmup=10)
+def factor(name, total=100, warmup=0):
+    return lr_factor(ScheduleConfig(name, total, 10, warmup, decay_epochs=(6, 8), decay_factor=0.1))
+
+
+def test_lr_factor_of_warmup_cosine():
+    f = factor("warmup_cosine", total=110, warmup=10)
     assert f(0) == pytest.approx(0.1)
     assert f(9) == f(10) == 1
     assert f(60) == pytest.approx(0.5)
     assert f(110) == pytest.approx(0, abs=1e-12)
     assert f(35) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert plan("cosine")(50) == pytest.approx(0.5)
-    step = plan("step")
-    assert [round(step(s), 6) for s in (0, 59, 60, 79, 80, 99)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
-    assert {plan("none")(s) for s in (0, 50, 99)} == {1.0}
+
+
+def test_lr_factor_of_the_other_schedules():
+    assert factor("cosine")(50) == pytest.approx(0.5)
+    assert [round(factor("step")(s), 6) for s in (0, 59, 60, 79, 80, 99)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert {factor("none")(s) for s in (0, 50, 99)} == {1.0}
+
+
+def test_schedule_config_counts_the_incomplete_last_epoch():
+    assert [ScheduleConfig("none", steps, 10).total_epochs for steps in (10, 11, 20)] == [1, 2, 2]

@@ -1,0 +1,109 @@
+"""A run that is interrupted or killed, and resumed, equals one that never stopped."""
+
+import signal
+import time
+
+import pytest
+
+import main_contrastive
+from methods import METHODS
+from runs.callbacks import ProgressBar
+from tests.helpers.commands import start, words
+from tests.helpers.runs import assert_same_run, checkpoint, equal, interrupt_at, refused
+from utils.errors import Interrupted
+from utils.files import read_metrics
+
+pytestmark = pytest.mark.usefixtures("no_embedding")
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        # Methods without a queue or a teacher have nothing more to save than SimCLR has.
+        *(pytest.param(m, "", marks=[] if m in ("byol", "nnclr", "simclr") else pytest.mark.slow) for m in METHODS),
+        ("nnclr", "--pipeline torchvision --small_views 2 --small_size 8"),
+        ("simclr", "--pipeline stream --num_workers 2 --small_views 2 --small_size 8"),
+        ("byol", "--small_views 2 --small_size 8 --clip_grad 0.5"),
+    ],
+)
+def test_run_interrupted_within_an_epoch_and_resumed_equals_the_whole_run(tmp_path, monkeypatch, few, method, more):
+    argv = ["custom", *words(method, tmp_path, *few, *more.split())[1:]]
+    main_contrastive.main([*argv, "--run_id", "whole"])
+    if method == "nnclr":  # the others differ in their losses, not in where their randomness comes from
+        main_contrastive.main([*argv, "--run_id", "twice"])
+        assert_same_run(tmp_path / "whole", tmp_path / "twice")
+    with monkeypatch.context() as m:
+        interrupt_at(m, 8)  # of 5 steps per epoch
+        with pytest.raises(Interrupted, match=r"at step 8\. Resume with: .* --resume"):
+            main_contrastive.main([*argv, "--run_id", "stopped"])
+    assert checkpoint(tmp_path / "stopped")["global_step"] == 8
+    assert not equal(checkpoint(tmp_path / "stopped")["state_dict"], checkpoint(tmp_path / "whole")["state_dict"])
+    main_contrastive.main(["--resume", str(tmp_path / "stopped")])
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("step", "more"),
+    [(5, []), (6, []), (14, []), (3, ["--accumulate", "2", "--queue_size", "600"]), (4, ["--steps", "7"])],
+    ids=["last step of an epoch", "first step of an epoch", "before the last step", "accumulating", "counted in steps"],
+)
+def test_run_interrupted_at_the_edge_of_an_epoch_equals_the_whole_run(tmp_path, monkeypatch, few, step, more):
+    argv = ["custom", *words("nnclr", tmp_path, *few, *more)[1:]]
+    main_contrastive.main([*argv, "--run_id", "whole"])
+    with monkeypatch.context() as m:
+        interrupt_at(m, step)
+        with pytest.raises(Interrupted):
+            main_contrastive.main([*argv, "--run_id", "stopped"])
+    main_contrastive.main(["--resume", str(tmp_path / "stopped"), "--num_workers", "0"])
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("step", [6, 9, 13])
+def test_run_killed_and_resumed_from_the_last_epoch_equals_the_whole_run(tmp_path, monkeypatch, few, step):
+    """No warning, as by a power cut: the run goes on from the end of the epoch before."""
+    argv = ["custom", *words("nnclr", tmp_path, *few)[1:]]
+    main_contrastive.main([*argv, "--run_id", "whole"])
+
+    def die(self, trainer, *args):
+        if trainer.global_step == step:
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as m:
+        m.setattr(ProgressBar, "on_train_batch_end", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main_contrastive.main([*argv, "--run_id", "killed"])
+    assert checkpoint(tmp_path / "killed")["global_step"] == step // 5 * 5
+    main_contrastive.main(["--resume", str(tmp_path / "killed")])
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_finished_run_resumes_without_training(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--run_id", "r"])
+    before = checkpoint(tmp_path / "r")["state_dict"]
+    rows = read_metrics(tmp_path / "r" / "metrics.csv")
+    main_contrastive.main(["--resume", str(tmp_path / "r")])
+    assert equal(before, checkpoint(tmp_path / "r")["state_dict"])
+    assert rows == read_metrics(tmp_path / "r" / "metrics.csv")
+
+
+def test_resume_refuses_changes(tmp_path):
+    main_contrastive.main(words("simclr", tmp_path, "--steps", "1", "--run_id", "r"))
+    run = str(tmp_path / "r")
+    assert "--epochs 9 differs from the run's 3" in refused(["--resume", run, "--epochs", "9"])
+    assert "global batch of 128 differs" in refused(["--resume", run, "--batch_size", "128"])
+    assert "already holds a run" in refused(words("simclr", tmp_path, "--run_id", "r"))
+
+
+def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path):
+    argv = words("simclr", tmp_path, "--run_id", "r", "--epochs", "500", "--knn_every", "0")
+    process = start(["main_contrastive.py", *argv])
+    metrics, deadline = tmp_path / "r" / "metrics.csv", time.time() + 120
+    while not (metrics.exists() and metrics.stat().st_size > 300) and time.time() < deadline:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, printed
+    assert "Resume with: python3 main_contrastive.py --resume" in printed
+    assert "Traceback" not in printed
+    assert checkpoint(tmp_path / "r")["global_step"] > 0

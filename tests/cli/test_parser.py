@@ -1,0 +1,72 @@
+"""The strict parser."""
+
+import pytest
+
+from cli.parser import Parser, check_used
+from utils.errors import UserError
+
+
+def parser():
+    p = Parser()
+    p.add_argument("--gpus", nargs="+", type=int, help="GPU ids")
+    p.add_argument("--lr", type=float, default=0.1, help="learning rate")
+    p.add_argument("--optimizer", choices=["adamw", "sgd"], default="sgd", help="optimizer")
+    p.add_argument("--momentum", type=float, default=0.9, help="momentum")
+    p.add_argument("--temperature", type=float, default=0.1, help="temperature")
+    p.add_argument("--compile", action="store_true", help="compile")
+    p.add_argument("--scale", nargs=2, type=float, default=[0.1, 1.0], help="scale")
+    return p
+
+
+def refused(*argv, flags_of_others=()):
+    with pytest.raises(UserError) as e:
+        parser().parse_strictly(argv, dict(flags_of_others))
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--temprature", "1"], "unknown argument --temprature (did you mean --temperature?)"),
+        (["--devices", "1"], "unknown argument --devices (did you mean --gpus?)"),
+        (["--learning-rate", "1"], "(did you mean --lr?)"),
+        (["--zzz", "1"], "unknown argument --zzz; --help lists all"),
+        (["--optimizer", "SGD"], "unknown optimizer 'SGD' (did you mean sgd?); choose one of adamw, sgd"),
+        (["--optimizer", "lion"], "unknown optimizer 'lion'; choose one of adamw, sgd"),
+        (["--gpus"], "expected at least one argument"),
+    ],
+)
+def test_parse_strictly_suggests_a_near_flag_or_none(argv, message):
+    assert message in refused(*argv)
+
+
+def test_parse_strictly_names_the_method_of_a_flag():
+    class WithMethod(Parser):
+        pass
+
+    p = WithMethod()
+    p.add_argument("--method", default="simclr")
+    with pytest.raises(UserError, match="--queue_size is a flag of --method nnclr, not of simclr"):
+        p.parse_strictly(["--queue_size", "3"], {"--queue_size": "nnclr"})
+
+
+def test_typed_flags_hold_values_that_equal_the_default():
+    assert parser().typed_flags(["--momentum", "0.9", "--compile"]) == {"momentum", "compile"}
+    assert parser().typed_flags([]) == set()
+
+
+def test_check_used_refuses_a_typed_flag_even_with_its_default():
+    rules = ((("momentum",), "--optimizer sgd", lambda a: a.optimizer == "sgd"),)
+    argv = ["--optimizer", "adamw", "--momentum", "0.9"]
+    args = parser().parse_strictly(argv, {})
+    with pytest.raises(UserError, match="--momentum has no effect without --optimizer sgd"):
+        check_used(args, parser().typed_flags(argv), rules)
+    check_used(args, parser().typed_flags(argv[:2]), rules)
+
+
+def test_help_shows_every_default_in_plain_form():
+    text = " ".join(parser().format_help().split())
+    assert "compile (default: off)" in text
+    assert "scale (default: 0.1 1.0)" in text
+    assert "GPU ids --lr" in text, "no default is shown where there is none"

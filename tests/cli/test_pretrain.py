@@ -1,0 +1,135 @@
+"""The command line of pretraining: strict flags, defaults of methods and data sets, recipes that parse."""
+
+import re
+import shlex
+
+import pytest
+
+from cli.pretrain import method_args, parse_pretraining
+from data.datasets import DATASETS
+from methods import METHODS
+from tests.helpers.commands import small
+from utils.errors import UserError
+
+COMMAND = """imagenet100 resnet18 --data_folder /datasets --train_dir imagenet-100/train
+    --val_dir imagenet-100/test --epochs 100 --optimizer sgd --scheduler warmup_cosine --lr 0.3
+    --weight_decay 1e-4 --batch_size 128 --temperature 0.2 --gpus 0 1 --num_workers 8 --hidden_mlp 2048
+    --name simclr --project contrastive_learning"""
+
+
+def typed(text):
+    return parse_pretraining(shlex.split(text), METHODS, DATASETS)
+
+
+def refused(text):
+    with pytest.raises(UserError) as e:
+        typed(text)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+
+def test_parse_pretraining_takes_the_documented_command():
+    args = typed(COMMAND)
+    assert (args.method, args.gpus, args.temperature, args.hidden_mlp) == ("simclr", [0, 1], 0.2, 2048)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("digits resnet18 --learning_rate 1", "unknown argument --learning_rate"),
+        ("digits resnet18 --temprature 0.1", "did you mean --temperature"),
+        ("digits resnet18 --temp 0.1", "unknown argument --temp (did you mean --temperature?)"),
+        ("digits resnet18 --method nnclrr", "unknown method 'nnclrr' (did you mean nnclr"),
+        ("cifar resnet18", "unknown dataset 'cifar' (did you mean cifar10"),
+        ("digits resnet18 --queue_size 64", "--queue_size is a flag of --method nnclr, not of simclr"),
+        ("digits resnet18 --temperature 0", "got '0', needs a number above 0"),
+        ("digits resnet18 --batch_size -4", "got '-4', needs a whole number from 1"),
+        ("digits resnet18 --num_workers -1", "got '-1', needs a whole number from 0"),
+        ("digits resnet18 --on_bad_image ignore", "unknown on_bad_image 'ignore'; choose one of stop, skip"),
+        ("digits resnet18 --epochs 0", "needs a whole number from 1"),
+        ("digits resnet18 --epochs 1.5", "needs a whole number from 1"),
+        ("digits resnet18 --flip 1.2", "needs a number from 0 to 1"),
+        ("digits resnet18 --lr nan", "needs a number above 0"),
+        ("digits resnet18 --crop_scale 0.9 0.1", "the minimum is larger than the maximum"),
+        ("digits resnet18 --blur 0 1 0", "one for each of the 2 large views of simclr"),
+        ("digits resnet18 --method rotnet --blur 0 1", "one for each of the 1 large views of rotnet"),
+        ("digits resnet18 --small_views 2 --blur 0 1 0 1", "with --small_views one more"),
+        ("digits resnet18 --small_size 20", "--small_size has no effect without --small_views"),
+        ("digits resnet18 --small_views 2 --small_size 40", "--small_size 40 is larger than --large_size 32"),
+        ("digits resnet18 --small_views 2 --small_scale 0.3 0.1", "--small_scale 0.3 0.1: the minimum is larger"),
+        ("digits resnet18 --small_views -1", "needs a whole number from 0"),
+        ("digits resnet18 --tau 0.9", "--tau is a flag of --method byol, not of simclr"),
+        ("digits resnet18 --method byol --supervised", "--supervised is a flag of --method simclr, not of byol"),
+        ("digits resnet18 --optimizer sgd --lars_eta 0.02", "--lars_eta has no effect without --optimizer lars"),
+        ("digits resnet18 --optimizer adamw --momentum 0.8", "--momentum has no effect without"),
+        ("digits resnet18 --optimizer adamw --momentum 0.9", "--momentum has no effect without"),
+        ("digits resnet18 --optimizer sgd --lars_eta 0.001", "--lars_eta has no effect without"),
+        ("digits resnet18 --offline", "--offline has no effect without --wandb"),
+        ("digits resnet18 --accelerator cpu --gpus 0", "--gpus has no effect without --accelerator auto or cuda"),
+        ("digits resnet18 --method SimCLR", "unknown method 'SimCLR' (did you mean simclr?)"),
+        ("digits resnet18 --devices 2", "unknown argument --devices (did you mean --gpus?)"),
+        ("digits resnet18 --lr_decay_steps 3", "--lr_decay_steps has no effect without --scheduler step"),
+        ("digits resnet18 --scheduler step --warmup_epochs 3", "has no effect without --scheduler warmup_cosine"),
+        ("digits resnet18 --method nnclr --no_predictor --pred_layers 3", "has no effect without a predictor"),
+        ("digits resnet18 --jitter_strengths 1 1 1 0.7", "at most 0.5"),
+        ("digits", "required: BACKBONE"),
+        ("digits resnet18 --gpus", "expected at least one argument"),
+    ],
+)
+def test_parse_pretraining_refuses_a_mistake_with_one_line(text, message):
+    assert message in refused(text)
+
+
+def test_parse_pretraining_does_not_take_a_flag_for_a_value():
+    assert "--queue_size" in refused("digits resnet18 --method nnclr --queue_size --epochs 3")
+
+
+def test_defaults_depend_on_method_and_data_set():
+    assert typed("digits resnet18").large_size == 32
+    assert typed("imagenet resnet18").large_size == 224
+    assert typed("--epochs 3 digits resnet18").flip == 0.0
+    assert typed("digits resnet18 --flip 0.5").flip == 0.5
+    assert typed("digits resnet18").proj_dim == 128
+    assert typed("digits resnet18 --method nnclr").proj_dim == 256
+
+
+def test_small_views_change_the_default_crop_scale():
+    assert typed("imagenet resnet18").crop_scale == [0.08, 1.0]
+    many = typed("imagenet resnet18 --small_views 6")
+    assert (many.crop_scale, many.small_scale, many.large_size, many.small_size) == ([0.14, 1], [0.05, 0.14], 224, 96)
+    assert typed("imagenet resnet18 --small_views 6 --crop_scale 0.3 1").crop_scale == [0.3, 1]
+    assert (typed("cifar10 resnet18").large_size, typed("cifar10 resnet18").small_size) == (32, 18)
+    assert typed("digits resnet18 --small_views 2").crop_scale == [0.3, 1.0], "tiny scans keep what suits them"
+
+
+def test_help_shows_the_flags_and_defaults_of_each_method(capsys):
+    for name in METHODS:
+        with pytest.raises(SystemExit):
+            typed(f"cifar10 resnet18 --method {name} --help")
+        shown = capsys.readouterr().out
+        assert f"method {name}" in shown
+        assert "--proj_dim" in shown or name in ("clusterfit", "rotnet")
+        assert re.search(r"--large_size .*default:\s+32", shown, re.DOTALL)
+
+
+def test_a_flag_has_one_type_over_all_methods():
+    types: dict[str, object] = {}
+    for name in METHODS:
+        args = vars(typed(f"digits resnet18 --method {name} {shlex.join(small(name))}"))
+        for flag, value in args.items():
+            assert isinstance(value, types.setdefault(flag, type(value))), flag  # type: ignore[arg-type]
+
+
+def test_method_args_holds_only_the_flags_of_the_method():
+    args = method_args(typed("digits resnet18 --method nnclr --queue_size 64"), METHODS)
+    assert args.queue_size == 64
+    assert not {"lr", "epochs", "batch_size", "dataset", "method"} & vars(args).keys()
+
+
+def test_help_groups_the_most_used_flags_first(capsys):
+    with pytest.raises(SystemExit):
+        typed("digits resnet18 --help")
+    shown = capsys.readouterr().out
+    titles = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles[:4] == ["positional arguments:", "options:", "common:", "method simclr:"]
+    assert shown.index("--method") < shown.index("--epochs") < shown.index("--lars_eta") < shown.index("--wandb")

@@ -1,0 +1,62 @@
+"""Callbacks without a Trainer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runs.callbacks import ExpectedEnd, NonFiniteLossCheck, SignalHandler, Throughput
+from utils.errors import UserError
+
+
+def trainer(step, **more):
+    return SimpleNamespace(**{"global_step": step, "is_global_zero": True, "logged_metrics": {}} | more)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_non_finite_loss_check_stops_with_advice_where_a_loss_is_logged(loss):
+    check = NonFiniteLossCheck(log_every=10)
+    metrics = {"loss": torch.tensor(loss)}
+    check.on_train_batch_end(trainer(9, logged_metrics=metrics), None)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 10; try a lower --lr"):
+        check.on_train_batch_end(trainer(10, logged_metrics=metrics), None)
+    check.on_train_batch_end(trainer(10, logged_metrics={"loss": torch.tensor(1.0)}), None)
+
+
+def test_expected_end_is_printed_once_from_the_speed_so_far(monkeypatch, capsys):
+    now = 1_000_000.0
+    monkeypatch.setattr("runs.callbacks.time.time", lambda: now)
+    callback = ExpectedEnd(total_steps=1000)
+    for step in range(1, 60):
+        callback.on_train_batch_end(trainer(step), None)
+        now += 9.0
+    printed = capsys.readouterr().out
+    assert printed.count("expected end") == 1
+    assert "in 2 h 27 min" in printed  # (1000 - 21) steps of 9 s, told after step 21
+
+
+def test_throughput_counts_source_images_and_waiting_time(monkeypatch):
+    clock = iter([0.0, 1.0, 2.0, 4.0, 5.0, 7.0])  # arrives, ends, arrives, ends, arrives, ends
+    monkeypatch.setattr("runs.callbacks.time.perf_counter", lambda: next(clock))
+    logged = {}
+    module = SimpleNamespace(device=torch.device("cpu"), log_dict=lambda values, **_: logged.update(values))
+    callback, batch = Throughput(processes=2), SimpleNamespace(index=torch.arange(5))
+    callback.on_train_epoch_start(None, module)
+    for number in range(3):
+        callback.on_train_batch_start(None, module, batch, number)
+        callback.on_train_batch_end(None, module, None, batch, number)
+    callback.on_train_epoch_end(None, module)
+    assert logged["images_per_second"] == pytest.approx(2 * 10 / 6)
+    assert logged["data_wait_fraction"] == pytest.approx(2 / 6)
+
+
+def test_signal_handler_puts_the_old_handlers_back():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    batch, logging = SimpleNamespace(accumulate=1), SimpleNamespace(log_every=1)
+    handler = SignalHandler(None, batch, logging, "COMMAND")
+    handler.on_train_start(None, None)
+    assert signal.getsignal(signal.SIGTERM) == handler._on_signal
+    handler.teardown(None, None, "fit")
+    assert signal.getsignal(signal.SIGTERM) == before
