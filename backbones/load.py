@@ -1,4 +1,4 @@
-"""Weights in from anywhere, out under the names of their own library."""
+"""Reading of weights from any tool's checkpoint into a backbone, and writing under the names of its own library."""
 
 import os
 import re
@@ -12,32 +12,29 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.build import choose_stem
-from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, levels
+from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
 from utils.files import read_json
 
-METADATA_KEYS = (
-    "method",
-    "dataset",
-    "backbone",
-    "stem",
-    "large_size",
-    "num_classes",
-    "seed",
-)  # what a run says of its backbone
+# Facts about a backbone that its file carries, as text.
+METADATA_KEYS = ("method", "dataset", "backbone", "stem", "large_size", "num_classes", "seed")
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
-SAFE_GLOBALS: list[Any] = [Namespace, np.dtype, np.float64().__reduce__()[0],
-            *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")}]  # fmt: skip
+SAFE_GLOBALS: list[Any] = [
+    Namespace,
+    np.dtype,
+    np.float64().__reduce__()[0],
+    *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")},
+]
 
 
 def backbone_metadata(plan: Mapping[str, Any]) -> dict[str, str]:
-    """Facts that are needed to use the weights, as safetensors metadata: all text, under METADATA_KEYS.
+    """Collect the facts that are needed to use the weights, all as text, under METADATA_KEYS.
 
-    plan: as args.json holds it, a dictionary of dictionaries.
+    plan: a Plan as nested dictionaries, as args.json holds it.
     """
     facts = (
         plan["method"],
@@ -52,7 +49,7 @@ def backbone_metadata(plan: Mapping[str, Any]) -> dict[str, str]:
 
 
 def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> None:
-    """The backbone's tensors under the names of its own library, written atomically."""
+    """Write the backbone's tensors atomically as .safetensors, under the names of its own library."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
     part = path.with_name(f".{path.name}.part")
     save_file(tensors, part, metadata)
@@ -60,45 +57,50 @@ def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> 
 
 
 def find_weights(source: str) -> Path:
-    """The file behind a run folder (its backbone, else its checkpoint) or a path."""
+    """Return the file of weights behind a path: the file itself, or a run folder's backbone, else its checkpoint."""
     path = Path(source).expanduser()
     if path.is_dir():
-        here = [path / name for name in ("backbone.safetensors", "last.ckpt")]
-        if not any(p.is_file() for p in here):
+        files = [path / name for name in ("backbone.safetensors", "last.ckpt") if (path / name).is_file()]
+        if not files:
             raise UserError(f"{source} has no backbone.safetensors and no last.ckpt; name a run folder or a file")
-        return next(p for p in here if p.is_file())
+        return files[0]
     if not path.is_file():
         raise UserError(f"{source} does not exist; name a run folder or a file of weights")
     return path
 
 
 def read_tree(path: Path) -> Mapping[str, Any]:
-    """The (nested) dictionary of tensors in a .safetensors file or a torch checkpoint, read without running code."""
+    """Read the (nested) dictionary of tensors in a .safetensors file or a torch checkpoint, without running code."""
     if path.suffix == ".safetensors":
-        read_metadata(path)  # readable at all
+        read_metadata(path)  # raises a UserError for a file that cannot be read
         return load_file(path)
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             tree = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # truncated, tampered with, or wanting to run code: torch raises many kinds
+    except Exception as e:  # truncated, tampered with, or a pickle of code: torch raises many kinds
         raise UserError(_unreadable(path, str(e))) from e
-    if isinstance(tree, Tensor) or not isinstance(tree, Mapping):
+    if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors; save a state_dict")
     return tree
 
 
 def _unreadable(path: Path, reason: str) -> str:
-    wanted = re.search(r"(?:GLOBAL|global) (\w[\w.]*)", reason)
-    if "eights only load failed" in reason and wanted:
-        return (
-            f"{path} is a pickle that wants to run {wanted[1]} and was not opened; where you trust it, keep its "
-            f"tensors alone: torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'tensors.pth')"
-        )
-    return f"{path} is not a readable checkpoint ({next(iter(reason.splitlines()), 'empty')}); is it whole?"
+    """Error message for a torch file; a pickled object comes with the two ways to extract its tensors."""
+    pickled = re.search(r"(?:GLOBAL|global) (\w[\w.]*)", reason)
+    if "eights only load failed" not in reason or not pickled:
+        first_line = next(iter(reason.splitlines()), "empty")
+        return f"{path} is not a readable checkpoint ({first_line}); it may be truncated, copy it again"
+    return (
+        f"{path} contains pickled object {pickled[1]}; refused (weights_only). If you trust the file, extract its "
+        f"tensors in the project that made it; from a pickled nn.Module: "
+        f'`torch.save(torch.load(FILE, weights_only=False).state_dict(), "weights.pth")`; from a dictionary with '
+        f"other objects beside its state_dict: "
+        f'`torch.save({{"state_dict": torch.load(FILE, weights_only=False)["state_dict"]}}, "weights.pth")`'
+    )
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a run told of the backbone in this file: method, data set, backbone, stem, size; {} of a foreign file."""
+    """Read the facts of METADATA_KEYS about the backbone in a file; {} for a file that no run of Lookalike wrote."""
     if path.suffix != ".safetensors":
         beside = path.parent / "args.json"
         if path.suffix != ".ckpt" or not beside.is_file():
@@ -109,13 +111,13 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as f:
             return f.metadata() or {}
     except (SafetensorError, OSError) as e:
-        raise UserError(f"{path} is not a readable .safetensors file ({e})") from e
+        raise UserError(f"{path} is not a readable .safetensors file ({e}); it may be truncated, copy it again") from e
 
 
 def guess_stem(tree: Mapping[str, Any]) -> str | None:
-    """ "small" or "imagenet" by the kernel of the first convolution of a ResNet; None where there is none."""
+    """Tell "small" from "imagenet" by the kernel of a ResNet's first convolution; None without such a convolution."""
     sides: set[int] = set()
-    for _, tensors in levels(tree):
+    for _, tensors in tensor_dicts(tree):
         for key, v in tensors.items():
             if v.ndim == 4 and v.shape[1] == 3 and f".{key}".endswith((".conv1.weight", ".0.weight")):
                 sides.add(int(v.shape[-1]))
@@ -124,7 +126,7 @@ def guess_stem(tree: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights, read: its path, its (nested) tensors, and what a run of ours told of them (else nothing)."""
+    """A file of weights in memory: its path, its (nested) tensors, and its metadata ({} unless Lookalike wrote it)."""
 
     path: Path
     tree: Mapping[str, Any]
@@ -132,91 +134,107 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """What tells it from others: the folder of a run, the name of a file."""
+        """Display name: that of the run folder, or that of the file without its ending."""
         return self.path.parent.name if self.metadata else self.path.stem
 
     def default_output_dir(self, output: str) -> Path:
-        """Where what is made of it is kept: its run folder; for the weights of others the folder of runs."""
+        """Return the folder for results about these weights: their run folder, or `output` for files of other tools."""
         return self.path.parent if self.metadata else Path(output)
 
 
 def open_weights(source: str) -> Weights:
-    """A run folder, a checkpoint or a .safetensors file, ours or anyone's."""
+    """Read the weights of a run folder, a checkpoint or a .safetensors file of any tool."""
     path = find_weights(source)
     return Weights(path, read_tree(path), read_metadata(path))
 
 
 def open_all_weights(sources: Sequence[str]) -> list[Weights]:
-    """Several of them, which must be told apart in a table."""
+    """Read several files of weights; two with one display name are an error."""
     opened = [open_weights(source) for source in sources]
     names = [weights.name for weights in opened]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--pretrained_feature_extractor names {twice[0]} twice; rename one of the folders or files")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--pretrained_feature_extractor names {repeated[0]} twice; rename one of the folders or files")
     return opened
 
 
 def choose_size(requested: int | None, sources: Sequence[Weights], default: int) -> int:
-    """Side of an image in pixels: --large_size, else that of the pretraining, which is one for all, else `default`."""
+    """Return the side of an image in pixels: as requested, else that of the pretraining, else the default."""
     sizes = {int(weights.metadata.get("large_size", default)) for weights in sources}
-    if len(sizes) > 1 and not requested:
-        raise UserError(f"the weights were trained on views of {sorted(sizes)} pixels; choose one by --large_size")
-    return requested or sizes.pop()
+    if requested:
+        return requested
+    if len(sizes) > 1:
+        raise UserError(f"the weights were trained on views of {sorted(sizes)} pixels; choose one with --large_size")
+    return sizes.pop()
 
 
 def stem_of(requested_stem: str, backbone: str, weights: Weights, size: int) -> str:
-    """ "small" or "imagenet": as a run told, else as the tensors look, else as --stem says."""
+    """Return the stem of the weights, "small" or "imagenet": from their metadata, else as requested, else guessed.
+
+    requested_stem: --stem; for "auto" the first convolution of the tensors decides, else the size of the views.
+    """
     return weights.metadata.get("stem") or choose_stem(requested_stem, backbone, size, guess_stem(weights.tree))[0]
 
 
 def load_backbone(
-    weights: Weights, backbone: nn.Module, flags: KeyFlags | None = None, say: Callable[[str], Any] = lambda _: None
+    weights: Weights,
+    network: nn.Module,
+    flags: KeyFlags | None = None,
+    report: Callable[[str], object] = lambda _: None,
 ) -> Match:
-    """Fill the backbone. `say` is given the report in every case; one tensor missing or misshapen is an error."""
+    """Copy the weights into the network; one missing or mismatched tensor is an error and changes nothing.
+
+    report: receives the key-matching report, whether the weights fit or not.
+    """
     path = weights.path
     try:
-        match = find_tensors(weights.tree, backbone, flags or KeyFlags())
+        match = find_tensors(weights.tree, network, flags or KeyFlags())
     except UserError as e:
         raise UserError(f"{path}: {e}") from e
-    say(f"{path}\n{match.table()}")
-    if not match.complete:
+    report(f"{path}\n{match.report()}")
+    if not match.is_complete:
         raise UserError(
-            f"{path} does not fit the backbone: {len(match.tensors)} tensors found under {match.where}, "
+            f"{path} does not fit the backbone: {len(match.tensors)} tensors found under {match.location}, "
             f"{len(match.missing)} missing {match.missing[:3]}, {len(match.unexpected)} unexpected "
             f"{match.unexpected[:3]}, {len(match.mismatched)} of another shape {match.mismatched[:3]}; "
-            f"name the backbone and --stem that it has"
+            f"name the backbone and the --stem of the weights"
         )
     check_finite(match.tensors, str(path))
-    backbone.load_state_dict(match.tensors, strict=False)
+    network.load_state_dict(match.tensors, strict=False)
     return match
 
 
 def check_compatible(weights: Weights, backbone: str, requested_stem: str, stem: str) -> None:
-    """Refuse weights of another backbone or stem than named."""
-    path, metadata = weights.path, weights.metadata
-    if metadata.get("backbone", backbone) != backbone:
-        raise UserError(f"{path} holds a {metadata['backbone']}, not a {backbone}; name that backbone")
+    """Refuse weights of another backbone or stem than requested; their data set may be any."""
+    trained = weights.metadata.get("backbone", backbone)
+    if trained != backbone:
+        raise UserError(f"{weights.path} holds the weights of {trained}, not of {backbone}; name {trained}")
     if requested_stem not in ("auto", stem):
-        raise UserError(f"{path} was trained with the {stem} stem, not {requested_stem}; leave --stem out")
+        raise UserError(f"{weights.path} was trained with the {stem} stem, not {requested_stem}; omit --stem")
 
 
 def check_classes(dataset: str, metadata: Mapping[str, str], default_classes: int | None, classes: int) -> None:
-    """Refuse another number of classes than the same data set had in pretraining, or else usually has."""
-    if not classes:
+    """Refuse a number of classes that shows that the images are not those of the named data set.
+
+    metadata: of weights; it counts only if they were trained on a data set of this name. default_classes: number of
+    classes of the data set where its name fixes it. classes: number found on disk, 0 without labels.
+    """
+    if not classes or default_classes is None:  # every folder of one's own is called custom
         return
-    pretrained = int(metadata.get("num_classes", 0)) if metadata.get("dataset") == dataset else 0
-    if pretrained and pretrained != classes:
+    trained_classes = int(metadata.get("num_classes", 0)) if metadata.get("dataset") == dataset else 0
+    if trained_classes and trained_classes != classes:
         raise UserError(
-            f"{dataset} has {classes} classes here, but the weights were trained on one of {pretrained}; name its "
-            f"folder, or call this data set custom"
+            f"{dataset} has {classes} classes here, but the weights were trained on {dataset} with {trained_classes}; "
+            f"name the --data_folder, --train_dir and --val_dir of the images that they were trained on"
         )
-    if not metadata and default_classes and default_classes != classes:
+    if not trained_classes and default_classes != classes:
         raise UserError(
-            f"{dataset} has {default_classes} classes, but {classes} are here; name another folder, or call it custom"
+            f"{dataset} has {default_classes} classes, but the folder holds {classes}; name another --data_folder, "
+            f"or the data set custom"
         )
 
 
 def load_pretrained(args: Namespace, backbone: nn.Module) -> None:
-    """Fill the backbone from --pretrained_feature_extractor, where it is given."""
+    """Load --pretrained_feature_extractor into the backbone, where it is given, and print the report."""
     if args.pretrained_feature_extractor:
         weights = open_weights(args.pretrained_feature_extractor)
         load_backbone(weights, backbone, key_flags(args), rank_zero_print)

@@ -16,9 +16,9 @@ $PYTHON -m bench --rounds 3 --output "$OUT/bench.json" ${CIFAR10:+--cifar "$CIFA
 
 if [ -n "${CIFAR10:-}" ]; then
     lars="--optimizer lars --lr 0.4 --lars_eta 0.02 --lars_clip --weight_decay 1e-5"
-    while read -r name words; do
-        # shellcheck disable=SC2086  # the words are arguments of their own
-        timeout 75 $PYTHON main_contrastive.py cifar10 resnet18 $words --data_folder "$CIFAR10" \
+    while read -r name flags; do
+        # shellcheck disable=SC2086  # the flags are arguments of their own
+        timeout 75 $PYTHON main_contrastive.py cifar10 resnet18 $flags --data_folder "$CIFAR10" \
             --train_dir train --val_dir test --epochs 10 --batch_size 256 \
             --output "$OUT" --run_id "$name" </dev/null 2>&1 | tee "$OUT/$name.log"
     done <<END
@@ -26,17 +26,17 @@ simclr --method simclr --temperature 0.2 $lars
 simclr_small_views --method simclr --temperature 0.2 --small_views 4 $lars
 simclr_supervised --method simclr --supervised --temperature 0.2 $lars
 nnclr --method nnclr --temperature 0.2 --queue_size 65536 $lars
-byol --method byol --tau 0.99 $lars
+byol --method byol $lars
 barlow_twins --method barlow_twins --hidden_mlp 2048 --proj_dim 2048 --scale_loss 0.1 $lars
 simsiam --method simsiam
 rotnet --method rotnet --scheduler cosine
 END
     images=(--data_folder "$CIFAR10" --train_dir train --val_dir test)
     timeout 120 $PYTHON main_linear.py cifar10 resnet18 "${images[@]}" --pretrained_feature_extractor "$OUT/rotnet" \
-        --evaluation cluster --num_clusters 500 --clusters "$OUT/clusters.npz" --output "$OUT" --run_id clusters \
+        --evaluation cluster --num_clusters 500 --cluster_output "$OUT/clusters.npz" --output "$OUT" --run_id clusters \
         </dev/null 2>&1 | tee "$OUT/clusters.log"
     timeout 75 $PYTHON main_contrastive.py cifar10 resnet18 "${images[@]}" --method clusterfit --scheduler cosine \
-        --clusters "$OUT/clusters.npz" --epochs 10 --batch_size 256 --output "$OUT" --run_id clusterfit \
+        --cluster_file "$OUT/clusters.npz" --epochs 10 --batch_size 256 --output "$OUT" --run_id clusterfit \
         </dev/null 2>&1 | tee "$OUT/clusterfit.log"
     rm -f "$OUT"/*/last.ckpt "$OUT"/*/backbone.safetensors
 fi

@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from backbones.build import build_backbone
 from bench.sides import Settings
 from data.views import ViewSpec
+from utils.plan import BackboneConfig
 
 SMALL = ViewSpec(32, saturation=0.2)
 LARGE = ViewSpec(224, saturation=0.2, blur=0.5)
@@ -56,7 +57,9 @@ class Task:
         return folder
 
     def backbone(self) -> tuple[nn.Module, int]:
-        return (Quarter(self.stem), Quarter.width) if self.quarter else build_backbone("resnet18", self.stem, self.size)
+        if self.quarter:
+            return Quarter(self.stem), Quarter.width
+        return build_backbone(BackboneConfig("resnet18", self.stem), self.size)
 
 
 class Quarter(ResNet):

@@ -1,4 +1,4 @@
-"""Our side of training: the application's whole run, and the bare step on ready-made tensors.
+"""Training by Lookalike: the application's whole run, and the bare step on ready-made tensors.
 
 The whole run is the application's own: Trainer, data module, augmentation, online probe, log. The bare step is the
 same method, optimizer and batch, forward, backward and step, on tensors that are already there.
@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback
 
+from backbones.build import choose_stem
 from bench.sides import Settings, Work, note_workers, waiting
 from bench.task import WARM, Task, autocast, steady, synchronize
 from cli.plan import resolve
-from cli.pretrain import parse_pretraining
+from cli.pretrain import method_args, parse_pretraining
 from data.allocator import keep_freed_memory
-from data.datasets import DATASETS, Data, read_dataset
+from data.datasets import DATASETS, Data, read_dataset, training_set
 from data.pipelines.choose import build_pipeline, choose_pipeline
 from data.views import view_specs
 from methods import METHODS
@@ -30,6 +31,7 @@ from runs.loggers import MetricsCSV
 from runs.trainer import build_trainer
 from utils.batch import Batch
 from utils.optim import build_optimizer, parameter_groups
+from utils.plan import Plan
 
 
 class Clock(Callback):
@@ -60,42 +62,51 @@ class Clock(Callback):
         return [self.task.steps * self.task.batch_size / seconds, self.wait / seconds]
 
 
-def read(settings: Settings, task: Task) -> tuple[Namespace, Data]:
-    words = f"{task.command} --steps {WARM + task.steps} --knn_every 0 --scheduler none --train_dir . --data_folder"
-    typed = parse_pretraining([*shlex.split(words), str(task.folder(settings))], METHODS, DATASETS)
-    data = read_dataset(typed.dataset, typed.data_folder, typed.train_dir, typed.val_dir)
-    return resolve(typed, len(data.train), len(data.train), data.classes, data.train.fingerprint()), data
+def read(settings: Settings, task: Task) -> tuple[Namespace, Plan, Data]:
+    """The method's own flags, the plan and the images of a task."""
+    flags = f"{task.command} --steps {WARM + task.steps} --knn_every 0 --scheduler none --train_dir . --data_folder"
+    args = parse_pretraining([*shlex.split(flags), str(task.folder(settings))], METHODS, DATASETS)
+    data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir)
+    stem = choose_stem(args.stem, args.backbone, args.large_size)
+    return method_args(args, METHODS), resolve(args, training_set(args.dataset, data), stem), data
 
 
 def whole(settings: Settings, task: Task) -> Work:
+    """Rounds of the application's whole run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    args, data = read(settings, task)
-    method = METHODS[args.method](args, *task.backbone())
-    pipeline, _ = choose_pipeline("auto", data, args.large_size)
-    module = build_pipeline(pipeline, data, view_specs(args, method.large_views), args)
+    args, plan, data = read(settings, task)
+    accelerator, size = plan.hardware.accelerator, plan.views.large_size
+    method = METHODS[plan.method](args, plan, *task.backbone())
+    pipeline, _ = choose_pipeline("auto", data, size, None, accelerator)
+    specs = view_specs(plan.views, method.large_views)
+    module = build_pipeline(pipeline, data, specs, plan.batch.batch_size, plan.seed, 4, None, accelerator)
 
     def once() -> list[float]:
         clock = Clock(task)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build_trainer(args, [Throughput(), clock], [MetricsCSV(Path(folder))], validate=False)
+            callbacks = [Throughput(plan.hardware.processes), clock]
+            trainer = build_trainer(plan, callbacks, [MetricsCSV(Path(folder))], validate=False)
             trainer.fit(method, datamodule=module)
         return clock.speed()
 
-    return waiting(once, {"precision": args.used_precision, "pipeline": pipeline})
+    return waiting(once, {"precision": plan.hardware.precision, "pipeline": pipeline})
 
 
 def bare(settings: Settings, task: Task) -> Work:
-    args, _ = read(settings, task)
+    """Rounds of the bare step on ready tensors."""
+    args, plan, _ = read(settings, task)
     keep_freed_memory()  # as the whole run does
-    device = torch.device(args.accelerator)
-    method = METHODS[args.method](args, *task.backbone()).to(device).train()
-    n, size = args.batch_size, args.large_size
+    hardware = plan.hardware
+    device = torch.device(hardware.accelerator)
+    method = METHODS[plan.method](args, plan, *task.backbone()).to(device).train()
+    n, size = plan.batch.batch_size, plan.views.large_size
     views = [torch.randn(n, 3, size, size, device=device) for _ in range(method.large_views)]
     ready = Batch(torch.arange(n, device=device), views, torch.zeros(n, dtype=torch.long, device=device))
-    optimizer = build_optimizer(parameter_groups(method, args), args)
+    groups = parameter_groups(method, plan.optimizer.lr, plan.optimizer.weight_decay, plan.probe_lr)
+    optimizer = build_optimizer(groups, plan.optimizer)
 
     def step(batch: Batch) -> None:
-        with autocast(args.accelerator, args.used_precision):
+        with autocast(hardware.accelerator, hardware.precision):
             out = method.compute_losses(batch)
             loss = out["loss"] + out["probe_loss"]
         optimizer.zero_grad()
@@ -106,4 +117,4 @@ def bare(settings: Settings, task: Task) -> Work:
     def once() -> float:
         return task.steps * n / steady(itertools.repeat(ready), WARM, task.steps, step)[0]
 
-    return Work(once, lambda: {"precision": args.used_precision})
+    return Work(once, lambda: {"precision": hardware.precision})

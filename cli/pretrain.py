@@ -172,7 +172,7 @@ def _add_backbone_flags(g: FlagGroup) -> None:
     g.add_argument("--zero_init_residual", action="store_true", dest="zero_init_residual",
                    help="initialize the last norm of each residual block of a ResNet with zero")  # fmt: skip
     g.add_argument("--no_zero_init_residual", action="store_false", dest="zero_init_residual",
-                   help="initialize all norms with one")  # fmt: skip
+                   help="keep the library's own initialization of these norms")  # fmt: skip
     g.add_argument("--pretrained_feature_extractor", metavar="WEIGHTS",
                    help="start from these weights: a run folder, a checkpoint or a .safetensors file")  # fmt: skip
     add_checkpoint_key_flags(g)

@@ -43,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class CheckpointCallback(Callback):
     """Save last.ckpt and backbone.safetensors after every epoch, and when `save` is called.
 
-    metadata: written into backbone.safetensors, with the epoch and the step.
+    metadata: written into backbone.safetensors, with the numbers of completed epochs and optimizer steps.
     """
 
     def __init__(self, folder: Path, metadata: dict[str, str]):
@@ -54,7 +54,9 @@ class CheckpointCallback(Callback):
         """Write both files for the current step."""
         trainer.save_checkpoint(self.folder / "last.ckpt")
         if trainer.is_global_zero:
-            metadata = self.metadata | {"epoch": str(trainer.current_epoch), "step": str(trainer.global_step)}
+            # Lightning counts an epoch only after its last hook; the last step of a run may cut an epoch short.
+            epochs = trainer.current_epoch + (self._epoch_ends and trainer.is_last_batch)
+            metadata = self.metadata | {"epochs": str(epochs), "steps": str(trainer.global_step)}
             backbone = pl_module.get_submodule("backbone")
             save_backbone(self.folder / "backbone.safetensors", backbone, metadata)
 

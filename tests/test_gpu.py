@@ -11,7 +11,7 @@ from data.pipelines.choose import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
-from tests.helpers.commands import plan_of, small
+from tests.helpers.commands import small
 from tests.helpers.dali import with_dali
 from tests.helpers.images import class_folders, digit_files
 from tests.helpers.networks import batched
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("size", [32, 96, 224])
-def test_views_are_those_of_the_cpu(size):
+def test_views_on_cuda_equal_those_on_the_cpu(size):
     spec, n = ViewSpec(size, blur=0.5, solarize=0.3), 16
     x = torch.randint(0, 256, (n, 3, 64, 80), dtype=torch.uint8)
     p = sample(spec, 0, 0, np.arange(n), 0, np.tile((64, 80), (n, 1)))
@@ -34,9 +34,9 @@ def test_views_are_those_of_the_cpu(size):
     assert (cpu - cuda).abs().quantile(0.999) < 5e-3  # solarize turns a rounding at its threshold into a step
 
 
-def test_decoded_images_live_on_the_device():
-    args = plan_of("simclr", "--batch_size", "16")
-    module = build_pipeline("memory", read_dataset("digits", "none", None, None), [ViewSpec(32, count=2)], args)
+def test_memory_pipeline_keeps_decoded_images_on_the_device():
+    data = read_dataset("digits", "none", None, None)
+    module = build_pipeline("memory", data, [ViewSpec(32, count=2)], 16, 0, 0, None, "cuda")
     batch = next(iter(module.eval_dataloader("train", torch.device("cuda", 0))))
     assert batch.views[0].is_cuda
     assert module.stores["train"].pixels.is_cuda
@@ -53,9 +53,8 @@ def test_dali_decodes_and_crops_on_the_device(tmp_path, suffix):
         if suffix != ".png":
             path.unlink()
     data = read_dataset("custom", str(tmp_path), "x", None)
-    args = plan_of("simclr", "--batch_size", "8", "--num_workers", "2")
     specs = [ViewSpec(32, jitter=0, gray=0), ViewSpec(48, scale=(0.05, 0.3), jitter=0, gray=0)]
-    a, b = (build_pipeline(name, data, specs, args) for name in ("dali", "torchvision"))
+    a, b = (build_pipeline(name, data, specs, 8, 0, 2, None, "cuda") for name in ("dali", "torchvision"))
     batches = list(a.train_subset_loader(np.arange(32), cuda).epoch(1))
     assert len(batches) == 4
     for x, y in zip(batches, b.train_subset_loader(np.arange(32), cuda).epoch(1), strict=True):
@@ -63,13 +62,13 @@ def test_dali_decodes_and_crops_on_the_device(tmp_path, suffix):
         for v, w in zip(x.views, y.views, strict=True):
             assert v.is_cuda
             assert (v - w)[:, :, 1:-1, 1:-1].abs().max() * 0.23 * 255 < (2 if suffix == ".png" else 12)
-    kept = list(a.eval_dataloader("train", cuda))
+    first = list(a.eval_dataloader("train", cuda))
     again = list(a.eval_dataloader("train", cuda))
-    assert all(torch.equal(x.views[0], y.views[0]) for x, y in zip(kept, again, strict=True)), "a buffer was reused"
+    assert all(torch.equal(x.views[0], y.views[0]) for x, y in zip(first, again, strict=True)), "a buffer was reused"
 
 
 @with_dali
-def test_a_run_with_dali(tmp_path):
+def test_run_with_dali_learns(tmp_path):
     folder = str(digit_files().train.root.parent)
     main_contrastive.main(["custom", "resnet18", "--data_folder", folder, "--large_size", "32", "--method", "simclr",
                            *small("simclr"), "--batch_size", "128", "--epochs", "3", "--optimizer", "sgd", "--lr",
@@ -84,9 +83,9 @@ def test_a_run_with_dali(tmp_path):
     "more", [[], ["--compile"], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]]
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run(tmp_path, method, more):
+def test_run_learns(tmp_path, method, more):
     queue = ["--queue_size", "300"] if method == "nnclr" else []
-    if not METHODS[method].small_views_refusal and "--compile" in more:
+    if METHODS[method].supports_small_views and "--compile" in more:
         more = [*more, "--small_views", "2"]
     main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+LOW_RES = 64  # pixels: views up to this side count as low resolution
+
 
 class Batch(NamedTuple):
     """One rank's share of a step.

@@ -1,102 +1,179 @@
-"""Backbones by name, their stems, their widths."""
+"""Backbones by name: widths, stems, initialization and intermediate features."""
 
 import pytest
 import timm
 import torch
 import torchvision
+from torch import nn
 
-from backbones.build import IntermediateFeatures, block_names, build_backbone, choose_stem
+from backbones.build import TORCHVISION, IntermediateFeatures, at_layer, block_names, build_backbone, choose_stem
 from utils.errors import UserError
+from utils.plan import BackboneConfig
+
+
+def build(name, size, small_size=None, stem="imagenet", zero_init_residual=False):
+    config = BackboneConfig(name, stem, zero_init_residual=zero_init_residual)
+    return build_backbone(config, size, small_size)
 
 
 @pytest.mark.parametrize(("name", "size", "dim"), [("resnet18", 32, 512), ("resnet50", 32, 2048), ("test_vit", 32, 64)])
-def test_features_have_the_width_that_is_told(name, size, dim):
-    network, told = build_backbone(name, "imagenet", size)
-    assert told == dim
+def test_build_backbone_returns_the_width_of_its_features(name, size, dim):
+    network, width = build(name, size)
+    assert width == dim
     assert network.training
     assert network.eval()(torch.zeros(2, 3, size, size)).shape == (2, dim)
 
 
-def test_small_stem_keeps_the_resolution():
-    small, dim = build_backbone("resnet18", "small", 32)
+def test_build_backbone_with_the_small_stem_keeps_the_resolution():
+    small, dim = build("resnet18", 32, stem="small")
     assert dim == 512
     assert small.conv1.kernel_size == (3, 3)
     assert small.layer1(small.maxpool(small.conv1(torch.zeros(1, 3, 32, 32)))).shape[-1] == 32
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "stem"),
-    [("resnet18", 32, "small"), ("resnet18", 64, "small"), ("resnet18", 96, "imagenet"), ("test_vit", 32, "imagenet"),
-     ("resnet26d", 32, "imagenet"), ("resnet26", 32, "small")],
-)  # fmt: skip
-def test_automatic_stem(name, size, stem):
-    chosen, reason = choose_stem("auto", name, size)
-    assert chosen == stem
-    assert reason
-    assert choose_stem("imagenet", name, size) == ("imagenet", "as given")
-
-
-def test_weights_carry_the_names_of_their_library():
-    """What a plain library loads: everything but the classifier."""
-    tv, _ = build_backbone("resnet18", "imagenet", 64)
+def test_build_backbone_keeps_the_tensor_names_of_its_library():
+    """Everything but the classifier, in the order of the library."""
+    from_torchvision, _ = build("resnet18", 64)
     reference = torchvision.models.resnet18(weights=None).state_dict()
-    assert list(tv.state_dict()) == [k for k in reference if not k.startswith("fc.")]
-    own, _ = build_backbone("test_resnet", "imagenet", 64)
-    assert list(own.state_dict()) == list(timm.create_model("test_resnet", num_classes=0).state_dict())
+    assert list(from_torchvision.state_dict()) == [k for k in reference if not k.startswith("fc.")]
+    from_timm, _ = build("test_resnet", 64)
+    assert list(from_timm.state_dict()) == list(timm.create_model("test_resnet", num_classes=0).state_dict())
 
 
-def test_unknown_names_show_the_nearest():
+def test_build_backbone_suggests_names_near_to_an_unknown_one():
     with pytest.raises(UserError, match=r"unknown backbone 'resnet81' \(did you mean .*resnet18"):
-        build_backbone("resnet81", "imagenet", 32)
+        build("resnet81", 32)
 
 
-def test_impossible_combinations_are_refused():
-    with pytest.raises(UserError, match="--stem small replaces the 7x7 stem of a ResNet, which test_vit does not have"):
-        build_backbone("test_vit", "small", 32)
-    with pytest.raises(UserError, match="vgg11 cannot see views of 16 pixels"):
-        build_backbone("vgg11", "imagenet", 16)
+def test_build_backbone_refuses_impossible_combinations():
+    with pytest.raises(UserError, match="--stem small .* test_vit does not have"):
+        build("test_vit", 32, stem="small")
+    with pytest.raises(UserError, match="dla46_c .* views of 8 pixels .*--large_size"):
+        build("dla46_c", 8)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "test_resnet"])
-def test_small_views_go_through_the_same_network(name):
-    network, dim = build_backbone(name, "imagenet", 64, 32)
-    plain, _ = build_backbone(name, "imagenet", 64)
+def test_build_backbone_accepts_two_sizes_of_views(name):
+    network, dim = build(name, 64, 32)
+    plain, _ = build(name, 64)
     assert network.state_dict().keys() == plain.state_dict().keys(), "the weights fit the ordinary network"
     assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == network(torch.zeros(2, 3, 64, 64)).shape == (2, dim)
 
 
-def test_small_views_that_a_network_cannot_see_are_told():
-    with pytest.raises(UserError, match="cannot see views of 20 pixels .*; choose another --small_size"):
-        build_backbone("test_vit", "imagenet", 64, 20)
+def test_build_backbone_refuses_small_views_that_the_network_cannot_process():
+    with pytest.raises(UserError, match="test_vit .* views of 20 pixels .*--small_size"):
+        build("test_vit", 64, 20)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_zero_init_residual_zeroes_the_norms_that_torchvision_zeroes(name):
+    """Convolutions are not drawn here, which saves most of the time; the next test compares them too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.init, "kaiming_normal_", lambda tensor, **how: tensor)
+        patch.setattr(nn.init, "kaiming_uniform_", lambda tensor, **how: tensor)
+        reference = torchvision.models.get_model(name, weights=None, zero_init_residual=True).state_dict()
+        network, _ = build(name, 32, zero_init_residual=True)
+    norms = {k: v for k, v in network.state_dict().items() if v.ndim == 1}
+    assert any(k.endswith(".weight") and not v.any() for k, v in norms.items())
+    assert all(torch.equal(v, reference[k]) for k, v in norms.items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_zero_init_residual_draws_no_random_numbers(name):
+    torch.manual_seed(0)
+    reference = torchvision.models.get_model(name, weights=None, zero_init_residual=True).state_dict()
+    torch.manual_seed(0)
+    network, _ = build(name, 32, zero_init_residual=True)
+    state = torch.get_rng_state()
+    assert all(torch.equal(v, reference[k]) for k, v in network.state_dict().items())
+    torch.manual_seed(0)
+    build(name, 32)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["resnet26d", "test_resnet", "resnetv2_50", "regnetx_002"])
+def test_zero_init_residual_of_timm_networks_is_timms_own(name):
+    torch.manual_seed(0)
+    reference = timm.create_model(name, num_classes=0, zero_init_last=True).state_dict()
+    torch.manual_seed(0)
+    network, _ = build(name, 32, zero_init_residual=True)
+    assert all(torch.equal(v, reference[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet26d", "resnetv2_50", "test_vit", "convnext_atto"])
+def test_without_zero_init_residual_timm_networks_keep_their_initialization(name):
+    torch.manual_seed(0)
+    reference = timm.create_model(name, num_classes=0, **({"img_size": 32} if "vit" in name else {})).state_dict()
+    torch.manual_seed(0)
+    network, _ = build(name, 32)
+    assert all(torch.equal(v, reference[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_vit", "convnext_atto", "mobilenetv3_small_050"])
+def test_zero_init_residual_leaves_networks_without_such_blocks_alone(name):
+    """mobilenetv3 has a bn2 in each block, which ends none of its residual branches."""
+    torch.manual_seed(0)
+    reference = build(name, 32)[0].state_dict()
+    torch.manual_seed(0)
+    network, _ = build(name, 32, zero_init_residual=True)
+    assert all(torch.equal(v, reference[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "stem"),
+    [("resnet18", 32, "small"), ("resnet18", 64, "small"), ("resnet18", 65, "imagenet"), ("test_vit", 32, "imagenet"),
+     ("resnet26d", 32, "imagenet"), ("resnet26", 32, "small")],
+)  # fmt: skip
+def test_choose_stem_depends_on_size_and_network(name, size, stem):
+    chosen, reason = choose_stem("auto", name, size)
+    assert chosen == stem
+    assert reason
+    assert choose_stem("imagenet", name, size) == ("imagenet", "from the flag")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "seen", "stem"),
+    [("resnet18", 32, "imagenet", "imagenet"), ("resnet18", 224, "small", "small"),
+     ("test_vit", 32, "small", "imagenet")],
+)  # fmt: skip
+def test_choose_stem_follows_the_weights_of_a_resnet(name, size, seen, stem):
+    assert choose_stem("auto", name, size, seen)[0] == stem
+    assert choose_stem("small", name, size, seen)[0] == "small"
+
+
+def test_at_layer_without_a_name_is_the_network():
+    network, _ = build("test_resnet", 32)
+    assert at_layer(network, None) is network
+    assert isinstance(at_layer(network, "layer1"), IntermediateFeatures)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_resnet.r160_in1k"])
-def test_the_last_block_of_a_resnet_is_what_the_network_gives(name):
-    network = build_backbone(name, "imagenet", 32)[0].eval()
+def test_intermediate_features_of_the_last_block_are_those_of_the_network(name):
+    network = build(name, 32)[0].eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(IntermediateFeatures(network, block_names(network)[-1])(x), network(x))
     earlier = IntermediateFeatures(network, "layer2")
-    inner = network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(x))))) if name == "resnet18" else None
-    if inner is not None:
+    if name == "resnet18":
+        inner = network.layer1(network.maxpool(network.relu(network.bn1(network.conv1(x)))))
         torch.testing.assert_close(earlier(x), network.layer2(inner).mean(dim=(2, 3)))
     assert earlier(x).shape == (2, {"resnet18": 128}.get(name, 48))
-    assert not network.layer2._forward_hooks, "the network is left as it was"
+    assert not network.layer2._forward_hooks, "the network keeps no hook"
 
 
 @pytest.mark.parametrize(
     ("name", "size", "width", "positions"),
     [("test_vit", 32, 64, 1), ("swin_tiny_patch4_window7_224", 224, 768, (1, 2)), ("convnext_atto", 64, 320, (2, 3))],
 )
-def test_a_block_is_averaged_over_positions_and_never_over_channels(name, size, width, positions):
-    network = build_backbone(name, "imagenet", size)[0].eval()
-    last, seen = block_names(network)[-1], []
-    network.get_submodule(last).register_forward_hook(lambda module, inputs, out: seen.append(out))
+def test_intermediate_features_are_averaged_over_positions_and_never_over_channels(name, size, width, positions):
+    network = build(name, size)[0].eval()
+    last, outputs = block_names(network)[-1], []
+    network.get_submodule(last).register_forward_hook(lambda module, inputs, out: outputs.append(out))
     features = IntermediateFeatures(network, last)(torch.randn(2, 3, size, size))
     assert features.shape == (2, width)
-    torch.testing.assert_close(features, seen[0].mean(dim=positions))
+    torch.testing.assert_close(features, outputs[0].mean(dim=positions))
 
 
-def test_a_block_that_is_not_there_is_refused_with_those_that_are():
-    network = build_backbone("resnet18", "imagenet", 32)[0]
-    with pytest.raises(UserError, match="--layer layer5: no such block .*; there are layer1, layer2, layer3, layer4"):
+def test_intermediate_features_of_an_unknown_block_are_refused_with_the_known_ones():
+    network = build("resnet18", 32)[0]
+    with pytest.raises(UserError, match="--layer layer5: .*no such block.* layer1, layer2, layer3, layer4"):
         IntermediateFeatures(network, "layer5")

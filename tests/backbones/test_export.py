@@ -1,10 +1,11 @@
-"""Backbones for other libraries: their own models load the files and return the same features."""
+"""Exports that torchvision, timm and ONNX Runtime load with equal features, and the facts for the model card."""
 
 import copy
 import functools
 import sys
 
 import pytest
+import pytorch_lightning as pl
 import safetensors.torch
 import timm
 import torch
@@ -12,21 +13,29 @@ import torchvision
 from torch import nn
 
 from backbones.build import TORCHVISION, build_backbone
-from backbones.export import export_backbone, model_card
-from backbones.load import read_metadata
+from backbones.export import check_target, export_backbone, run_card
+from backbones.load import open_weights, read_metadata, save_backbone
+from runs.checkpoint import CheckpointCallback
 from utils.errors import UserError
+from utils.files import write_json
+from utils.plan import BackboneConfig
 
 CARD = {
-    "backbone": "resnet18", "used_stem": "imagenet", "method": "simclr", "dataset": "digits", "large_size": "32",
-    "epochs": "20", "steps": "220", "seconds": "165.2", "seed": "None", "commit": "unknown", "mean": "(0.1, 0.2, 0.3)",
-    "std": "(0.4, 0.5, 0.6)", "result: kNN 20": "97.5", "command": "python3 main_contrastive.py digits resnet18",
+    "backbone": "resnet18", "stem": "imagenet", "method": "simclr", "dataset": "digits", "large_size": "32",
+    "epochs": "20", "steps": "220", "mean": "(0.1, 0.2, 0.3)", "std": "(0.4, 0.5, 0.6)",
 }  # fmt: skip
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+
+def need(*libraries):
+    for library in libraries:
+        pytest.importorskip(library, reason=f"{library} comes with requirements-onnx.txt")
 
 
 @functools.cache
 def trained(name, stem="imagenet", size=32):
-    """A network without a tensor of zeros or ones, in training mode but for one frozen layer."""
-    network, _ = build_backbone(name, stem, size)
+    """A network without a tensor of zeros or ones, in training mode except for one frozen layer."""
+    network, _ = build_backbone(BackboneConfig(name, stem), size)
     generator = torch.Generator().manual_seed(0)
     for value in network.state_dict().values():
         if value.ndim == 1:
@@ -52,13 +61,13 @@ def load(path):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_torchvision_loads_its_own_model(tmp_path, ending):
+def test_export_backbone_for_torchvision_loads_in_its_own_model(tmp_path, ending):
     backbone, path = trained("resnet18"), tmp_path / f"weights{ending}"
     assert export_backbone("torchvision", path, backbone, CARD, 32) == [path, tmp_path / "weights.md"]
     own = torchvision.models.get_model("resnet18", weights=None)
     own.load_state_dict(load(path), strict=True)
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(own.eval()(images), torch.zeros(2, 1000)), "nobody trained fc"
+    assert torch.equal(own.eval()(images), torch.zeros(2, 1000)), "fc is untrained"
     own.fc = nn.Identity()
     assert torch.equal(features(own, images), features(backbone, images))
 
@@ -68,7 +77,7 @@ def test_torchvision_loads_its_own_model(tmp_path, ending):
     [("resnet18", ".safetensors"), ("resnet18", ".pth"), ("test_resnet.r160_in1k", ".safetensors"),
      ("test_resnet.r160_in1k", ".pt"), ("test_resnet.r160_in1k", ".ckpt")],
 )  # fmt: skip
-def test_timm_loads_its_own_model(tmp_path, name, ending):
+def test_export_backbone_for_timm_loads_in_its_own_model(tmp_path, name, ending):
     backbone, path = trained(name), tmp_path / f"weights{ending}"
     export_backbone("timm", path, backbone, CARD | {"backbone": name}, 32)
     own = timm.create_model(name, num_classes=0)
@@ -78,7 +87,7 @@ def test_timm_loads_its_own_model(tmp_path, name, ending):
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_timm_names_the_tensors_of_torchvision_alike(name):
+def test_tensor_names_of_timm_and_torchvision_are_equal(name):
     with torch.device("meta"):
         a = torchvision.models.get_model(name, weights=None).state_dict()
         b = timm.create_model(name, num_classes=0).state_dict()
@@ -86,7 +95,7 @@ def test_timm_names_the_tensors_of_torchvision_alike(name):
 
 
 def run_code_of(card, folder, monkeypatch):
-    """What the three lines of a model card define."""
+    """Run the three lines of Python in a model card and return the names that they define."""
     names = {}
     monkeypatch.chdir(folder)
     code = card.read_text().partition("```python\n")[2].partition("\n```")[0]
@@ -98,7 +107,7 @@ def run_code_of(card, folder, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "name", "ending"), [("torchvision", "resnet18", ".pth"), ("timm", "test_vit", ".safetensors")]
 )
-def test_the_code_of_the_card_loads_the_weights(tmp_path, monkeypatch, kind, name, ending):
+def test_export_backbone_writes_a_card_whose_code_loads_the_weights(tmp_path, monkeypatch, kind, name, ending):
     """test_vit: the file holds positions for 32 pixels, so timm's model has to be built for them."""
     backbone = trained(name)
     _, card = export_backbone(kind, tmp_path / f"mine{ending}", backbone, CARD | {"backbone": name}, 32)
@@ -109,20 +118,26 @@ def test_the_code_of_the_card_loads_the_weights(tmp_path, monkeypatch, kind, nam
     torch.testing.assert_close(own(images), features(backbone, images))
 
 
-@pytest.mark.parametrize(("name", "stem"), [("resnet18", "small"), ("test_vit", "imagenet")])
-def test_onnx_returns_the_features_of_torch(tmp_path, monkeypatch, capfd, name, stem):
-    for library in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(library, reason=f"{library} comes with requirements-onnx.txt")
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("test_vit", "imagenet"),
+        pytest.param("resnet18", "small", marks=pytest.mark.slow),
+        pytest.param("test_resnet.r160_in1k", "imagenet", marks=pytest.mark.slow),
+    ],
+)
+def test_export_backbone_to_onnx_returns_the_features_of_torch(tmp_path, monkeypatch, capfd, name, stem):
+    need(*ONNX)
     backbone, path, random = copy.deepcopy(trained(name, stem)), tmp_path / "net.onnx", torch.get_rng_state()
     if name == "test_vit":
-        backbone.blocks = backbone.blocks[:1]  # the exporter takes seconds for the others
+        backbone.blocks = backbone.blocks[:1]  # the exporter takes seconds for the other blocks
     modes = [m.training for m in backbone.modules()]
-    written = export_backbone("onnx", path, backbone, CARD | {"backbone": name, "used_stem": stem}, 32)
+    written = export_backbone("onnx", path, backbone, CARD | {"backbone": name, "stem": stem}, 32)
     assert sorted(written) == sorted(tmp_path.iterdir()), "one file and its card"
     assert capfd.readouterr() == ("", "")
     assert [m.training for m in backbone.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
-    assert str(torch.__path__[0]).encode() not in path.read_bytes(), "no folders of this machine"
+    assert str(torch.__path__[0]).encode() not in path.read_bytes(), "no folder of the machine"
     session = sys.modules["onnxruntime"].InferenceSession(str(path))
     for n in (1, 3):
         images = torch.randn(n, 3, 32, 32)
@@ -133,9 +148,8 @@ def test_onnx_returns_the_features_of_torch(tmp_path, monkeypatch, capfd, name, 
     assert run_code_of(written[-1], tmp_path, monkeypatch)["features"].shape == wanted[:1].shape
 
 
-def test_onnx_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
-    for library in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(library, reason=f"{library} comes with requirements-onnx.txt")
+def test_export_backbone_to_onnx_writes_nothing_that_differs_from_torch(tmp_path, monkeypatch):
+    need(*ONNX)
     monkeypatch.setattr("backbones.export.TOLERANCE", -1.0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     with pytest.raises(UserError, match="onnx features of resnet18 differ from torch's by .* nothing was written"):
@@ -143,30 +157,28 @@ def test_onnx_that_differs_from_torch_is_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-class Undecided(nn.Module):
+class DataDependent(nn.Module):
     def forward(self, x):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
-def test_onnx_that_cannot_be_written_says_why(tmp_path, capfd):
-    for library in ("onnx", "onnxscript"):
-        pytest.importorskip(library, reason=f"{library} comes with requirements-onnx.txt")
+def test_export_backbone_to_onnx_explains_why_a_network_fails(tmp_path, capfd):
+    need("onnx", "onnxscript")
     with pytest.raises(UserError, match=r"resnet18 cannot be exported to onnx at 8 pixels \(Could not guard .*; use"):
-        export_backbone("onnx", tmp_path / "x.onnx", Undecided(), CARD, 8)
+        export_backbone("onnx", tmp_path / "x.onnx", DataDependent(), CARD, 8)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
 
 
-def test_onnx_that_could_not_be_compared_says_so(tmp_path, monkeypatch):
-    for library in ("onnx", "onnxscript"):
-        pytest.importorskip(library, reason=f"{library} comes with requirements-onnx.txt")
+def test_export_backbone_to_onnx_notes_that_it_was_not_compared(tmp_path, monkeypatch):
+    need("onnx", "onnxscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     written = export_backbone("onnx", tmp_path / "x.onnx", network, CARD, 8)
     assert "Not compared with torch: onnxruntime was not installed." in written[-1].read_text()
 
 
-def test_onnx_names_what_is_missing(tmp_path, monkeypatch):
+def test_export_backbone_to_onnx_names_the_missing_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match="needs .*onnxscript: pip install -r requirements-onnx.txt"):
         export_backbone("onnx", tmp_path / "x.onnx", nn.Identity(), CARD, 32)
@@ -180,32 +192,32 @@ def test_onnx_names_what_is_missing(tmp_path, monkeypatch):
         ("timm", ".onnx", {}, r"x.onnx ends in .onnx, but timm needs a file name that ends in .safetensors or .pth"),
         ("onnx", "", {}, r"x ends in nothing, but onnx needs a file name that ends in .onnx"),
         ("torchvision", ".pth", {"backbone": "test_resnet"}, "test_resnet is not one of torchvision's ResNets"),
-        ("timm", ".pth", {"backbone": "resnet81"}, r"timm has no resnet81 \(did you mean .*resnet18"),
-        ("torchvision", ".pth", {"used_stem": "small"}, "7x7 .* no place for these weights; export to onnx"),
-        ("timm", ".pth", {"used_stem": "small"}, "7x7 .* or use the run's backbone.safetensors"),
+        ("timm", ".pth", {"backbone": "resnet81"}, r"timm has no model resnet81 \(did you mean .*resnet18"),
+        ("torchvision", ".pth", {"stem": "small"}, "7x7 .*cannot load these weights; export to onnx"),
+        ("timm", ".pth", {"stem": "small"}, "7x7 .* or use the run's backbone.safetensors"),
         ("timm", ".pth", {}, r"the backbone is not timm.create_model\('resnet18'.*: 120 tensors differ"),
     ],
 )
-def test_refusals(tmp_path, kind, ending, card, message):
+def test_export_backbone_refuses(tmp_path, kind, ending, card, message):
     with pytest.raises(UserError, match=message):
         export_backbone(kind, tmp_path / f"x{ending}", nn.Identity(), CARD | card, 32)
     assert not list(tmp_path.iterdir())
 
 
-def test_sizes_that_timm_does_not_build_are_refused(tmp_path):
+def test_export_backbone_refuses_sizes_that_timm_does_not_build(tmp_path):
     with pytest.raises(UserError, match="nest_tiny cannot be built for views of 30 pixels .*must divide"):
         export_backbone("timm", tmp_path / "x.pth", nn.Identity(), CARD | {"backbone": "nest_tiny"}, 30)
 
 
 @pytest.mark.parametrize("there", ["x.pth", "x.md"])
-def test_nothing_is_overwritten(tmp_path, there):
+def test_export_backbone_overwrites_nothing(tmp_path, there):
     (tmp_path / there).write_text("mine")
     with pytest.raises(UserError, match=f"{there} exists and is not overwritten"):
         export_backbone("timm", tmp_path / "x.pth", nn.Identity(), CARD, 32)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+def test_export_backbone_leaves_nothing_after_a_failed_write(tmp_path, monkeypatch):
     def full_disk(*args):
         raise OSError(28, "No space left on device")
 
@@ -218,22 +230,111 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         export_backbone("timm", tmp_path / "gone" / "x.pth", backbone, card, 32)
 
 
-def test_card_tells_what_is_known(tmp_path):
-    path, backbone = tmp_path / "x.safetensors", trained("resnet18")
-    told = export_backbone("torchvision", path, backbone, CARD, 32)[1].read_text()
-    assert {
-        "# resnet18", "- pretrained by: simclr", "- data set: digits", "- epochs: 20", "- steps: 220",
-        "- seconds of training: 165.2", "- kNN 20: 97.5", "python3 main_contrastive.py digits resnet18",
-    } <= set(told.splitlines())  # fmt: skip
-    assert "(N, 3, 32, 32)" in told
-    assert "minus mean (0.1, 0.2, 0.3), divided by std (0.4, 0.5, 0.6)" in told
-    assert "`network.fc` is a classifier of 1000 classes that nobody trained" in told
-    assert "seed" not in told, "None"
-    assert "commit" not in told, "unknown"
+def test_export_backbone_writes_the_card_into_safetensors_too(tmp_path):
+    path = tmp_path / "x.safetensors"
+    text = export_backbone("torchvision", path, trained("resnet18"), CARD, 32)[1].read_text()
+    assert {"# resnet18", "- method: simclr", "- epochs: 20", "- steps: 220"} <= set(text.splitlines())
+    assert "(N, 3, 32, 32)" in text
+    assert "untrained (zero-initialized)" in text
     assert read_metadata(path) == CARD
 
 
-def test_card_invents_nothing():
-    told = model_card({"backbone": "resnet18", "mean": "(0.5, 0.5, 0.5)"})
-    assert [line for line in told.splitlines() if line.startswith("#")] == ["# resnet18", "## Inputs"]
-    assert "mean" not in told, "of no use without the deviation"
+@pytest.mark.parametrize(
+    ("kind", "file", "message"),
+    [
+        ("tim", "x.pth", r"unknown export 'tim' \(did you mean timm\?\)"),
+        ("timm", "x", "ends in nothing, but timm needs .* .safetensors or .pth"),
+        ("onnx", "there.onnx", "there.onnx exists and is not overwritten"),
+    ],
+)
+def test_check_target_refuses(tmp_path, kind, file, message):
+    (tmp_path / "there.onnx").touch()
+    check_target("onnx", tmp_path / "new.onnx")
+    with pytest.raises(UserError, match=message):
+        check_target(kind, tmp_path / file)
+
+
+class Tiny(pl.LightningModule):
+    """A backbone of one layer that learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+
+    def training_step(self, batch, index):
+        return self.backbone(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(6, 2), batch_size=2)
+
+
+def fit(folder, *callbacks, **limits):
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=list(callbacks), **limits)  # fmt: skip
+    trainer.fit(Tiny())
+    return open_weights(str(folder))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_run_card_counts_finished_epochs(tmp_path, epochs):
+    weights = fit(tmp_path, CheckpointCallback(tmp_path, {"method": "simclr"}), max_epochs=epochs)
+    card = run_card(weights, "resnet18", "small", {})
+    assert (card["epochs"], card["steps"]) == (str(epochs), str(3 * epochs))
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(2, 0), (3, 1), (4, 1)])
+def test_run_card_does_not_count_an_epoch_that_max_steps_cut_short(tmp_path, steps, epochs):
+    weights = fit(tmp_path, CheckpointCallback(tmp_path, {"method": "simclr"}), max_steps=steps)
+    card = run_card(weights, "resnet18", "small", {})
+    assert (card["epochs"], card["steps"]) == (str(epochs), str(steps))
+
+
+def test_run_card_counts_the_finished_epochs_of_an_interrupted_run(tmp_path):
+    class Interrupt(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            if trainer.global_step == 4:
+                save.save(trainer, pl_module)
+                save.on_train_epoch_end = lambda *args: None
+                trainer.should_stop = True
+
+    save = CheckpointCallback(tmp_path, {"method": "simclr"})
+    card = run_card(fit(tmp_path, save, Interrupt(), max_epochs=3), "resnet18", "small", {})
+    assert (card["epochs"], card["steps"]) == ("1", "4")
+
+
+ARGV = ["digits", "resnet18", "--epochs", "1", "--data_folder", "/home/someone/my images", "--output=/data/runs"]
+
+
+def run_folder(folder):
+    """A run folder with everything that a finished pretraining leaves."""
+    save_backbone(folder / "backbone.safetensors", nn.Linear(2, 2), {"method": "simclr", "epochs": "1", "steps": "5"})
+    plan = {"training_set": {"images": 1438}}
+    write_json(folder / "args.json", {"argv": ARGV, "flags": {}, "plan": plan, "commit": "abc"})
+    write_json(folder / "summary.json", {"knn_20": 91.25, "val_probe_acc": 80.0, "loss": 1.0, "seconds": 7.5})
+    return open_weights(str(folder))
+
+
+def test_run_card_collects_the_facts_of_the_run_folder(tmp_path):
+    card = run_card(run_folder(tmp_path), "resnet18", "small", {"knn_20": 92.5, "fewshot_5/mean": 70.123})
+    assert card == {
+        "method": "simclr", "epochs": "1", "steps": "5", "backbone": "resnet18", "stem": "small", "images": "1438",
+        "commit": "abc", "seconds": "7.5",
+        "command": "digits resnet18 --epochs 1 --data_folder 'my images' --output=runs",
+        "score: knn_20 (online, top-1 in %)": "91.25", "score: val_probe_acc (online, top-1 in %)": "80",
+        "score: knn_20": "92.5", "score: fewshot_5/mean": "70.12",
+    }  # fmt: skip
+
+
+def test_run_card_puts_the_program_before_the_arguments(tmp_path):
+    card = run_card(run_folder(tmp_path), "resnet18", "small", {}, program="python3 train.py")
+    assert card["command"].startswith("python3 train.py digits resnet18 ")
+
+
+def test_run_card_of_foreign_weights_ignores_the_files_beside_them(tmp_path):
+    run_folder(tmp_path)
+    torch.save({"weight": torch.ones(2, 2)}, tmp_path / "moco.pth")
+    card = run_card(open_weights(str(tmp_path / "moco.pth")), "resnet18", "imagenet", {"logistic": 88.0})
+    assert card == {"backbone": "resnet18", "stem": "imagenet", "score: logistic": "88"}

@@ -1,188 +1,241 @@
-"""Weights in from anywhere: every layout that users meet, the report, and what is refused."""
+"""Weights from files and run folders: reading without code, metadata, refusals, and loading into a backbone."""
 
 import contextlib
 import os
 import pickle
+import re
 from argparse import Namespace
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from backbones.build import build_backbone
-from backbones.load import guess_stem, open_weights, read_tree
-from backbones.load import load_backbone as load_into
+from backbones.load import (
+    METADATA_KEYS,
+    Weights,
+    backbone_metadata,
+    check_classes,
+    check_compatible,
+    choose_size,
+    find_weights,
+    guess_stem,
+    load_backbone,
+    load_pretrained,
+    open_all_weights,
+    open_weights,
+    read_tree,
+    save_backbone,
+    stem_of,
+)
 from backbones.match_keys import KeyFlags
+from tests.helpers.checkpoints import LAYOUTS, add_prefix, checkpoint, filled_network, new_network, rename_key
 from utils.errors import UserError
+from utils.files import write_json
 
-torch.manual_seed(0)
-NAME = "test_resnet.r160_in1k"
-
-
-def load_backbone(path, backbone, flags=None, **how):
-    return load_into(open_weights(str(path)), backbone, flags, **how)
-
-
-def report(path, flags=None):
-    """What is said of the file, whether it fits or not."""
-    said = []
-    with contextlib.suppress(UserError):
-        load_backbone(path, network(), flags, say=said.append)
-    return said[0]
+PLAN = {
+    "method": "simclr", "seed": 3, "training_set": {"name": "digits", "images": 1438, "num_classes": 10},
+    "backbone": {"name": "resnet18", "stem": "small"}, "views": {"large_size": 16},
+}  # fmt: skip
+METADATA = {"method": "simclr", "dataset": "digits", "backbone": "resnet18", "stem": "small", "large_size": "16",
+            "num_classes": "10", "seed": "3"}  # fmt: skip
 
 
-def network():
-    return build_backbone(NAME, "imagenet", 32)[0]
-
-
-def filled(seed=1):
-    torch.manual_seed(seed)
-    made = network()
-    for v in made.state_dict().values():
-        v.copy_(torch.randn_like(v) if v.is_floating_point() else torch.full_like(v, 7))
-    return made
-
-
-def under(prefix, tensors):
-    return {prefix + k: v for k, v in tensors.items()}
-
-
-def numbered(made):
-    """As nn.Sequential(*list(resnet.children())[:-1]) names its parts."""
-    at = {name: str(i) for i, (name, _) in enumerate(made.named_children())}
-    return {".".join([at[k.split(".")[0]], *k.split(".")[1:]]): v for k, v in made.state_dict().items()}
-
-
-def layouts(made):
-    """name -> a checkpoint of that tool around the tensors of the network, with what else such files hold."""
-    own, other = made.state_dict(), filled(2).state_dict()
-    head = {"fc.weight": torch.ones(4, 96), "fc.bias": torch.ones(4)}
-    more = {"0.weight": torch.ones(3, 3)}
-    fc = {"fc.0.weight": torch.ones(8, 96), "fc.2.weight": torch.ones(4, 8)}
-    extra = {"epoch": 3, "arch": "resnet50", "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}}
-    return {
-        "ours": {"state_dict": under("backbone.", own) | {"probe.1.weight": torch.ones(2, 96)}, "global_step": 5},
-        "ours with a teacher": {"state_dict": under("backbone.", own) | under("target.teacher.0.", other)},
-        "torchvision": own | head,
-        "timm": {"state_dict": own | head, "version": 2},
-        "MoCo": extra | {"state_dict": under("module.encoder_q.", own | fc) | under("module.encoder_k.", other | fc)
-                         | {"module.queue": torch.ones(8, 4), "module.queue_ptr": torch.zeros(1)}},
-        "SimSiam": extra | {"state_dict": under("module.encoder.", own | fc) | under("module.predictor.", more)},
-        "Barlow Twins": {"epoch": 9, "model": under("module.backbone.", own) | under("module.projector.", more),
-                         "optimizer": extra["optimizer"]},
-        "DINO": {"student": under("module.backbone.", other) | under("module.head.mlp.", more),
-                 "teacher": under("backbone.", own) | under("head.mlp.", more),
-                 "args": Namespace(arch="vit", lr=np.float64(0.1)), "epoch": np.int64(3)},
-        "VISSL": {"phase_idx": 4, "classy_state_dict": {"base_model": {"model": {
-            "trunk": under("_feature_blocks.", own), "heads": {"0.clf.0.weight": torch.ones(3, 3)}}, "meters": {}}}},
-        "solo-learn": {"state_dict": under("backbone.", own) | under("momentum_backbone.", other),
-                       "hyper_parameters": {"lr": 0.3}},
-        "Lightly": {"state_dict": under("backbone.", numbered(made))
-                    | under("backbone_momentum.", numbered(filled(2)))},
-        "compiled": {"model": under("_orig_mod.", own)},
-    }  # fmt: skip
-
-
-TOOLS = list(layouts(network()))
+def load(path, network, flags=None):
+    return load_backbone(open_weights(str(path)), network, flags)
 
 
 def same(a, b):
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_every_layout_loads_completely_without_flags(tmp_path, tool):
-    made, path = filled(), tmp_path / "weights.pth"
-    torch.save(layouts(made)[tool], path)
-    empty = network()
-    match = load_backbone(path, empty)
-    assert same(made, empty), "the wrong half of the file, or not all of it"
-    assert len(match.tensors) == len(made.state_dict())
-    assert not match.missing
-    assert not match.mismatched
+def small_network():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 
 
-@pytest.mark.parametrize("tool", TOOLS)
-def test_one_renamed_tensor_stops_it(tmp_path, tool):
-    def rename(tree):
-        out = {}
-        for key, value in tree.items():
-            out["renamed" if str(key).endswith(("layer1.0.conv1.weight", ".4.0.conv1.weight")) else key] = (
-                rename(value) if isinstance(value, dict) else value
-            )
-        return out
+def trained_on(**facts):
+    return Weights(Path("trained_models/RUN/backbone.safetensors"), {}, METADATA | facts)
 
-    path, empty = tmp_path / "weights.pth", network()
-    torch.save(rename(layouts(filled())[tool]), path)
-    before = {k: v.clone() for k, v in empty.state_dict().items()}
+
+@pytest.mark.parametrize("tool", LAYOUTS)
+def test_load_backbone_reads_the_files_of_every_tool(tmp_path, tool):
+    trained, path, network = filled_network(1), tmp_path / "weights.pth", new_network()
+    torch.save(checkpoint(tool, trained), path)
+    match = load(path, network)
+    assert same(trained, network), "another network of the file, or only a part"
+    assert len(match.tensors) == len(trained.state_dict())
+
+
+@pytest.mark.parametrize("tool", LAYOUTS)
+def test_load_backbone_refuses_one_missing_tensor_and_changes_nothing(tmp_path, tool):
+    path, network = tmp_path / "weights.pth", new_network()
+    tree = rename_key(checkpoint(tool, filled_network(1)), ("layer1.0.conv1.weight", ".4.0.conv1.weight"))
+    torch.save(tree, path)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
     with pytest.raises(UserError, match=r"1 missing \['layer1.0.conv1.weight'\]"):
-        load_backbone(path, empty)
-    assert all(torch.equal(v, before[k]) for k, v in empty.state_dict().items()), "nothing was overwritten"
+        load(path, network)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_flags_say_where_to_look(tmp_path):
-    made, path = filled(), tmp_path / "weights.pth"
-    strange = {"a": {"b": under("my.layers.", {k.removeprefix("layer1."): v for k, v in made.state_dict().items()
-                                              if k.startswith("layer1.")})}}  # fmt: skip
-    torch.save(strange, path)
-    flags = KeyFlags("a.b", "my.layers.", "layer1.", ("conv1", "bn1", "layer2", "layer3", "layer4", "num_batches"))
-    match = load_backbone(path, network(), flags)
-    assert all(k.startswith("layer1.") for k in match.tensors)
-    assert {k.split(".")[0] for k in match.skipped} >= {"conv1", "bn1", "layer2"}
-    with pytest.raises(UserError, match=r"--state_dict_key a.c: no 'c' in a; it holds b"):
-        load_backbone(path, network(), KeyFlags("a.c"))
+@pytest.mark.parametrize("other", [nn.Linear(5, 4), nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))])
+def test_load_backbone_refuses_another_network(tmp_path, other):
+    save_backbone(tmp_path / "w.safetensors", small_network(), {})
+    with pytest.raises(UserError, match="does not fit the backbone: .*missing.*unexpected.*another shape"):
+        load(tmp_path / "w.safetensors", other)
 
 
-def test_an_empty_key_is_the_flat_file(tmp_path):
-    made, path, empty = filled(), tmp_path / "weights.pth", network()
-    torch.save(made.state_dict() | {"state_dict": filled(2).state_dict()}, path)
-    load_backbone(path, empty, KeyFlags(""))
-    assert same(made, empty)
-
-
-def test_the_report_counts_and_names(tmp_path):
-    tensors = filled().state_dict()
-    del tensors["layer2.0.conv1.weight"]
-    tensors["layer3.0.conv1.weight"] = torch.ones(1, 2, 3, 3)
-    torch.save({"state_dict": under("encoder.", tensors | {"fc.weight": torch.ones(2)})}, tmp_path / "w.pth")
-    table = report(tmp_path / "w.pth")
-    lines = {line.split()[0]: line for line in table.splitlines()}
-    assert lines["missing"].split()[1:] == ["1", "layer2.0.conv1.weight"]
-    assert lines["unexpected"].split()[1:] == ["1", "fc.weight"]
-    assert "layer3.0.conv1.weight (1, 2, 3, 3) for" in lines["mismatched"]
-    assert "found under state_dict encoder.*" in table
-
-
-def test_two_places_that_fit_are_told(tmp_path):
-    path = tmp_path / "w.pth"
-    torch.save(layouts(filled())["MoCo"], path)
-    match = load_backbone(path, network())
-    assert match.where == "state_dict module.encoder_q.*"
-    assert match.also == ["state_dict module.encoder_k.*"]
-
-
-def test_safetensors_and_the_counters_that_old_files_lack(tmp_path):
-    made, path, empty = filled(), tmp_path / "w.safetensors", network()
-    save_file({f"backbone.{k}": v for k, v in made.state_dict().items() if "num_batches" not in k}, path)
-    match = load_backbone(path, empty)
-    assert all(torch.equal(v, empty.state_dict()[k]) for k, v in made.state_dict().items() if "num_batches" not in k)
-    assert match.skipped
-    assert all("num_batches_tracked" in k for k in match.skipped)
-
-
-def test_another_architecture_is_told(tmp_path):
+def test_load_backbone_names_the_file_of_another_architecture(tmp_path):
     torch.save({"state_dict": {"transformer.wte": torch.ones(3)}}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"w.pth: no tensor of the backbone \(conv1.*it holds 1: transformer.wte"):
-        load_backbone(tmp_path / "w.pth", network())
+    with pytest.raises(UserError, match=r"w.pth: no tensor of the backbone \(conv1"):
+        load(tmp_path / "w.pth", new_network())
 
 
-def test_weights_that_are_no_numbers_are_refused(tmp_path):
-    made = filled()
-    made.state_dict()["layer1.0.bn1.weight"][0] = float("nan")
-    torch.save(made.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"1 tensors hold NaN or infinity \(layer1.0.bn1.weight\)"):
-        load_backbone(tmp_path / "w.pth", network())
+def test_load_backbone_refuses_nan(tmp_path):
+    trained = filled_network(1)
+    trained.state_dict()["layer1.0.bn1.weight"][0] = float("nan")
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"1 tensors contain NaN or infinity \(layer1.0.bn1.weight\)"):
+        load(tmp_path / "w.pth", new_network())
+
+
+def test_load_backbone_keeps_counters_that_an_old_file_lacks(tmp_path):
+    trained, path, network = filled_network(1), tmp_path / "w.safetensors", new_network()
+    save_file({f"backbone.{k}": v for k, v in trained.state_dict().items() if "num_batches" not in k}, path)
+    match = load(path, network)
+    loaded = {k: v for k, v in trained.state_dict().items() if "num_batches" not in k}
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in loaded.items())
+    assert match.skipped == [k for k in trained.state_dict() if "num_batches" in k]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_load_backbone_reports_in_any_case(tmp_path, fits):
+    tensors, reports = dict(filled_network(1).state_dict()), []
+    if not fits:
+        del tensors["layer1.0.conv1.weight"]
+    torch.save({"state_dict": add_prefix("encoder.", tensors)}, tmp_path / "w.pth")
+    with contextlib.nullcontext() if fits else pytest.raises(UserError, match="does not fit"):
+        load_backbone(open_weights(str(tmp_path / "w.pth")), new_network(), KeyFlags(), reports.append)
+    (report,) = reports
+    assert report.startswith(f"{tmp_path / 'w.pth'}\n")
+    assert "found under state_dict encoder.*" in report
+
+
+def test_load_pretrained_follows_the_flags_and_prints_the_report(tmp_path, capsys):
+    trained, network = filled_network(1), new_network()
+    torch.save({"a": add_prefix("x.", dict(trained.state_dict()))}, tmp_path / "w.pth")
+    flags = {"state_dict_key": "a", "remove_prefix": "x.", "append_prefix": "", "skip_layers": ["num_batches_tracked"]}
+    load_pretrained(Namespace(pretrained_feature_extractor=str(tmp_path / "w.pth"), **flags), network)
+    assert same(trained, network)
+    assert "found under a x.*" in capsys.readouterr().out
+
+
+def test_load_pretrained_without_the_flag_changes_nothing():
+    network = new_network()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    load_pretrained(Namespace(pretrained_feature_extractor=None), network)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_save_backbone_and_load_backbone_are_inverse(tmp_path):
+    a, b = small_network(), small_network()
+    save_backbone(tmp_path / "backbone.safetensors", a, {"backbone": "two layers"})
+    weights = open_weights(str(tmp_path))
+    assert weights.metadata == {"backbone": "two layers"}
+    load_backbone(weights, b)
+    assert same(a, b)
+    assert os.listdir(tmp_path) == ["backbone.safetensors"]
+
+
+def test_backbone_metadata_has_all_keys_as_text():
+    assert backbone_metadata(PLAN) == METADATA
+    assert tuple(METADATA) == METADATA_KEYS
+
+
+def test_open_weights_reads_the_metadata_of_a_checkpoint_from_its_run_folder(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert open_weights(str(tmp_path)).metadata == {}
+    write_json(tmp_path / "args.json", {"argv": [], "plan": PLAN})
+    weights = open_weights(str(tmp_path))
+    assert weights.metadata == METADATA
+    assert weights.name == tmp_path.name
+    assert weights.default_output_dir("elsewhere") == tmp_path
+
+
+def test_weights_of_other_tools_have_the_name_of_their_file(tmp_path):
+    torch.save({"x": torch.ones(1)}, tmp_path / "moco_v2.pth")
+    write_json(tmp_path / "args.json", {"plan": PLAN})
+    weights = open_weights(str(tmp_path / "moco_v2.pth"))
+    assert weights.metadata == {}
+    assert weights.name == "moco_v2"
+    assert weights.default_output_dir("elsewhere") == Path("elsewhere")
+
+
+def test_open_all_weights_refuses_one_name_for_two_files(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        torch.save({"x": torch.ones(1)}, tmp_path / folder / "w.pth")
+    torch.save({"x": torch.ones(1)}, tmp_path / "b" / "v.pth")
+    a, b, c = (str(tmp_path / path) for path in ("a/w.pth", "b/w.pth", "b/v.pth"))
+    assert [weights.name for weights in open_all_weights([a, c])] == ["w", "v"]
+    with pytest.raises(UserError, match="names w twice"):
+        open_all_weights([a, b, c])
+
+
+def test_find_weights_prefers_the_backbone_of_a_run(tmp_path):
+    with pytest.raises(UserError, match="has no backbone.safetensors"):
+        find_weights(str(tmp_path))
+    with pytest.raises(UserError, match="does not exist"):
+        find_weights(str(tmp_path / "gone"))
+    for name in ("last.ckpt", "backbone.safetensors"):
+        (tmp_path / name).touch()
+        assert find_weights(str(tmp_path)) == tmp_path / name
+
+
+def test_choose_size_prefers_the_request_then_the_pretraining_then_the_default():
+    a, b, foreign = trained_on(), trained_on(large_size="32"), Weights(Path("w.pth"), {}, {})
+    assert choose_size(None, [a, a], 224) == 16
+    assert choose_size(None, [foreign], 224) == 224
+    assert choose_size(64, [a, b], 224) == 64
+    with pytest.raises(UserError, match=r"views of \[16, 32\] pixels; .*--large_size"):
+        choose_size(None, [a, b], 224)
+
+
+def test_stem_of_prefers_the_metadata_then_the_request_then_the_tensors():
+    seven = {"state_dict": {"conv1.weight": torch.ones(64, 3, 7, 7)}}
+    foreign = Weights(Path("w.pth"), seven, {})
+    assert stem_of("auto", "resnet18", trained_on(), 224) == "small"
+    assert stem_of("small", "resnet18", foreign, 32) == "small"
+    assert stem_of("auto", "resnet18", foreign, 32) == "imagenet"
+    assert stem_of("auto", "resnet18", Weights(Path("w.pth"), {}, {}), 32) == "small"
+
+
+def test_check_compatible_refuses_another_backbone_or_stem():
+    check_compatible(trained_on(), "resnet18", "auto", "small")
+    check_compatible(trained_on(), "resnet18", "small", "small")
+    check_compatible(Weights(Path("w.pth"), {}, {}), "resnet18", "auto", "imagenet")
+    with pytest.raises(UserError, match="weights of resnet18, not of resnet50"):
+        check_compatible(trained_on(), "resnet50", "auto", "small")
+    with pytest.raises(UserError, match="small stem, not imagenet"):
+        check_compatible(trained_on(), "resnet18", "imagenet", "small")
+
+
+def test_check_classes_refuses_other_images_of_the_same_data_set():
+    check_classes("digits", METADATA, 10, 10)
+    check_classes("digits", METADATA, 10, 0)
+    check_classes("digits", METADATA | {"num_classes": "0"}, None, 12)
+    check_classes("custom", METADATA | {"dataset": "custom"}, None, 12)
+    with pytest.raises(UserError, match="digits has 12 classes here, .* with 10"):
+        check_classes("digits", METADATA, 10, 12)
+    check_classes("digits", METADATA | {"num_classes": "12"}, 10, 12)
+
+
+@pytest.mark.parametrize("metadata", [{}, METADATA])
+def test_check_classes_lets_weights_of_another_data_set_pass(metadata):
+    check_classes("cifar100", metadata, 100, 100)
+    check_classes("custom", metadata, None, 3)
+    with pytest.raises(UserError, match="cifar100 has 100 classes, but the folder holds 10"):
+        check_classes("cifar100", metadata, 100, 10)
 
 
 class Evil:
@@ -193,45 +246,64 @@ class Evil:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_a_pickle_that_wants_to_run_code_does_not(tmp_path, plain):
+@pytest.mark.parametrize("legacy", [False, True])
+def test_read_tree_runs_no_code_of_a_pickle(tmp_path, legacy):
     evil = Evil(tmp_path / "ran")
-    if plain:
+    if legacy:
         (tmp_path / "w.pth").write_bytes(pickle.dumps({"evil": evil}, protocol=2))
     else:
-        torch.save({"state_dict": filled().state_dict(), "evil": evil}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"a pickle that wants to run \w*.?system and was not opened; .* tensors alone"):
-        load_backbone(tmp_path / "w.pth", network())
+        torch.save({"state_dict": filled_network(1).state_dict(), "evil": evil}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"contains pickled object \w*.?system; refused \(weights_only\)"):
+        read_tree(tmp_path / "w.pth")
     (tmp_path / "x.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     with pytest.raises(UserError, match="x.pth is not a readable checkpoint"):
-        load_backbone(tmp_path / "x.pth", network())
+        read_tree(tmp_path / "x.pth")
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x80\x02"])
-def test_files_that_are_broken(tmp_path, content):
-    (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"w.pth is not a readable checkpoint \(.*\); is it whole\?"):
+@pytest.mark.parametrize("kind", ["module", "dictionary"])
+def test_read_tree_refuses_pickled_objects_with_advice_that_works(tmp_path, monkeypatch, kind):
+    trained = small_network()
+    content = trained if kind == "module" else {"state_dict": trained.state_dict(), "config": Path("x")}
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="contains pickled object") as e:
         read_tree(tmp_path / "w.pth")
+    assert "\n" not in str(e.value)
+    advice = dict(zip(("module", "dictionary"), re.findall(r"`(.*?)`", str(e.value)), strict=True))
+    monkeypatch.chdir(tmp_path)
+    exec(advice[kind], {"torch": torch, "FILE": "w.pth"})
+    network = small_network()
+    load("weights.pth", network)
+    assert same(trained, network)
 
 
-def test_a_truncated_file(tmp_path):
-    torch.save(filled().state_dict(), tmp_path / "w.pth")
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"\x80\x02"])
+def test_read_tree_refuses_broken_files(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"w.pth is not a readable checkpoint \(.*\)"):
+        read_tree(tmp_path / "w.pth")
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.safetensors is not a readable .safetensors file \(.*\)"):
+        open_weights(str(tmp_path / "x.safetensors"))
+
+
+def test_read_tree_refuses_a_truncated_file(tmp_path):
+    torch.save(filled_network(1).state_dict(), tmp_path / "w.pth")
     whole = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "w.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="w.pth is not a readable checkpoint"):
         read_tree(tmp_path / "w.pth")
 
 
-def test_what_is_no_dictionary(tmp_path):
+def test_read_tree_refuses_a_single_tensor(tmp_path):
     torch.save(torch.ones(3), tmp_path / "w.pth")
     with pytest.raises(UserError, match="holds a Tensor, not a dictionary of tensors"):
         read_tree(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(("stem", "side"), [("small", 3), ("imagenet", 7)])
-def test_the_stem_is_told_from_the_tensors(stem, side):
-    for layout in ("conv1.weight", "backbone.0.weight"):
-        tree = {"state_dict": {layout: torch.ones(64, 3, side, side), "layer1.0.conv1.weight": torch.ones(4, 4, 3, 3)}}
+def test_guess_stem_looks_at_the_first_convolution(stem, side):
+    for name in ("conv1.weight", "backbone.0.weight"):
+        tree = {"state_dict": {name: torch.ones(64, 3, side, side), "layer1.0.conv1.weight": torch.ones(4, 4, 3, 3)}}
         assert guess_stem(tree) == stem
     assert guess_stem({"patch_embed.proj.weight": torch.ones(8, 3, 16, 16)}) is None
