@@ -68,13 +68,13 @@ def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], 
     return rows
 
 
-def export(args: Namespace, weights: load.Weights, network: torch.nn.Module, size: int, rows: Rows) -> None:
-    """Write the backbone for another library, with a model card that has the scores of its row."""
-    stem = load.stem_of(args.stem, args.backbone, weights, size)
-    card = run_card(weights, args.backbone, stem, rows[-1].numbers() if rows else {})
-    if info := DATASETS.get(weights.metadata.get("dataset", "")):
+def export(args: Namespace, source: load.Weights, net: torch.nn.Module, size: int, scores: dict[str, float]) -> None:
+    """Write the backbone for another library, with a model card that has its scores."""
+    stem = load.stem_of(args.stem, args.backbone, source, size)
+    card = run_card(source, args.backbone, stem, scores, "python3 main_contrastive.py")
+    if info := DATASETS.get(source.metadata.get("dataset", "")):
         card |= {"mean": str(info.mean), "std": str(info.std)}
-    print(*export_backbone(*args.export, network, card, size), sep="\n")
+    print(*export_backbone(args.export[0], args.export[1], net, card, size), sep="\n")
 
 
 def main(argv: list[str]) -> None:
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
         return
     rows = evaluate_all(args, argv, sources, networks, size) if args.evaluation else []
     if args.export and rank() == 0:
-        export(args, sources[-1], networks[-1][1], size, rows)
+        export(args, sources[-1], networks[-1][1], size, rows[-1].numbers() if rows else {})
     destroy_process_group()
 
 

@@ -82,7 +82,7 @@ def _names(args: Namespace, evaluations: Evaluations) -> list[str]:
 
 
 def _parser(datasets: Sequence[str], evaluations: Evaluations) -> Parser:
-    parser = Parser(prog="main_linear.py", description="Evaluate pretrained backbones, or export one.")
+    parser = Parser(description="Evaluate pretrained backbones, or export one.")
     add_positionals(parser, datasets)
     common = parser.add_argument_group("common")
     common.add_argument("--pretrained_feature_extractor", required=True, metavar="WEIGHTS", nargs="+",

@@ -172,7 +172,8 @@ def _umap(x: NDArray, seed: int) -> NDArray:
     except ImportError as e:
         raise UserError(f"--embedding umap needs umap-learn ({e}): pip install -r requirements-umap.txt") from e
     # One job: with several a seed does not give the same picture again.
-    return UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)
+    projected: NDArray = UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)
+    return projected
 
 
 PROJECTIONS: dict[str, tuple[str, Callable[[NDArray, int], NDArray]]] = {
