@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from evaluation.features import evaluation_mode
 from evaluation.interfaces import EvalLoader
+from utils.batch import Batch
 from utils.distributed import barrier, rank, world_size
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -30,7 +32,7 @@ def write_features(network: nn.Module, loader: EvalLoader, split: str, folder: P
     """
     files = _open(network, loader, folder, cache_key)
     todo = ~files[DONE].astype(bool)
-    batches = loader if todo.any() else []  # where nothing is missing, no image is read
+    batches: Iterable[Batch] = loader if todo.any() else []  # where nothing is missing, no image is read
     with evaluation_mode(network):
         for batch in tqdm(batches, f"features, {split}", leave=False, disable=True if rank() else None):
             rows = batch.index.cpu().numpy()

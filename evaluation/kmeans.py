@@ -178,7 +178,7 @@ def _start(
 
 
 def _candidates(x: Tensor, distance: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Of `count` rows drawn with probability ~ distance (squared), those that stay; the first does."""
+    """Draw `count` rows with probability ~ distance (squared), and keep some; the first one always."""
     upto = distance.cumsum(dim=0, dtype=torch.float64)
     dice = torch.rand(2, count, dtype=torch.float64, generator=generator)
     drawn = torch.searchsorted(upto, dice[0] * upto[-1], right=True).clamp(max=len(x) - 1)

@@ -155,14 +155,17 @@ def _tsne(x: NDArray, seed: int) -> NDArray:
     """t-SNE, (N, D) -> (N, 2): van der Maaten and Hinton, 2008."""
     from sklearn.manifold import TSNE
 
-    return TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    projected: NDArray = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(x)
+    return projected
 
 
 def _pca(x: NDArray, seed: int) -> NDArray:
     """PCA, (N, D) -> (N, 2): the two directions of largest variance."""
     from sklearn.decomposition import PCA
 
-    return PCA(n_components=2, random_state=seed).fit_transform(x)
+    projected: NDArray = PCA(n_components=2, random_state=seed).fit_transform(x)
+    return projected
 
 
 def _umap(x: NDArray, seed: int) -> NDArray:

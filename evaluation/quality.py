@@ -128,9 +128,11 @@ def _squared_singular_values(x: Tensor, centre: Tensor | float = 0.0, at_once: i
     """
     n, d = x.shape
     if n <= d:
-        return torch.linalg.svdvals(x.double() - centre).square()
+        values: Tensor = torch.linalg.svdvals(x.double() - centre)
+        return values.square()
     gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
     for part in x.split(at_once):
         part = part.double() - centre
         gram += part.T @ part
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
+    return eigenvalues.flip(0).clamp(min=0)

@@ -33,7 +33,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, few):
     main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
     with pytest.raises(UserError, match="--stem small|was trained with the imagenet stem, not small"):
         evaluate_run(tmp_path, "r", few, "--stem", "small")
-    with pytest.raises(UserError, match="test_resnet.r160_in1k, not a resnet18"):
+    with pytest.raises(UserError, match="test_resnet.r160_in1k, not of resnet18"):
         main_linear.main(["custom", "resnet18", *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r")])
     with pytest.raises(UserError, match="--evaluation linear needs labels and validation images, custom has no"):
         main_linear.main(["custom", TINY[1], "--data_folder", few[1], "--train_dir", "train/c0",
