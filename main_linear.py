@@ -1,108 +1,98 @@
-"""Judge pretrained backbones, or hand one on: weights -> data -> evaluations -> table.
-
-python3 main_linear.py digits resnet18 --pretrained_feature_extractor trained_models/RUN --evaluation probe knn fewshot
+"""Evaluate pretrained backbones, or export one: weights -> data -> evaluations -> table.
+python3 main_linear.py digits resnet18 --pretrained_feature_extractor trained_models/RUN --evaluation logistic knn
 """
 
 from argparse import Namespace
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
+import backbones.load as load
 from backbones.build import at_layer, build_backbone
 from backbones.export import check_target, export_backbone, run_card
-from backbones.load import (
-    Weights,
-    check_classes,
-    check_compatible,
-    choose_size,
-    load_backbone,
-    open_all_weights,
-    stem_of,
-)
 from backbones.match_keys import key_flags
-from cli.evaluate import parse_evaluation
-from data.datasets import DATASETS, Data, read_dataset
-from data.pipelines.choose import build_pipeline, choose_pipeline
-from data.views import ViewSpec
-from evaluation.evaluations import EVALUATIONS, check_and_fill_defaults, evaluate
-from evaluation.table import Numbers, report
-from evaluation.target import EvaluationTarget, RawPixels
-from runs.folder import new_folder, new_run_id, write_bad_images
-from utils.distributed import broadcast_str, destroy_process_group, init_process_group, rank
+from cli.evaluate import DEFAULT_RUN_NAME, parse_evaluation
+from cli.plan import dashboard_config
+from data.datasets import DATASETS, read_dataset
+from data.pipelines.evaluation import evaluation_modules
+from evaluation.evaluations import EVALUATIONS, evaluate, resolve_settings
+from evaluation.table import report
+from evaluation.target import RAW_PIXELS, EvaluationTarget, NetworkInfo, Networks, RawPixels, pretrained_info
+from runs.folder import new_run_id, temporary_on_error, write_bad_images
+from runs.loggers import build_loggers, log_results
+from utils.distributed import broadcast_str, destroy_process_group, init_process_group, rank, rank_zero_print
 from utils.errors import run_cli
-from utils.hardware import choose_device, relaunch_with_torchrun
+from utils.hardware import choose_hardware, local_device, relaunch_with_torchrun
+from utils.plan import BackboneConfig
+from utils.scores import Rows, all_numbers
 
 
-def backbones(args: Namespace, sources: list[Weights], size: int, say: Callable[[str], Any]) -> dict[str, nn.Module]:
-    """Row of the table -> network: with --baselines what to beat, then the pretrained backbones, the last one last."""
-    rows: dict[str, nn.Module] = {}
+def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> Networks:
+    """The networks to evaluate: --baselines, then the pretrained ones."""
+    networks: Networks = []
     if args.baselines:
         torch.manual_seed(int(sources[0].metadata.get("seed", args.seed)))  # the weights that the run started from
-        untrained, _ = build_backbone(args.backbone, stem_of(args, sources[0], size), size)
-        rows |= {"raw pixels": RawPixels(), f"{args.backbone}, untrained": at_layer(untrained, args.layer)}
+        stem = load.stem_of(args.stem, args.backbone, sources[0], size)
+        untrained = at_layer(build_backbone(BackboneConfig(args.backbone, stem), size)[0], args.layer)
+        networks = [(RAW_PIXELS, RawPixels()), (NetworkInfo(f"{args.backbone}, untrained", args.backbone), untrained)]
     for weights in sources:
-        check_compatible(args, weights, stem := stem_of(args, weights, size))
-        network, _ = build_backbone(args.backbone, stem, size)
-        load_backbone(weights, network, key_flags(args), say)
-        title = weights.name if len(sources) > 1 else weights.metadata.get("method", "pretrained")
-        rows[f"{args.backbone}, {title}"] = at_layer(network, args.layer)
+        stem = load.stem_of(args.stem, args.backbone, weights, size)
+        load.check_compatible(weights, args.backbone, args.stem, stem)
+        network, _ = build_backbone(BackboneConfig(args.backbone, stem), size)
+        load.load_backbone(weights, network, key_flags(args), rank_zero_print)
+        info = pretrained_info(args.backbone, args.layer, args.dataset, weights, args.output, several=len(sources) > 1)
+        networks.append((info, at_layer(network, args.layer)))
+    return networks
+
+
+def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], networks: Networks, size: int) -> Rows:
+    """A row per network; the table is printed and written to a new run folder."""
+    data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
+    for note in data.notes:
+        rank_zero_print(f"  note: {note}")
+    for weights in sources:
+        load.check_classes(args.dataset, weights.metadata, DATASETS[args.dataset].classes, data.classes)
+    settings = resolve_settings(args.evaluation, args, args.dataset, data, rank_zero_print)
+    hardware, dashboard = choose_hardware(args.accelerator, args.gpus), dashboard_config(args, DEFAULT_RUN_NAME)
+    modules = evaluation_modules(args.dataset, data, size, args.pipeline, args.batch_size, args.seed, args.num_workers,
+                                 args.cache, hardware.accelerator)  # fmt: skip
+    run_id = broadcast_str(new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb))
+    with temporary_on_error(args.output, run_id) as folder:
+        shared = (args.dataset, *modules, local_device(hardware), folder, args.seed)
+        rows = [evaluate(EvaluationTarget(network, info, *shared), settings) for info, network in networks]
+        write_bad_images(folder, data.bad)
+    if rank() == 0:
+        report(args.dataset, data, rows, folder, {"argv": argv, "flags": vars(args)})
+        log_results(
+            build_loggers(dashboard, vars(args), folder, False), all_numbers(rows), sorted(folder.glob("*.png"))
+        )
     return rows
 
 
-def evaluate(
-    args: Namespace, data: Data, networks: dict[str, nn.Module], size: int, folder: Path
-) -> dict[str, Numbers]:
-    """Row of the table -> its numbers."""
-    pipeline, _ = choose_pipeline(args.pipeline, data, size, args.cache)
-    module = build_pipeline(pipeline, data, [ViewSpec(size, count=2)], args)
-    flip = DATASETS[args.dataset].views.get("flip", 0.5)
-    crops = module.with_views([ViewSpec(size, scale=(0.08, 1.0), flip=flip, jitter=0.0, gray=0.0)])
-    on = choose_device(args)
-    return {
-        name: evaluate(EvaluationTarget(name, net, module, crops, on, args, folder)) for name, net in networks.items()
-    }
+def export(args: Namespace, source: load.Weights, net: torch.nn.Module, size: int, scores: dict[str, float]) -> None:
+    """Write the backbone for another library, with a model card that has its scores."""
+    stem = load.stem_of(args.stem, args.backbone, source, size)
+    card = run_card(source, args.backbone, stem, scores, "python3 main_contrastive.py")
+    if info := DATASETS.get(source.metadata.get("dataset", "")):
+        card |= {"mean": str(info.mean), "std": str(info.std)}
+    print(*export_backbone(args.export[0], args.export[1], net, card, size), sep="\n")
 
 
 def main(argv: list[str]) -> None:
-    args = parse_evaluation(argv, list(DATASETS), list(EVALUATIONS))
-    relaunch_with_torchrun(args, argv)
-    init_process_group(choose_device(args).type == "cuda")
-    say = print if rank() == 0 else lambda *_: None
-    sources = open_all_weights(args.pretrained_feature_extractor)
-    size = choose_size(args, sources, DATASETS[args.dataset].views.get("large_size", 224))
+    """Parse, load the weights, evaluate them, export one."""
+    args = parse_evaluation(argv, list(DATASETS), EVALUATIONS)
+    hardware = choose_hardware(args.accelerator, args.gpus)
+    relaunch_with_torchrun(hardware, argv)
+    init_process_group(hardware.accelerator == "cuda")
+    sources = load.open_all_weights(args.pretrained_feature_extractor)
+    size = load.choose_size(args.large_size, sources, DATASETS[args.dataset].views.get("large_size", 224))
     if args.export:
-        check_target(args.export[0], Path(args.export[1]))
-    networks = backbones(args, sources, size, say)
+        check_target(*args.export)
+    networks = build_networks(args, sources, size)
     if args.dry_run:
         return
-    rows: dict[str, Numbers] = {}
-    if args.evaluation:
-        data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
-        for note in data.notes:
-            say(f"  note: {note}")
-        for weights in sources:
-            check_classes(args, weights.metadata, DATASETS[args.dataset].classes, data.classes)
-        made_from = {"source": str(sources[-1].path), "home": sources[-1].default_output_dir(args.output)}
-        planned = check_and_fill_defaults(
-            Namespace(**vars(args) | made_from), data.train.labels, None if data.val is None else data.val.labels, say
-        )
-        run_id = broadcast_str(new_run_id(args, args.name or "linear"))
-        with new_folder(args, run_id) as folder:
-            rows = evaluate(planned, data, networks, size, folder)
-            write_bad_images(folder, data.bad)
-        if rank() == 0:
-            held = f", {len(data.val):,} held out" if data.val is not None else ""
-            told = f"{args.dataset}: {len(data.train):,} training images{held}; accuracies are top-1 in per cent"
-            report(args, argv, told, rows, folder)
+    rows = evaluate_all(args, argv, sources, networks, size) if args.evaluation else []
     if args.export and rank() == 0:
-        (*_, (name, network)) = networks.items()
-        told_by = DATASETS.get(sources[-1].metadata.get("dataset", ""))
-        inputs = {"mean": str(told_by.mean), "std": str(told_by.std)} if told_by else {}
-        card = run_card(sources[-1], args.backbone, stem_of(args, sources[-1], size), rows.get(name, {})) | inputs
-        print("\n".join(map(str, export_backbone(args.export[0], Path(args.export[1]), network, card, size))))
+        export(args, sources[-1], networks[-1][1], size, rows[-1].numbers() if rows else {})
     destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 """Seconds of an iteration of k-means by torch and by faiss, same rows, start and threads.
 
-The time of an iteration is the time that one more adds to a call: (seconds of 3 - seconds of 1) / 2. The features are a
-mixture of K Gaussians that overlap, cut off at 0: the time depends on the sizes alone.
+The seconds of an iteration are those that one more adds to a call: (seconds of 3 - seconds of 1) / 2. The
+features are a mixture of K Gaussians that overlap, cut off at 0: the seconds of an iteration depend on the sizes.
 """
 
 import statistics
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from bench.sides import Settings, Work
-from evaluation import kmeans as subject
+from evaluation import kmeans as implementation
 
 
 def features(n: int, d: int, k: int) -> Tensor:
+    """(n, d) random rows in k overlapping clusters."""
     g = torch.Generator().manual_seed(0)
     centres = torch.randn(k, d, generator=g)
     return (0.5 * centres[torch.randint(k, (n,), generator=g)] + torch.randn(n, d, generator=g)).relu()
 
 
 def seconds(run: Any, *args: Any) -> float:
+    """Seconds of a call."""
     start = time.perf_counter()
     run(*args)
     return time.perf_counter() - start
@@ -30,26 +32,26 @@ def seconds(run: Any, *args: Any) -> float:
 def kmeans(settings: Settings, backend: str, n: int, d: int, k: int) -> Work:
     """k clusters of (n, d) rows by "torch" or "faiss"."""
     x = features(n, d, k)
-    prints = subject._checked(x, k, 1, subject.CPU)
-    begin = x[_start(x, k, "subset", prints)]
-    run = subject.BACKENDS[backend]
+    row_hashes = implementation._checked(x, k, 1, implementation.CPU)
+    begin = x[_start(x, k, "subset", row_hashes)]
+    run = implementation.BACKENDS[backend]
 
     def iteration() -> float:
-        """The median of the iterations that fit into a round."""
+        """Median seconds of as many iterations as fit into a round."""
         taken: list[float] = []
         start = time.perf_counter()
         while not taken or time.perf_counter() - start < settings.seconds:
-            one, three = (seconds(run, begin, x, prints, times, "") for times in (1, 3))
+            one, three = (seconds(run, begin, x, row_hashes, times, "") for times in (1, 3))
             taken.append((three - one) / 2)
         return statistics.median(taken)
 
     def facts() -> dict[str, Any]:
-        starts = {start: seconds(_start, x, k, start, prints) for start in subject.STARTS}
-        objective = subject._from(begin, x, prints, 10, backend).objective[-1]
+        starts = {start: seconds(_start, x, k, start, row_hashes) for start in implementation.STARTS}
+        objective = implementation._run(begin, x, row_hashes, 10, backend).objective[-1]
         return {"objective_after_10": objective} | ({"seconds_of_a_start": starts} if backend == "torch" else {})
 
     return Work(iteration, facts)
 
 
-def _start(x: Tensor, k: int, start: str, prints: Tensor) -> Tensor:
-    return subject._start(x, k, start, prints, torch.Generator().manual_seed(0), subject.CPU)
+def _start(x: Tensor, k: int, start: str, row_hashes: Tensor) -> Tensor:
+    return implementation._start(x, k, start, row_hashes, torch.Generator().manual_seed(0), implementation.CPU)

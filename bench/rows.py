@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench import dali, lightly, train, usual, views
-from bench.evaluate import evaluate
+from bench.evaluation import evaluation
 from bench.kmeans import kmeans
 from bench.sides import Make, Settings, Work
 from bench.task import BATCH, LARGE, WORKERS, Task
@@ -144,9 +144,9 @@ def evaluation_rows() -> dict[str, Row]:
         return Row("s", (title, ours), ("faiss", theirs), library="faiss")
 
     return {
-        "knn": Row("s", ("kNN, k = 20 and 200", partial(evaluate, name="knn"))),
-        "probe": Row("s", ("probe, penalty chosen", partial(evaluate, name="probe"))),
-        "quality": Row("s", ("quality of 10,000 features", partial(evaluate, name="quality"))),
+        "knn": Row("s", ("kNN, k = 20 and 200", partial(evaluation, name="knn"))),
+        "logistic": Row("s", ("logistic, penalty chosen", partial(evaluation, name="logistic"))),
+        "quality": Row("s", ("quality of 10,000 features", partial(evaluation, name="quality"))),
         "kmeans-512": clusters(50_000, 512, 1000),
         "kmeans-128": clusters(50_000, 128, 100),
     }

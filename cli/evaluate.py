@@ -1,55 +1,156 @@
-"""The command line of main_linear.py."""
+"""The command line of evaluation and export: shared flags, those of each evaluation, and what contradicts itself."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from cli.flags import (
+    DASHBOARD_RULES,
+    OPTIMIZER_RULES,
+    add_backbone_flags,
+    add_checkpoint_key_flags,
+    add_common_flags,
+    add_dashboard_flags,
+    add_hardware_flags,
+    add_loading_flags,
+    add_positionals,
+    view_size,
+)
+from cli.parser import Parser, Rule, check_used
+from utils.errors import UserError
+from utils.optim import FlagGroup
+
+ALL = "all"
+DEFAULT_RUN_NAME = "evaluation"
+RULES: tuple[Rule, ...] = (
+    *OPTIMIZER_RULES,
+    *DASHBOARD_RULES,
+    (("gpus",), "--accelerator auto or cuda", lambda a: a.accelerator in ("auto", "cuda")),
+    (("baselines", "layer"), "an evaluation", lambda a: bool(a.evaluation)),
+)
+AddFlags = Callable[[FlagGroup], None]
 
 
-def _of(*evaluations: str) -> tuple[str, Callable[[Namespace], bool]]:
-    return f"--evaluation {' or '.join(evaluations)}", lambda a: bool({*a.evaluation} & {*evaluations})
+class EvaluationFlags(Protocol):
+    """The part of a registered evaluation that the command line needs."""
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def flags(self) -> Sequence[AddFlags]: ...
+
+    @property
+    def required_flags(self) -> Sequence[str]: ...
+
+    @property
+    def in_all(self) -> bool: ...
+
+    @property
+    def is_default(self) -> bool: ...
+
+    @property
+    def single_network(self) -> bool: ...
 
 
-JUDGING = (
-    (
-        ("epochs", "optimizer", "lr", "weight_decay", "scheduler", "label_fraction", "momentum", "lars_eta",
-         "lars_clip", "lr_decay_steps", "lr_decay_factor"),
-        *_of("linear", "finetune"),
-    ),
-    *UPDATES,
-    (("knn_k",), *_of("knn", "transfer")),
-    (("shots", "draws"), *_of("fewshot")),
-    (("embedding",), *_of("pictures")),
-    (("features_dir",), *_of("features", "cluster")),
-    (
-        ("num_clusters", "clusters", "cluster_iterations", "cluster_seed", "cluster_backend", "cluster_sample",
-         "pca"),
-        *_of("cluster"),
-    ),
-    (("baselines", "layer"), "an evaluation", lambda a: a.evaluation),
-)  # fmt: skip
+Evaluations = Mapping[str, EvaluationFlags]
 
 
-def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: Sequence[str]) -> Namespace:
-    """The arguments of main_linear.py; `evaluation` holds the names that are meant."""
-    parser = Parser(description="Judge a pretrained backbone, or hand it on.")
-    add_data_flags(parser, datasets)
-    add_weight_flags(parser, judged=True)
-    add_evaluation_flags(parser, evaluations)
-    add_cluster_flags(parser)
-    add_classifier_flags(parser)
-    add_machine_flags(parser)
-    add_run_flags(parser)
-    add_dashboard_flags(parser.add_argument_group("logging"))
-    args = parser.parse_strictly(argv, {})
-    usual = [] if args.export else ["linear", "knn"]
-    # transfer is probe and kNN under another name, features are files as large as the data set, cluster asks for a K
-    every = [name for name in evaluations if name not in ("transfer", "features", "cluster")]
-    wanted = every if "all" in (args.evaluation or ()) else args.evaluation or usual
-    args = Namespace(**vars(args) | {"evaluation": wanted})
-    several = len(args.pretrained_feature_extractor) > 1
-    if args.export and several:
-        raise UserError("--export writes one backbone, several were named; name the one that is meant")
-    if args.export and args.layer:
-        raise UserError("--export writes the whole backbone, --layer judges a part of it; leave one of them out")
-    if "cluster" in wanted and (several or args.baselines):
-        raise UserError("--evaluation cluster takes one backbone; name one, without --baselines")
-    if "cluster" in wanted and not (args.num_clusters and args.clusters):
-        raise UserError("--evaluation cluster needs --num_clusters K and --clusters FILE.npz")
-    _check_used(args, parser, JUDGING)
+def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: Evaluations) -> Namespace:
+    """The flags of an evaluation command, those of every evaluation included, checked.
+
+    `evaluation` holds the names of the evaluations to compute: the named ones, all, or the defaults; none where the
+    command only exports. `export` is None or (format, Path).
+    """
+    args = _parser(datasets, evaluations).parse_strictly(argv, {})
+    export = (args.export[0], Path(args.export[1])) if args.export else None
+    args = Namespace(**vars(args) | {"evaluation": _names(args, evaluations), "export": export})
+    typed = _parser(datasets, evaluations).typed_flags(argv)
+    check_used(args, typed, [*_rules(evaluations), *RULES])
+    _check_export(args)
+    for name in args.evaluation:
+        _check_evaluation(args, name, evaluations[name])
     return args
+
+
+def _names(args: Namespace, evaluations: Evaluations) -> list[str]:
+    if ALL in (args.evaluation or ()):
+        return [name for name, evaluation in evaluations.items() if evaluation.in_all]
+    defaults = [name for name, evaluation in evaluations.items() if evaluation.is_default]
+    return list(args.evaluation or ([] if args.export else defaults))
+
+
+def _parser(datasets: Sequence[str], evaluations: Evaluations) -> Parser:
+    parser = Parser(description="Evaluate pretrained backbones, or export one.")
+    add_positionals(parser, datasets)
+    common = parser.add_argument_group("common")
+    common.add_argument("--pretrained_feature_extractor", required=True, metavar="WEIGHTS", nargs="+",
+                        help="weights to evaluate: run folders, checkpoints or .safetensors files; several become rows "
+                        "of one table")  # fmt: skip
+    summaries = "; ".join(f"{name}: {evaluation.summary}" for name, evaluation in evaluations.items())
+    defaults = " ".join(name for name, evaluation in evaluations.items() if evaluation.is_default)
+    left_out = " and ".join(name for name, evaluation in evaluations.items() if not evaluation.in_all)
+    common.add_argument("--evaluation", nargs="+", choices=[ALL, *evaluations], metavar="NAME",
+                        help=f"what to compute. {summaries}; {ALL}: all but {left_out} (default: {defaults}, or "
+                        f"nothing with --export)")  # fmt: skip
+    common.add_argument("--baselines", action="store_true", help="evaluate raw pixels and the untrained backbone too")
+    add_common_flags(common)
+    for add_flags, names in _flag_groups(evaluations).items():
+        add_flags(parser.add_argument_group(f"evaluation {' and '.join(names)}"))
+    images = parser.add_argument_group("images and features")
+    images.add_argument("--large_size", type=view_size,
+                        help="side of an image in pixels (default: that of the pretraining)")  # fmt: skip
+    images.add_argument("--layer", metavar="BLOCK", help="features are the output of this block (default: the last)")
+    add_loading_flags(parser)
+    add_hardware_flags(parser.add_argument_group("hardware"))
+    weights = parser.add_argument_group("backbone and weights")
+    add_backbone_flags(weights)
+    add_checkpoint_key_flags(weights)
+    parser.add_argument_group("export").add_argument(
+        "--export", nargs=2, metavar=("FORMAT", "FILE"),
+        help="write the backbone with a model card for another library: torchvision, timm or onnx")  # fmt: skip
+    add_dashboard_flags(parser.add_argument_group("logging"), DEFAULT_RUN_NAME)
+    return parser
+
+
+def _flag_groups(evaluations: Evaluations) -> dict[AddFlags, list[str]]:
+    """Each function that adds flags, once, with the names of the evaluations that read these flags."""
+    groups: dict[AddFlags, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        for add_flags in evaluation.flags:
+            groups.setdefault(add_flags, []).append(name)
+    return groups
+
+
+def _rules(evaluations: Evaluations) -> list[Rule]:
+    """A rule per group of flags: one of the evaluations that read them must be named."""
+    return [
+        (_flag_names(add_flags), f"--evaluation {' or '.join(names)}", _any_chosen(names))
+        for add_flags, names in _flag_groups(evaluations).items()
+    ]
+
+
+def _any_chosen(names: Sequence[str]) -> Callable[[Namespace], bool]:
+    return lambda args: bool({*args.evaluation} & {*names})
+
+
+def _flag_names(add_flags: AddFlags) -> tuple[str, ...]:
+    parser = ArgumentParser(add_help=False)
+    add_flags(parser)
+    return tuple(action.dest for action in parser._actions)
+
+
+def _check_export(args: Namespace) -> None:
+    if args.export and len(args.pretrained_feature_extractor) > 1:
+        raise UserError("--export writes one backbone, several weights are named; name one file")
+    if args.export and args.layer:
+        raise UserError("--export writes the whole backbone, --layer evaluates a part of it; remove one of them")
+
+
+def _check_evaluation(args: Namespace, name: str, evaluation: EvaluationFlags) -> None:
+    if evaluation.single_network and (len(args.pretrained_feature_extractor) > 1 or args.baselines):
+        raise UserError(f"--evaluation {name} takes one backbone; name one, without --baselines")
+    if any(getattr(args, flag) is None for flag in evaluation.required_flags):
+        required = " and ".join(f"--{flag}" for flag in evaluation.required_flags)
+        raise UserError(f"--evaluation {name} needs {required}; add them")

@@ -1,1 +1,1 @@
-"""What a backbone is worth: functions of features and labels. Knows neither the methods nor the data sets."""
+"""Evaluation of backbones: functions of features and labels, independent of methods and data sets."""

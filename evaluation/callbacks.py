@@ -1,106 +1,113 @@
-"""What judges a run while it trains and when it ends."""
+"""Evaluations of a run while it trains, and pictures when it ends."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
 from evaluation import pictures
 from evaluation.features import FeatureSet, extract
+from evaluation.interfaces import Data, EvaluationData
 from evaluation.knn import knn_accuracy
 from utils.files import last_value, read_metrics
 from utils.plan import Plan
 
 LogPictures = Callable[[Sequence[Logger], Sequence[Path]], None]
-DRAWN = ("probe_acc", "val_probe_acc", "knn_20", "knn_200", "nn_label_acc")
-LARGEST = 100_000  # training images above which the pictures at the end are left to main_linear.py
+CURVES = ("loss", "probe_acc", "val_probe_acc", "knn_20", "knn_200", "nn_label_acc")
+MOST_IMAGES = 100_000  # training images above which no features are extracted for pictures alone
+
+
+def _data_module(trainer: Trainer) -> EvaluationData:
+    return cast(EvaluationData, trainer.datamodule)  # type: ignore[attr-defined]
+
+
+class FeatureCache:
+    """Features of both splits by the backbone as it is now; callbacks share them, one extraction per optimizer step."""
+
+    def __init__(self) -> None:
+        self._step = -1  # the optimizer step that the features belong to
+        self._features: dict[str, FeatureSet] = {}
+
+    def get(self, trainer: Trainer, module: LightningModule) -> tuple[FeatureSet, FeatureSet | None]:
+        """Features of the training and of the validation images; every rank must call."""
+        if self._step != trainer.global_step:
+            data = _data_module(trainer)
+            with trainer.precision_plugin.forward_context():
+                self._features = {
+                    split: extract(module, data.eval_dataloader(split, module.device)) for split in data.data.splits()
+                }
+            self._step = trainer.global_step
+        return self._features["train"], self._features.get("val")
 
 
 class OnlineKNN(Callback):
-    """kNN on clean features every few epochs and after the last; needs labels and a validation set."""
+    """kNN on features of evaluation views, every few epochs and after the last; needs labels and validation images."""
 
-    def __init__(self, every: int, ks: Sequence[int], classes: int, total_epochs: int):
-        self.every, self.ks, self.classes, self.total_epochs = every, list(ks), classes, total_epochs
-        self.train: FeatureSet | None = None
-        self.val: FeatureSet | None = None
-        self.step = -1  # the optimizer step that the features belong to
+    def __init__(self, cache: FeatureCache, every: int, ks: Sequence[int], classes: int, total_epochs: int):
+        self.cache, self.every, self.ks, self.classes, self.total_epochs = cache, every, list(ks), classes, total_epochs
 
-    def extract(self, trainer: Trainer, pl_module: Any) -> None:
-        """The clean features of both splits as the backbone is now; nothing to do when they are still fresh."""
-        if self.step == trainer.global_step:
-            return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        with trainer.precision_plugin.forward_context():
-            self.train = extract(pl_module, data.eval_dataloader("train", pl_module.device))
-            if data.data.val is not None:
-                self.val = extract(pl_module, data.eval_dataloader("val", pl_module.device))
-        self.step = trainer.global_step
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if not self.ks or (epoch % self.every and epoch != self.total_epochs):
+        if epoch % self.every and epoch != self.total_epochs:
             return
-        self.extract(trainer, pl_module)
-        assert self.train is not None
-        assert self.val is not None
-        accuracy = knn_accuracy(self.train, self.val, self.ks, self.classes, pl_module.device)
+        train, val = self.cache.get(trainer, pl_module)
+        assert val is not None
+        accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device)
         pl_module.log_dict({f"knn_{k}": a for k, a in accuracy.items()}, on_step=False, on_epoch=True)
 
 
 class Pictures(Callback):
-    """Curves, neighbours and embedding into the run folder (and onto the dashboard) when training ends."""
+    """Curves, neighbours and embedding as PNG files in the run folder and on the dashboards, when training ends."""
 
-    def __init__(self, folder: Path, knn: OnlineKNN, seed: int, log_pictures: LogPictures):
-        self.folder, self.knn, self.seed, self.log_pictures = folder, knn, seed, log_pictures
-        self.drawn: list[Path] = []
+    def __init__(self, cache: FeatureCache, folder: Path, seed: int, log_pictures: LogPictures):
+        self.cache, self.folder, self.seed, self.log_pictures = cache, folder, seed, log_pictures
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        small = len(data.data.train) <= LARGEST
-        if small:
-            self.knn.extract(trainer, pl_module)  # on every rank
-        if not trainer.is_global_zero:
-            return
-        self._curves()
-        if small:
-            self._neighbours(data.data)
-            self._embedding(data.data)
-        self.log_pictures(trainer.loggers, self.drawn)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = _data_module(trainer).data
+        # On every rank: the extraction is shared.
+        features = self.cache.get(trainer, pl_module) if len(data.train) <= MOST_IMAGES else None
+        if trainer.is_global_zero:
+            paths = self._curves()
+            if features is not None:
+                paths += self._feature_pictures(*features, data)
+            self.log_pictures(trainer.loggers, paths)
 
-    def _path(self, name: str) -> Path:
-        self.drawn.append(self.folder / f"{name}.png")
-        return self.drawn[-1]
-
-    def _curves(self) -> None:
+    def _curves(self) -> list[Path]:
         rows = read_metrics(self.folder / "metrics.csv")
         columns = {
             name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
-            for name in ("loss", *DRAWN)
+            for name in CURVES
             if last_value(rows, name) is not None
         }
-        if columns:
-            pictures.curves(self._path("curves"), columns)
+        if not columns:
+            return []
+        path = self.folder / "curves.png"
+        pictures.curves(path, columns)
+        return [path]
 
-    def _neighbours(self, data: Any) -> None:
-        assert self.knn.train is not None
-        if len(self.knn.train.x) > 1:
-            pictures.neighbours(self._path("neighbours"), self.knn.train, self.knn.val, data, self.seed)
-
-    def _embedding(self, data: Any) -> None:
-        features = self.knn.val or self.knn.train
-        assert features is not None
-        if len(features.x) >= 4:
-            pictures.embedding(self._path("embedding"), features, data.train.classes, self.seed)
+    def _feature_pictures(self, train: FeatureSet, val: FeatureSet | None, data: Data) -> list[Path]:
+        paths = []
+        if len(train.x) > 1:
+            paths.append(self.folder / "neighbours.png")
+            pictures.neighbours(paths[-1], train, val, data, self.seed)
+        shown = val or train
+        if len(shown.x) >= 4:
+            paths.append(self.folder / "embedding.png")
+            pictures.embedding(paths[-1], shown, data.train.classes, self.seed)
+        return paths
 
 
 def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: LogPictures) -> list[Callback]:
-    """The evaluations of a run while it trains; without labels or a validation set there is no kNN, only pictures.
+    """The evaluations of a run while it trains; without labels or validation images there is no kNN, only pictures.
 
     log_pictures: shows pictures on the dashboards behind some loggers.
     """
-    classes = plan.training_set.num_classes
-    ks = plan.logging.knn_k if classes and has_val and plan.logging.knn_every else ()
-    knn = OnlineKNN(plan.logging.knn_every, ks, classes, plan.schedule.total_epochs)
-    return [knn, Pictures(folder, knn, plan.seed, log_pictures)]
+    cache = FeatureCache()
+    callbacks: list[Callback] = []
+    if plan.training_set.num_classes and has_val and plan.logging.knn_every and plan.logging.knn_k:
+        logging = plan.logging
+        classes = plan.training_set.num_classes
+        callbacks.append(OnlineKNN(cache, logging.knn_every, logging.knn_k, classes, plan.schedule.total_epochs))
+    return [*callbacks, Pictures(cache, folder, plan.seed, log_pictures)]

@@ -1,23 +1,127 @@
-"""Classifiers trained on augmented views: linear on a frozen backbone, or the whole network fine-tuned."""
+"""Classifiers trained by SGD on augmented views: linear on a frozen backbone, or the whole network fine-tuned."""
 
 import copy
+import dataclasses
 import math
 from argparse import Namespace
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from evaluation.features import FeatureSet, extract
+from evaluation.features import FeatureSet, evaluation_mode
+from evaluation.interfaces import TrainSubsetLoader
+from evaluation.settings import Note, TrainingLabels
+from evaluation.target import EvaluationTarget, RawPixels
+from utils.arg_types import nonnegative_float, number, positive_float, positive_int
+from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank, world_size
 from utils.errors import UserError
-from utils.optim import build_optimizer, build_scheduler
+from utils.optim import (
+    FlagGroup,
+    OptimizerConfig,
+    ScheduleConfig,
+    add_optimizer_flags,
+    build_optimizer,
+    build_scheduler,
+    parameter_groups,
+)
+from utils.scores import Score
 from utils.sync_batchnorm import synchronize_batch_norm
 
 HELD_OUT = 0.1  # of each class, to choose a learning rate on where there are several
+CHOSEN_ON = "a held-out tenth of the training images"
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Settings of `linear` and `finetune`.
+
+    lrs: learning rates per 256 images, of which the best is taken. optimizer: its rate is replaced by one of them.
+    label_fraction: share of the labels of each class. decay_epochs, decay_factor: of the scheduler "step".
+    """
+
+    epochs: int
+    lrs: tuple[float, ...]
+    label_fraction: float
+    optimizer: OptimizerConfig
+    scheduler: str
+    decay_epochs: tuple[int, ...]
+    decay_factor: float
+
+    def schedule(self, steps_per_epoch: int) -> ScheduleConfig:
+        """The learning-rate schedule of all epochs."""
+        return ScheduleConfig(
+            name=self.scheduler,
+            total_steps=self.epochs * steps_per_epoch,
+            steps_per_epoch=steps_per_epoch,
+            decay_epochs=self.decay_epochs,
+            decay_factor=self.decay_factor,
+        )
+
+
+def add_classifier_flags(group: FlagGroup) -> None:
+    """Flags of `linear` and `finetune`."""
+    group.add_argument("--epochs", type=positive_int, default=100, help="passes over the training images")
+    group.add_argument("--lr", type=positive_float, nargs="+", default=[0.1, 0.3, 1.0, 3.0, 10.0, 30.0],
+                       help="learning rates per 256 images of the global batch; of several the best on a held-out "
+                       "tenth of the training images")  # fmt: skip
+    group.add_argument("--weight_decay", type=nonnegative_float, default=0.0,
+                       help="weight decay of weights; biases and norms have none")  # fmt: skip
+    group.add_argument("--scheduler", choices=["cosine", "step", "none"], default="cosine",
+                       help="learning-rate schedule; none keeps the rate constant")  # fmt: skip
+    group.add_argument("--label_fraction", type=number(float, 0, 1, above=True), default=1.0, metavar="FRACTION",
+                       help="fraction of the labels of each class to train on, as 0.01 or 0.1")  # fmt: skip
+    add_optimizer_flags(group)
+
+
+def classifier_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> ClassifierSettings:
+    """The settings that the flags ask for; a fraction of the labels below one image per class is refused."""
+    if flags.label_fraction * labels.labelled < labels.classes:
+        raise UserError(
+            f"--label_fraction {flags.label_fraction:g} of {labels.labelled} labels is less than one for each of "
+            f"{labels.classes} classes; raise it"
+        )
+    return ClassifierSettings(
+        epochs=flags.epochs,
+        lrs=tuple(flags.lr),
+        label_fraction=flags.label_fraction,
+        optimizer=OptimizerConfig(
+            name=flags.optimizer,
+            lr=flags.lr[0],
+            weight_decay=flags.weight_decay,
+            momentum=flags.momentum,
+            trust_coefficient=flags.lars_eta,
+            clip_trust_ratio=flags.lars_clip,
+        ),
+        scheduler=flags.scheduler,
+        decay_epochs=tuple(flags.lr_decay_steps),
+        decay_factor=flags.lr_decay_factor,
+    )
+
+
+def linear(target: EvaluationTarget, settings: ClassifierSettings) -> list[Score]:
+    """Top-1 accuracy of a linear classifier on the frozen backbone; raw pixels have no backbone and no score."""
+    if isinstance(target.network, RawPixels):
+        return []
+    return [_score("linear_sgd", *linear_accuracy(target, settings), settings)]
+
+
+def finetune(target: EvaluationTarget, settings: ClassifierSettings) -> list[Score]:
+    """Top-1 accuracy of the whole network trained on the labels; raw pixels have no network and no score."""
+    if isinstance(target.network, RawPixels):
+        return []
+    return [_score("finetune", *finetune_accuracy(target, settings), settings)]
+
+
+def _score(name: str, accuracy: float, lr: float, settings: ClassifierSettings) -> Score:
+    """The score under a key that says which share of the labels it took ("linear_sgd_1pct")."""
+    share = "" if settings.label_fraction == 1 else f"_{100 * settings.label_fraction:g}pct"
+    several = len(settings.lrs) > 1
+    return Score(name + share, accuracy, chosen={"lr": lr} if several else {}, chosen_on=CHOSEN_ON if several else "")
 
 
 def balanced_rows(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -28,68 +132,68 @@ def balanced_rows(labels: Tensor, fraction: float, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = []
     for label in labels[labels >= 0].unique():
-        mine = order[labels[order] == label]
-        chosen.append(mine[: max(1, round(fraction * len(mine)))])
+        of_class = order[labels[order] == label]
+        chosen.append(of_class[: max(1, round(fraction * len(of_class)))])
     return torch.cat(chosen).sort().values
 
 
-def split_rows(labels: Tensor, args: Namespace) -> tuple[Tensor, Tensor]:
-    """(rows to fit on, rows to choose a learning rate on; none where there is but one to choose)."""
-    rows = balanced_rows(labels, args.label_fraction, args.seed)
-    if len(args.lr) == 1:
+def split_rows(labels: Tensor, label_fraction: float, lrs: Sequence[float], seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to train on, and rows to choose a learning rate on (none where there is one rate only)."""
+    rows = balanced_rows(labels, label_fraction, seed)
+    if len(lrs) == 1:
         return rows, rows[:0]
-    held = rows[balanced_rows(labels[rows], HELD_OUT, args.seed + 1)]
-    rest = rows[~torch.isin(rows, held)]
+    held_out = rows[balanced_rows(labels[rows], HELD_OUT, seed + 1)]
+    rest = rows[~torch.isin(rows, held_out)]
     if len(labels[rest].unique()) < len(labels[rows].unique()):
         raise UserError(
-            f"--lr {' '.join(f'{lr:g}' for lr in args.lr)}: {len(rows)} labelled images are too few to hold some "
+            f"--lr {' '.join(f'{lr:g}' for lr in lrs)}: {len(rows)} labelled images are too few to hold some "
             f"of each class out and choose; name one --lr, or raise --label_fraction"
         )
-    return rest, held
+    return rest, held_out
 
 
 def train(
-    batches: Any, parts: list[nn.Module], lrs: list[float], loss_of: Callable, args: Namespace, title: str
+    batches: TrainSubsetLoader,
+    modules: Sequence[nn.Module],
+    lrs: Sequence[float],
+    loss_of: Callable[[Batch], Tensor],
+    settings: ClassifierSettings,
+    title: str,
 ) -> None:
-    """Minimize `loss_of(batch)` over --epochs; `parts[i]` learns at `lrs[i]` per 256 images of a batch.
-
-    batches: len() steps an epoch, `batch_size` images each, `epoch(e)` yields them.
-    """
+    """Minimize `loss_of(batch)` over all epochs; `modules[i]` is trained at `lrs[i]` per 256 images of a batch."""
+    scale = batches.batch_size * world_size() / 256
+    config = dataclasses.replace(settings.optimizer, lr=lrs[0])
     groups = [
-        {"params": ps, "name": kind, "lr": lr * batches.batch_size * world_size() / 256, "scheduled": True,
-         "always_adapt": kind == "w", "weight_decay": args.weight_decay if kind == "w" else 0.0}
-        for part, lr in zip(parts, lrs, strict=True)
-        for kind, ps in (("w", [p for p in part.parameters() if p.ndim > 1]),
-                         ("b", [p for p in part.parameters() if p.ndim <= 1])) if ps
-    ]  # fmt: skip
-    plan = Namespace(**vars(args) | {"scaled_lr": lrs[0], "warmup_steps": 0, "total_steps": args.epochs * len(batches),
-                                     "optimizer_steps_per_epoch": len(batches)})  # fmt: skip
-    optimizer = build_optimizer(groups, plan)
-    schedule = build_scheduler(optimizer, plan)
-    for epoch in tqdm(range(args.epochs), title, leave=False, disable=True if rank() else None):
+        group
+        for module, lr in zip(modules, lrs, strict=True)
+        for group in parameter_groups(module, lr * scale, config.weight_decay)
+    ]
+    optimizer = build_optimizer(groups, config)
+    scheduler = build_scheduler(optimizer, settings.schedule(len(batches)))
+    for epoch in tqdm(range(settings.epochs), title, leave=False, disable=True if rank() else None):
         total: Tensor | float = 0.0
         for batch in batches.epoch(epoch):
             loss = loss_of(batch)
-            total = total + loss.detach()  # looked at once an epoch: to look at a number waits for the device
+            total = total + loss.detach()  # read once an epoch: reading a number waits for the device
             optimizer.zero_grad()
             loss.backward()
-            _average_gradients(parts)
+            _average_gradients(modules)
             optimizer.step()
-            schedule.step()
+            scheduler.step()
         if not math.isfinite(total):
-            raise UserError(f"{title}: the loss is {float(total):g} in epoch {epoch + 1}; lower --lr")
+            raise UserError(f"{title}: the loss is {float(total):g} in epoch {epoch + 1}; try a lower --lr")
 
 
-def _average_gradients(parts: list[nn.Module]) -> None:
-    """Each rank has seen its share of the batch."""
+def _average_gradients(modules: Sequence[nn.Module]) -> None:
+    """Average over ranks: each has seen its share of the batch."""
     if world_size() > 1:
-        for p in (p for part in parts for p in part.parameters()):
+        for p in (p for module in modules for p in module.parameters()):
             if p.grad is not None:
                 p.grad = mean_over_ranks(p.grad)
 
 
 def new_head(width: int, classes: int, device: torch.device) -> nn.Linear:
-    """A classifier that starts from small weights, the same for every learning rate."""
+    """A linear classifier with small random weights, equal for every learning rate."""
     head = nn.Linear(width, classes)
     nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(0))
     nn.init.zeros_(head.bias)
@@ -100,64 +204,69 @@ def new_head(width: int, classes: int, device: torch.device) -> nn.Linear:
 def accuracy(head: nn.Module, features: FeatureSet) -> float:
     """Top-1 in per cent on the labelled rows."""
     features = features.labelled()
-    guess = torch.cat([head(x).argmax(dim=1) for x in features.x.split(8192)])
-    return 100 * (guess == features.y).double().mean().item()
+    predicted = torch.cat([head(x).argmax(dim=1) for x in features.x.split(8192)])
+    return 100 * (predicted == features.y).double().mean().item()
 
 
-def linear_accuracy(subject: Any) -> tuple[float, float]:
-    """(top-1 in per cent of the last epoch, its learning rate): one head per --lr on a frozen backbone in eval mode.
+def linear_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> tuple[float, float]:
+    """Top-1 in per cent of the last epoch, and its learning rate: one head per rate on a frozen backbone.
 
-    All heads see the same augmented views. With several, the one is taken that does best on a tenth of the training
-    images, held out; none is chosen on the validation set.
+    The backbone is in evaluation mode, and all heads see the same augmented views. Of several rates the one is taken
+    that does best on a tenth of the training images, held out; none is chosen on the validation set.
     """
-    args, clean = subject.args, subject.train
-    rows, held = split_rows(clean.y, args)
-    heads = nn.ModuleList(new_head(clean.x.shape[1], subject.classes, subject.device) for _ in args.lr)
-    subject.network.eval()
+    rows, held_out = split_rows(target.train_labels, settings.label_fraction, settings.lrs, target.seed)
+    width = target.feature_width
+    heads = nn.ModuleList(new_head(width, target.classes, target.device) for _ in settings.lrs)
 
-    def loss_of(batch: Any) -> Tensor:
+    def loss_of(batch: Batch) -> Tensor:
         with torch.no_grad():
-            f = subject.network(batch.views[0]).float()
-        return torch.stack([F.cross_entropy(head(f), batch.labels) for head in heads]).sum()
+            features = target.network(batch.views[0]).float()
+        return torch.stack([F.cross_entropy(head(features), batch.labels) for head in heads]).sum()
 
-    train(subject.train_subset_loader(rows), list(heads), args.lr, loss_of, args, f"{subject.title}, linear")
+    with evaluation_mode(target.network):
+        batches = target.train_subset_loader(rows)
+        train(batches, list(heads), settings.lrs, loss_of, settings, f"{target.title}, linear")
     heads.cpu()
-    best = _best([accuracy(head, FeatureSet(clean.x[held], clean.y[held])) for head in heads] if len(held) else [0.0])
-    return accuracy(heads[best], subject.val), args.lr[best]
+    best = 0
+    if len(held_out):
+        features = target.train
+        check = FeatureSet(features.x[held_out], features.y[held_out])
+        best = _argmax([accuracy(head, check) for head in heads])
+    return accuracy(heads[best], target.labelled_val), settings.lrs[best]
 
 
-def finetune_accuracy(subject: Any) -> tuple[float, float]:
-    """(top-1 in per cent of the last epoch, its learning rate): a copy of the whole network trained on the labels."""
-    args, y = subject.args, subject.train.y
-    rows, held = split_rows(y, args)
-    tried = []
-    for lr in args.lr:
-        network = copy.deepcopy(subject.network).train()
-        if world_size() > 1:
-            synchronize_batch_norm(network, subject.device.type == "cuda")
-        head = new_head(subject.train.x.shape[1], subject.classes, subject.device)
-
-        def loss_of(batch: Any, network: nn.Module = network, head: nn.Module = head) -> Tensor:
-            return F.cross_entropy(head(network(batch.views[0]).float()), batch.labels)
-
-        train(
-            subject.train_subset_loader(rows),
-            [network, head],
-            [lr, lr],
-            loss_of,
-            args,
-            f"{subject.title}, finetune {lr:g}",
-        )
-        head.cpu()
-        held_out = 0.0
-        if len(held):
-            clean = extract(network, subject.data.eval_dataloader("train", subject.device))
-            held_out = accuracy(head, FeatureSet(clean.x[held], clean.y[held]))
-        tried.append((held_out, network, head))
-    best = _best([held_out for held_out, _, _ in tried])
-    _, network, head = tried[best]
-    return accuracy(head, extract(network, subject.data.eval_dataloader("val", subject.device))), args.lr[best]
+def finetune_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> tuple[float, float]:
+    """Top-1 in per cent of the last epoch, and its learning rate: a copy of the whole network trained on the labels."""
+    rows, held_out = split_rows(target.train_labels, settings.label_fraction, settings.lrs, target.seed)
+    candidates: list[tuple[nn.Module, nn.Linear]] = []
+    held_out_accuracies = []
+    for lr in settings.lrs:
+        network, head = _finetune(target, settings, rows, lr)
+        candidates.append((network, head))
+        if len(held_out):
+            features = target.extract("train", network)
+            held_out_accuracies.append(accuracy(head, FeatureSet(features.x[held_out], features.y[held_out])))
+    best = _argmax(held_out_accuracies) if held_out_accuracies else 0
+    network, head = candidates[best]
+    return accuracy(head, target.extract("val", network)), settings.lrs[best]
 
 
-def _best(scores: list[float]) -> int:
+def _finetune(
+    target: EvaluationTarget, settings: ClassifierSettings, rows: Tensor, lr: float
+) -> tuple[nn.Module, nn.Linear]:
+    """A copy of the network and a head on CPU, trained together at one learning rate."""
+    network = copy.deepcopy(target.network).train()
+    if world_size() > 1:
+        synchronize_batch_norm(network, target.device.type == "cuda")
+    head = new_head(target.feature_width, target.classes, target.device)
+
+    def loss_of(batch: Batch) -> Tensor:
+        return F.cross_entropy(head(network(batch.views[0]).float()), batch.labels)
+
+    title = f"{target.title}, finetune {lr:g}"
+    train(target.train_subset_loader(rows), [network, head], [lr, lr], loss_of, settings, title)
+    return network, head.cpu()
+
+
+def _argmax(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)

@@ -1,22 +1,15 @@
-"""A frozen backbone and a loader -> features in data set order."""
+"""Features of a frozen network, in data set order."""
 
-from collections.abc import Sized
-from typing import NamedTuple, Protocol
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.distributed import rank, sum_over_ranks
-
-
-class Loader(Sized, Protocol):
-    """Yields Batches that together hold each of `images` images once over all ranks, on `device`."""
-
-    images: int
-    device: torch.device
-
-    def __iter__(self): ...
+from evaluation.interfaces import EvalLoader
+from utils.distributed import gather, rank, sum_over_ranks
 
 
 class FeatureSet(NamedTuple):
@@ -26,31 +19,45 @@ class FeatureSet(NamedTuple):
     y: Tensor
 
     def labelled(self) -> "FeatureSet":
-        """Only the rows whose label is known."""
+        """The rows whose label is known."""
         known = self.y >= 0
         return self if bool(known.all()) else FeatureSet(self.x[known], self.y[known])
 
 
-@torch.no_grad()
-def extract(network: nn.Module, loader: Loader, title: str = "") -> FeatureSet:
-    """Features of every image of the loader, from the network in evaluation mode; all ranks get all rows.
-
-    The network's mode is put back afterwards. A title shows a progress bar on the first rank.
-    """
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every submodule has its mode of before."""
     training = [m for m in network.modules() if m.training]
     network.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+@torch.no_grad()
+def extract(network: nn.Module, loader: EvalLoader, title: str = "") -> FeatureSet:
+    """Features of every image of the loader, from the network in evaluation mode; all ranks get all rows.
+
+    A rank may have no images. A title shows a progress bar on the first rank.
+    """
     x, y = None, torch.zeros(loader.images, dtype=torch.long)
-    for batch in tqdm(loader, title, leave=False, disable=None if title and rank() == 0 else True):
-        f = network(batch.views[0]).float().cpu()
-        x = torch.zeros(loader.images, f.shape[1]) if x is None else x
-        at = batch.index.cpu()
-        x[at], y[at] = f, batch.labels.cpu()
-    for m in training:
-        m.training = True
-    assert x is not None, "a rank without images"
+    with evaluation_mode(network):
+        for batch in tqdm(loader, title, leave=False, disable=None if title and rank() == 0 else True):
+            rows = batch.index.cpu()
+            features = network(batch.views[0]).float().cpu()
+            x = torch.zeros(loader.images, features.shape[1]) if x is None else x
+            x[rows], y[rows] = features, batch.labels.cpu()
+    width = _largest_over_ranks(0 if x is None else x.shape[1], loader.device)
+    x = torch.zeros(loader.images, width) if x is None else x
     return FeatureSet(_merge(x, loader.device), _merge(y, loader.device))
 
 
+def _largest_over_ranks(number: int, device: torch.device) -> int:
+    return int(gather(torch.tensor([number], device=device)).max())
+
+
 def _merge(rows: Tensor, device: torch.device, at_once: int = 2**16) -> Tensor:
-    """Sum over ranks, in pieces through the device: each row is zero on all ranks but one."""
+    """Sum over ranks, in parts of `at_once` rows through the device: each row is zero on all ranks but one."""
     return torch.cat([sum_over_ranks(part.to(device)).cpu() for part in rows.split(at_once)])

@@ -27,7 +27,7 @@ CANDIDATES = 1024  # at most drawn together by k-means++
 
 
 class KMeans(NamedTuple):
-    """centroids: (K, D) float32 on CPU. reseeded: empty clusters that were put elsewhere, in all iterations together.
+    """centroids: (K, D) float32 on CPU. reseeded: empty clusters that were re-seeded, in all iterations together.
 
     objective: mean squared distance of a row to its centroid, of the start, then after each iteration (new centroids,
     new assignment); the last is that of `centroids`. Those before are right to 1e-7 of the variance of the rows.
@@ -72,9 +72,9 @@ def kmeans(
         if name not in known:
             raise UserError(f"unknown choice {name!r}; choose one of {', '.join(known)}{did_you_mean(name, known)}")
     device = device if device.type in AT_ONCE else CPU
-    prints = _checked(x, k, iterations, device)
-    begin = _rows(x, _start(x, k, start, prints, torch.Generator().manual_seed(seed), device), device)
-    return _from(begin, x, prints, iterations, backend, title)
+    row_hashes = _checked(x, k, iterations, device)
+    begin = _rows(x, _start(x, k, start, row_hashes, torch.Generator().manual_seed(seed), device), device)
+    return _run(begin, x, row_hashes, iterations, backend, title)
 
 
 def assign(x: Rows, centroids: Tensor, device: torch.device = CPU, at_once: int | None = None) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def assign(x: Rows, centroids: Tensor, device: torch.device = CPU, at_once: int 
     centroids = centroids.to(device if device.type in AT_ONCE else CPU, torch.float32)
     ids, distance = [torch.empty(0, dtype=torch.long)], [torch.empty(0)]
     for part in _parts(x, centroids.device, PART):
-        ids.append(_sweep(part, centroids, centroids.mean(dim=0), at_once)[0])
+        ids.append(_assign_and_sum(part, centroids, centroids.mean(dim=0), at_once)[0])
         distance.append(_distance(part, centroids, ids[-1]))
     if wrong := int((~torch.cat(distance).isfinite()).sum()):
         raise UserError(f"{wrong} of {len(x)} rows of features are not finite, all must be; did training diverge?")
@@ -138,7 +138,7 @@ def _checked(x: Tensor, k: int, iterations: int, device: torch.device) -> Tensor
         raise UserError(f"(N, D) features and 1 iteration or more are needed, not {tuple(x.shape)} and {iterations}")
     if not 2 <= k <= len(x):
         why = "a cluster of everything teaches nothing" if k < 2 else "some would be empty"
-        raise UserError(f"k = {k} clusters of {len(x)} rows: {why}; choose k from 2 to {len(x)}")
+        raise UserError(f"k={k} clusters of {len(x)} rows: {why}; choose k from 2 to {len(x)}")
     odd = torch.randint(-(2**62), 2**62, x.shape[1:], generator=torch.Generator().manual_seed(0)).to(device) * 2 + 1
     numbers, wrong = [], 0
     for part in _parts(x, device, SMALL):
@@ -148,16 +148,18 @@ def _checked(x: Tensor, k: int, iterations: int, device: torch.device) -> Tensor
         raise UserError(f"{wrong} of {len(x)} rows of features are not finite, all must be; did training diverge?")
     if (distinct := len(torch.cat(numbers).unique())) < k:
         hint = "did training collapse?" if distinct == 1 else f"lower k to {distinct} or less"
-        raise UserError(f"{len(x)} rows of features hold {distinct} distinct ones, k = {k} needs {k} of them; {hint}")
+        raise UserError(f"{len(x)} rows of features hold {distinct} distinct ones, k={k} needs {k} of them; {hint}")
     return torch.cat(numbers)
 
 
-def _first_of_equals(order: Tensor, prints: Tensor) -> Tensor:
+def _first_of_equals(order: Tensor, row_hashes: Tensor) -> Tensor:
     """Rows in this order, without those that repeat an earlier one."""
-    return order[np.sort(np.unique(prints[order].numpy(), return_index=True)[1])]
+    return order[np.sort(np.unique(row_hashes[order].numpy(), return_index=True)[1])]
 
 
-def _start(x: Tensor, k: int, start: str, prints: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
+def _start(
+    x: Tensor, k: int, start: str, row_hashes: Tensor, generator: torch.Generator, device: torch.device
+) -> Tensor:
     """(k,) rows, no two equal, at random or by k-means++: each with probability ~ distance^2 to those before.
 
     Candidates are drawn together, as many as rows are chosen, from the distances known then; one stays with
@@ -172,11 +174,11 @@ def _start(x: Tensor, k: int, start: str, prints: Tensor, generator: torch.Gener
             break
         new = _candidates(x, distance, min(len(chosen), CANDIDATES), generator)
         chosen = torch.cat([chosen, new])
-    return _first_of_equals(torch.cat([chosen, order]), prints)[:k]
+    return _first_of_equals(torch.cat([chosen, order]), row_hashes)[:k]
 
 
 def _candidates(x: Tensor, distance: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Of `count` rows drawn with probability ~ distance (squared), those that stay; the first does."""
+    """Draw `count` rows with probability ~ distance (squared), and keep some; the first one always."""
     upto = distance.cumsum(dim=0, dtype=torch.float64)
     dice = torch.rand(2, count, dtype=torch.float64, generator=generator)
     drawn = torch.searchsorted(upto, dice[0] * upto[-1], right=True).clamp(max=len(x) - 1)
@@ -190,19 +192,21 @@ def _candidates(x: Tensor, distance: Tensor, count: int, generator: torch.Genera
     return drawn[stay]
 
 
-def _from(begin: Tensor, x: Tensor, prints: Tensor, iterations: int, backend: str = "torch", title: str = "") -> KMeans:
-    """From these centroids, on their device."""
-    run = BACKENDS[backend](begin, x, prints, iterations, title)
-    centroids, ids, _, _, more = _settle(run.centroids, x, run.centroids.mean(dim=0), prints)
+def _run(
+    begin: Tensor, x: Tensor, row_hashes: Tensor, iterations: int, backend: str = "torch", title: str = ""
+) -> KMeans:
+    """k-means from the centroids `begin`, on their device."""
+    run = BACKENDS[backend](begin, x, row_hashes, iterations, title)
+    centroids, ids, _, _, more = _reassign_empty(run.centroids, x, run.centroids.mean(dim=0), row_hashes)
     last = _distance(x, centroids, ids).mean(dtype=torch.float64).item()
     return KMeans(centroids.cpu(), [*run.objective, last], run.reseeded + more)
 
 
-def _lloyd(c: Tensor, x: Tensor, prints: Tensor, iterations: int, title: str) -> KMeans:
+def _lloyd(c: Tensor, x: Tensor, row_hashes: Tensor, iterations: int, title: str) -> KMeans:
     """All but the last assignment and its objective."""
     shift, before, scores, reseeded = c.mean(dim=0), None, [], 0
     for _ in tqdm(range(iterations), title, leave=False, disable=None if title and rank() == 0 else True):
-        c, ids, means, score, empty = _settle(c, x, shift, prints)
+        c, ids, means, score, empty = _reassign_empty(c, x, shift, row_hashes)
         reseeded += empty
         if before is not None and torch.equal(ids, before):
             break
@@ -212,21 +216,26 @@ def _lloyd(c: Tensor, x: Tensor, prints: Tensor, iterations: int, title: str) ->
     return KMeans(c, [max(0.0, (spread + score) / len(x)) for score in scores], reseeded)
 
 
-def _faiss(c: Tensor, x: Tensor, prints: Tensor, iterations: int, title: str) -> KMeans:
-    """The same by faiss on CPU, with as many threads as torch."""
+def _faiss(c: Tensor, x: Tensor, row_hashes: Tensor, iterations: int, title: str) -> KMeans:
+    """Lloyd's iterations by faiss on CPU, with as many threads as torch."""
     try:
         import faiss
     except ImportError as e:
         raise UserError("backend faiss needs faiss: pip install -r requirements-faiss.txt") from e
     faiss.omp_set_num_threads(torch.get_num_threads())
-    every = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}  # takes all rows, and warns of nothing
-    run: Any = faiss.Kmeans(x.shape[1], len(c), niter=iterations, **every)
+    every_row = {
+        "min_points_per_centroid": 1,
+        "max_points_per_centroid": len(x),
+    }  # takes all rows, and warns of nothing
+    run: Any = faiss.Kmeans(x.shape[1], len(c), niter=iterations, **every_row)
     run.train(_rows(x, slice(None), CPU).numpy(), init_centroids=c.cpu().numpy())
     empty = sum(stats["nsplit"] for stats in run.iteration_stats)
     return KMeans(torch.from_numpy(run.centroids).to(c.device), (run.obj / len(x)).tolist(), empty)
 
 
-def _settle(c: Tensor, x: Tensor, shift: Tensor, prints: Tensor) -> tuple[Tensor, Tensor, Tensor, float, int]:
+def _reassign_empty(
+    c: Tensor, x: Tensor, shift: Tensor, row_hashes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, float, int]:
     """Assign; put the centroids of empty clusters on the farthest rows, no two on equal ones, and assign again.
 
     Gives centroids, ids, the means of their rows, which are the next centroids, score, and how many were empty.
@@ -234,7 +243,7 @@ def _settle(c: Tensor, x: Tensor, shift: Tensor, prints: Tensor) -> tuple[Tensor
     """
     reseeded, before = 0, torch.inf
     while True:
-        ids, sums, score = _sweep(x, c, shift)
+        ids, sums, score = _assign_and_sum(x, c, shift)
         size = torch.bincount(ids, minlength=len(c))
         if not len(empty := (size == 0).nonzero()[:, 0]):
             break
@@ -242,14 +251,16 @@ def _settle(c: Tensor, x: Tensor, shift: Tensor, prints: Tensor) -> tuple[Tensor
         total = distance.sum(dtype=torch.float64).item()
         if total >= before:  # rows on which a centroid was put differ from another by rounding
             break
-        far = _first_of_equals(distance.argsort(descending=True, stable=True), prints)[: len(empty)]
+        far = _first_of_equals(distance.argsort(descending=True, stable=True), row_hashes)[: len(empty)]
         c, before, reseeded = c.clone(), total, reseeded + len(far)
         c[empty] = _rows(x, far, c.device)
     size = size[:, None].to(c.device)
     return c, ids, torch.where(size > 0, sums / size, c).float(), score, reseeded
 
 
-def _sweep(x: Tensor, centroids: Tensor, shift: Tensor, at_once: int | None = None) -> tuple[Tensor, Tensor, float]:
+def _assign_and_sum(
+    x: Tensor, centroids: Tensor, shift: Tensor, at_once: int | None = None
+) -> tuple[Tensor, Tensor, float]:
     """One pass: (N,) ids on CPU, (K, D) float64 sums of the rows of each cluster, sum of the scores of all rows.
 
     The score of row x and centroid c is  |x - c|^2 - |x - s|^2  =  |b|^2 + 2 s.b - 2 x.b,  b = c - s.  A shift s amid

@@ -1,5 +1,7 @@
-"""Linear probes on features that were extracted once: logistic regression, standardized and L2-penalized."""
+"""Logistic regression on features that were extracted once, standardized and L2-penalized: all labels, or a few."""
 
+from argparse import Namespace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -7,16 +9,77 @@ import torch
 from torch import Tensor
 
 from evaluation.features import FeatureSet
+from evaluation.settings import Note, TrainingLabels, feasible_values
+from evaluation.target import EvaluationTarget
+from utils.arg_types import positive_int
 from utils.errors import UserError
+from utils.optim import FlagGroup
+from utils.scores import Score
 
-STRENGTHS = tuple(10.0**e for e in range(-4, 3))  # C, the inverse of the L2 penalty, as in scikit-learn
+PENALTIES_C = tuple(10.0**e for e in range(-4, 3))  # C, the inverse of the L2 penalty, as in scikit-learn
 ITERATIONS = 1000
 GRADIENT = 1e-5  # largest element of the gradient at which a fit is done: a tenth of what scikit-learn asks
 HELD_OUT = 0.2  # of the training rows, to choose the penalty on
+CHOSEN_ON = "a held-out fifth of the training images"
+DEFAULT_SHOTS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class LogisticSettings:
+    """Logistic regression on all labels has no settings: its penalty is chosen on held-out training images."""
+
+
+@dataclass(frozen=True)
+class FewshotSettings:
+    """shots: the numbers of labels per class. draws: random label subsets for each of them."""
+
+    shots: tuple[int, ...]
+    draws: int
+
+
+def add_fewshot_flags(group: FlagGroup) -> None:
+    """Flags of the few-shot evaluation."""
+    defaults = " ".join(map(str, DEFAULT_SHOTS))
+    group.add_argument("--shots", type=positive_int, nargs="+", metavar="N",
+                       help=f"labels per class (default: {defaults}, as far as classes have images)")  # fmt: skip
+    group.add_argument("--draws", type=positive_int, default=5, help="number of random label subsets per --shots")
+
+
+def logistic_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> LogisticSettings:
+    """The settings, of which there are none."""
+    return LogisticSettings()
+
+
+def fewshot_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> FewshotSettings:
+    """The settings that the flags ask for and the smallest class allows."""
+    limit = "images in the smallest class"
+    shots = feasible_values("shots", flags.shots, DEFAULT_SHOTS, labels.smallest_class, limit, note)
+    return FewshotSettings(shots, flags.draws)
+
+
+def logistic(target: EvaluationTarget, settings: LogisticSettings) -> list[Score]:
+    """Top-1 accuracy of logistic regression on all labels."""
+    accuracy, c = logistic_accuracy(target.train, target.labelled_val, target.seed, target.device)
+    return [Score("logistic", accuracy, chosen={"penalty_c": c}, chosen_on=CHOSEN_ON)]
+
+
+def fewshot(target: EvaluationTarget, settings: FewshotSettings) -> list[Score]:
+    """Top-1 accuracy of logistic regression on a few labels per class, mean and deviation over draws."""
+    scores = []
+    for shots in settings.shots:
+        mean, deviation = fewshot_accuracy(
+            target.train, target.labelled_val, shots, settings.draws, target.seed, target.device
+        )
+        labelled = shots * target.classes
+        scores.append(Score(f"fewshot_{shots}", mean, deviation=deviation, labelled_images=labelled))
+    return scores
 
 
 class Classifier(NamedTuple):
-    """x (N, D) -> `classes`[argmax of ((x - mean) / std) @ weight + bias]; mean, std: (D,), bias, classes: (C,)."""
+    """A linear classifier of standardized features: `classes`[argmax of ((x - mean) / std) @ weight + bias], x (N, D).
+
+    mean, std: (D,); weight: (D, C); bias, classes: (C,).
+    """
 
     mean: Tensor
     std: Tensor
@@ -27,24 +90,24 @@ class Classifier(NamedTuple):
     def accuracy(self, val: FeatureSet, at_once: int = 2**14) -> float:
         """Top-1 in per cent; an image of a class that training lacked is wrong."""
         device = self.weight.device
-        guess = [
+        predicted = [
             self.classes[(((x.to(device) - self.mean) / self.std) @ self.weight + self.bias).argmax(dim=1)].cpu()
             for x in val.x.split(at_once)
         ]
-        return 100 * (torch.cat(guess) == val.y).double().mean().item()
+        return 100 * (torch.cat(predicted) == val.y).double().mean().item()
 
 
-def fit(train: FeatureSet, strength: float, device: torch.device, start: Classifier | None = None) -> Classifier:
+def fit(train: FeatureSet, c: float, device: torch.device, start: Classifier | None = None) -> Classifier:
     """Logistic regression by L-BFGS:  min  mean_i -log p(y_i | x_i)  +  |W|^2 / (2 C N);  the bias is not penalized.
 
-    strength: C. start: a fit on the same rows with another penalty, from which fewer steps lead here. The optimum is
-    that of scikit-learn's LogisticRegression(C) behind its StandardScaler; this one runs on the device of the backbone.
+    start: a fit on the same rows with another penalty, to start from. The optimum is that of scikit-learn's
+    LogisticRegression(C) behind its StandardScaler, computed on `device`.
     """
     x, y = train.x.to(device), train.y.to(device)
     classes, target = y.unique(return_inverse=True)
     if len(classes) < 2:
         raise UserError(
-            f"all {len(y)} labelled training images are of one class, a probe needs two; judge by more labels"
+            f"all {len(y)} labelled training images are of one class, logistic regression needs two; label more images"
         )
     mean, std = x.mean(dim=0, dtype=torch.double), x.std(dim=0, correction=0)
     mean, std = mean.to(x.dtype), std.where(std > 0, 1)  # a coordinate that never changes says nothing
@@ -56,17 +119,17 @@ def fit(train: FeatureSet, strength: float, device: torch.device, start: Classif
     optimizer = torch.optim.LBFGS(
         [w], max_iter=ITERATIONS, max_eval=2 * ITERATIONS, tolerance_grad=GRADIENT, line_search_fn="strong_wolfe"
     )
-    optimizer.step(lambda: _objective(w, x, target, strength))  # type: ignore[arg-type]
+    optimizer.step(lambda: _objective(w, x, target, c))  # type: ignore[arg-type]
     return Classifier(mean, std, w[:-1], w[-1], classes)
 
 
 @torch.no_grad()
-def _objective(w: Tensor, x: Tensor, y: Tensor, strength: float, at_once: int = 2**26) -> Tensor:
+def _objective(w: Tensor, x: Tensor, y: Tensor, c: float, at_once: int = 2**26) -> Tensor:
     """The penalized loss at w (D + 1, C), whose gradient is left in w.grad; `at_once` bounds the logits in memory."""
     n, classes = len(x), w.shape[1]
-    loss = w[:-1].double().square().sum() / (2 * strength * n)
+    loss = w[:-1].double().square().sum() / (2 * c * n)
     assert w.grad is not None
-    w.grad.copy_(w / (strength * n))
+    w.grad.copy_(w / (c * n))
     w.grad[-1] = 0
     step = max(1, at_once // classes)
     for part, label in zip(x.split(step), y.split(step), strict=True):
@@ -80,46 +143,49 @@ def _objective(w: Tensor, x: Tensor, y: Tensor, strength: float, at_once: int = 
     return loss
 
 
-def fit_and_score(train: FeatureSet, val: FeatureSet, strength: float, device: torch.device) -> float:
+def fit_and_score(train: FeatureSet, val: FeatureSet, c: float, device: torch.device) -> float:
     """Accuracy in per cent on `val` of logistic regression on `train`."""
-    return fit(train, strength, device).accuracy(val)
+    return fit(train, c, device).accuracy(val)
 
 
-def choose_strength(train: FeatureSet, seed: int, device: torch.device) -> float:
-    """The C that does best on a fifth of the training rows, held out; the strongest penalty among equals."""
+def choose_penalty(train: FeatureSet, seed: int, device: torch.device) -> float:
+    """The best C on a held-out fifth of the training rows; the strongest penalty among equals."""
     order = torch.randperm(len(train.x), generator=torch.Generator().manual_seed(seed))
     held, rest = order.tensor_split([max(1, int(HELD_OUT * len(order)))])
     if len(train.y[rest].unique()) < 2:
         return 1.0
     part, check = FeatureSet(train.x[rest], train.y[rest]), FeatureSet(train.x[held], train.y[held])
     scores, model = [], None
-    for strength in STRENGTHS:  # from the strongest penalty on, each from where the last one ended
-        model = fit(part, strength, device, model)
+    for c in PENALTIES_C:  # from the strongest penalty on, each from the optimum of the last one
+        model = fit(part, c, device, model)
         scores.append(model.accuracy(check))
-    return STRENGTHS[int(np.argmax(scores))]
+    return PENALTIES_C[int(np.argmax(scores))]
 
 
-def probe_accuracy(train: FeatureSet, val: FeatureSet, seed: int, device: torch.device) -> tuple[float, float]:
-    """(top-1 accuracy in per cent, the chosen C) of a linear probe on all labels; the penalty never sees `val`."""
+def logistic_accuracy(train: FeatureSet, val: FeatureSet, seed: int, device: torch.device) -> tuple[float, float]:
+    """Top-1 accuracy in per cent on `val` with all labels, and the C that was chosen without `val`."""
     train, val = train.labelled(), val.labelled()
-    strength = choose_strength(train, seed, device)
-    return fit_and_score(train, val, strength, device), strength
+    c = choose_penalty(train, seed, device)
+    return fit_and_score(train, val, c, device), c
 
 
 def fewshot_accuracy(
     train: FeatureSet, val: FeatureSet, shots: int, draws: int, seed: int, device: torch.device
 ) -> tuple[float, float]:
-    """Mean and standard deviation, in per cent, over draws of `shots` labels per class; C = 1 for want of labels."""
+    """Mean and standard deviation, in per cent, over draws of `shots` labels per class.
+
+    C is 1: a few labels leave none to choose a penalty on.
+    """
     train, val = train.labelled(), val.labelled()
     scores = []
     for draw in range(draws):
         generator = torch.Generator().manual_seed(seed + draw)
-        rows = torch.cat([_some(train.y == c, shots, int(c), generator) for c in train.y.unique()])
+        rows = torch.cat([_draw(train.y == label, shots, int(label), generator) for label in train.y.unique()])
         scores.append(fit_and_score(FeatureSet(train.x[rows], train.y[rows]), val, 1.0, device))
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def _some(mask: Tensor, shots: int, label: int, generator: torch.Generator) -> Tensor:
+def _draw(mask: Tensor, shots: int, label: int, generator: torch.Generator) -> Tensor:
     rows = mask.nonzero().flatten()
     if len(rows) < shots:
         raise UserError(f"--shots {shots} needs as many images of each class; class {label} has {len(rows)}; lower it")

@@ -1,30 +1,32 @@
-"""Pictures of a run, as PNG."""
+"""Pictures of a run as PNG files, drawn by matplotlib's objects, which choose no backend and keep no figure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation.features import FeatureSet
+from evaluation.interfaces import Data, Images
 from evaluation.knn import neighbours as nearest
 from utils.errors import UserError
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  # the backend must be chosen first
-
 POINTS = 2000  # at most, in an embedding
 FEW = 25  # classes whose names and numbers fit a confusion matrix
-RIGHT, WRONG = "#2a9d4e", "#c8352c"
+CORRECT, WRONG = "#2a9d4e", "#c8352c"
 
 
 def curves(path: Path, columns: dict[str, list[tuple[int, float]]]) -> None:
-    """Loss on the left, accuracies on the right, against the optimizer step; columns: name -> (step, value) points."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    """Draw the loss on the left and accuracies on the right, against the optimizer step.
+
+    columns: name -> (step, value) points.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, points in columns.items():
         steps, values = zip(*points, strict=True)
         axes = left if name == "loss" else right
@@ -42,21 +44,25 @@ def curves(path: Path, columns: dict[str, list[tuple[int, float]]]) -> None:
 
 
 def neighbour_grid(
-    path: Path, queries: Sequence[NDArray], found: Sequence[Sequence[NDArray]], right: NDArray | None, labels: list[str]
+    path: Path,
+    queries: Sequence[NDArray],
+    found: Sequence[Sequence[NDArray]],
+    correct: NDArray | None,
+    labels: list[str],
 ) -> None:
-    """Each query (H, W, 3) uint8 beside its nearest training images, nearest first.
+    """Draw each query (H, W, 3) uint8 beside its nearest training images, nearest first.
 
-    right: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
+    correct: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
     """
-    colors = {None: "black", True: RIGHT, False: WRONG}
-    verdicts = [[None] * len(row) for row in found] if right is None else right.tolist()
+    colors = {None: "black", True: CORRECT, False: WRONG}
+    verdicts = [[None] * len(row) for row in found] if correct is None else correct.tolist()
     frames = [["black", *(colors[verdict] for verdict in row)] for row in verdicts]
     titles = {0: "query", 1: "nearest", len(found[0]): f"{len(found[0])}th"}
     _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles)
 
 
-def montage(path: Path, ids: Tensor, distance: Tensor, images: Any, clusters: int = 12, each: int = 10) -> None:
-    """Some clusters, largest first down to the smallest, a row each: the images nearest to the centroid.
+def montage(path: Path, ids: Tensor, distance: Tensor, images: Images, clusters: int = 12, each: int = 10) -> None:
+    """Draw some clusters, from the largest to the smallest, a row each: the images nearest to the centroid.
 
     ids, distance: (N,) cluster and squared distance to its centroid, of all `images`.
     """
@@ -65,8 +71,8 @@ def montage(path: Path, ids: Tensor, distance: Tensor, images: Any, clusters: in
     some = filled[torch.linspace(0, len(filled) - 1, min(clusters, len(filled))).long()]
     rows = []
     for one in some:
-        mine = (ids == one).nonzero().flatten()
-        rows.append([_show(images, int(i)) for i in mine[distance[mine].argsort(stable=True)[:each]]])
+        members = (ids == one).nonzero().flatten()
+        rows.append([_pixels(images, int(i)) for i in members[distance[members].argsort(stable=True)[:each]]])
     labels = [f"cluster {int(one)}\n{int(size[one]):,} images" for one in some]
     _grid(path, rows, [["black"] * len(row) for row in rows], labels, {0: "nearest"})
 
@@ -74,12 +80,10 @@ def montage(path: Path, ids: Tensor, distance: Tensor, images: Any, clusters: in
 def _grid(
     path: Path, rows: list[list[NDArray]], frames: list[list[str]], labels: list[str], titles: dict[int, str]
 ) -> None:
-    """Rows of images (H, W, 3) uint8 in frames of these colours; a label before a row, a title above a column."""
+    """Draw rows of images (H, W, 3) uint8 in coloured frames; a label before a row, a title above a column."""
     columns = max(len(row) for row in rows)
-    figure, grid = plt.subplots(
-        len(rows), columns, figsize=(columns * 1.05, len(rows) * 1.1), squeeze=False, layout="constrained",
-        gridspec_kw={"width_ratios": [1.0] * columns},
-    )  # fmt: skip
+    figure = Figure(figsize=(columns * 1.05, len(rows) * 1.1), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"width_ratios": [1.0] * columns})
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -94,47 +98,52 @@ def _grid(
     _save(figure, path)
 
 
-def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: Any, seed: int) -> None:
-    """Ten held-out images, spread over the classes, beside their eight nearest training images.
+def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: Data, seed: int) -> None:
+    """Draw ten validation images, spread over the classes, beside their eight nearest training images.
 
-    bank, queries: features of `data.train` and of `data.val`. Without held-out images the first hundred training
-    images ask the others.
+    bank, queries: features of `data.train` and of `data.val`. Without validation images the queries are the first
+    hundred training images, and the bank is the others.
     """
-    first, asked = 0, data.val
+    first, query_images = 0, data.val
     if queries is None:
-        first, asked = min(100, len(bank.x) // 2), data.train
+        first, query_images = min(100, len(bank.x) // 2), data.train
         queries, bank = FeatureSet(bank.x[:first], bank.y[:first]), FeatureSet(bank.x[first:], bank.y[first:])
+    assert query_images is not None
     chosen, rows = nearest_rows(bank, queries, k=8, count=10, seed=seed)
     labelled = bool((bank.y >= 0).any())
     neighbour_grid(
         path,
-        [_show(asked, int(i)) for i in chosen],
-        [[_show(data.train, int(i) + first) for i in row] for row in rows],
+        [_pixels(query_images, int(i)) for i in chosen],
+        [[_pixels(data.train, int(i) + first) for i in row] for row in rows],
         (bank.y[rows] == queries.y[chosen][:, None]).numpy() if labelled else None,
-        [_name(data.train, int(y)) for y in queries.y[chosen]] if labelled else [],
+        [_class_name(data.train, int(y)) for y in queries.y[chosen]] if labelled else [],
     )
 
 
-def _show(images: Any, i: int) -> NDArray:
+def _pixels(images: Images, i: int) -> NDArray:
     return images.decode(i).permute(1, 2, 0).numpy()
 
 
-def _name(images: Any, label: int) -> str:
+def _class_name(images: Images, label: int) -> str:
     return images.classes[label] if images.classes else str(label)
 
 
-def confusion(path: Path, right: Tensor, guessed: Tensor, names: list[str]) -> None:
-    """How often images of a class (row) are taken for another (column), in per cent of the row; both (N,)."""
-    classes = int(max(right.max(), guessed.max())) + 1
-    counts = torch.bincount(right * classes + guessed, minlength=classes**2).view(classes, classes).float()
+def confusion(path: Path, labels: Tensor, predicted: Tensor, names: Sequence[str]) -> None:
+    """Draw the confusion matrix: predicted classes (columns) of each class (row), in per cent of the row.
+
+    labels, predicted: (N,).
+    """
+    classes = int(max(labels.max(), predicted.max())) + 1
+    counts = torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes).float()
     share = (100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).numpy()
-    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    axes.set(xlabel="taken for", ylabel="class", title=f"{100 * (right == guessed).float().mean():.1f} % right")
+    axes.set(xlabel="predicted", ylabel="class", title=f"accuracy {100 * (labels == predicted).float().mean():.1f} %")
     if classes <= FEW:
-        labels = names or [str(c) for c in range(classes)]
-        axes.set_xticks(range(classes), labels[:classes], rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(classes), labels[:classes], fontsize=8)
+        ticks = list(names) or [str(c) for c in range(classes)]
+        axes.set_xticks(range(classes), ticks[:classes], rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(classes), ticks[:classes], fontsize=8)
         for r, c in np.argwhere(share >= 0.5):
             axes.text(c, r, f"{share[r, c]:.0f}", ha="center", va="center", fontsize=7,
                       color="white" if share[r, c] > 50 else "black")  # fmt: skip
@@ -143,56 +152,65 @@ def confusion(path: Path, right: Tensor, guessed: Tensor, names: list[str]) -> N
 
 
 def _tsne(x: NDArray, seed: int) -> NDArray:
-    """(N, D) -> (N, 2): van der Maaten and Hinton, 2008."""
+    """t-SNE, (N, D) -> (N, 2): van der Maaten and Hinton, 2008."""
     from sklearn.manifold import TSNE
 
-    return TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed).fit_transform(x)
+    perplexity = min(30.0, (len(x) - 1) / 3)
+    projected: NDArray = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(x)
+    return projected
 
 
 def _pca(x: NDArray, seed: int) -> NDArray:
-    """(N, D) -> (N, 2): the two directions of largest variance."""
+    """PCA, (N, D) -> (N, 2): the two directions of largest variance."""
     from sklearn.decomposition import PCA
 
-    return PCA(n_components=2, random_state=seed).fit_transform(x)
+    projected: NDArray = PCA(n_components=2, random_state=seed).fit_transform(x)
+    return projected
 
 
 def _umap(x: NDArray, seed: int) -> NDArray:
-    """(N, D) -> (N, 2): McInnes et al., 2018, arXiv:1802.03426."""
+    """UMAP, (N, D) -> (N, 2): McInnes et al., 2018, arXiv:1802.03426."""
     try:
         from umap import UMAP
     except ImportError as e:
         raise UserError(f"--embedding umap needs umap-learn ({e}): pip install -r requirements-umap.txt") from e
-    # One job: only then does a seed give the same picture again.
-    return UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)
+    # One job: with several a seed does not give the same picture again.
+    projected: NDArray = UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)
+    return projected
 
 
-PLANES = {"pca": ("PCA", _pca), "tsne": ("t-SNE", _tsne), "umap": ("UMAP", _umap)}
+PROJECTIONS: dict[str, tuple[str, Callable[[NDArray, int], NDArray]]] = {
+    "pca": ("PCA", _pca),
+    "tsne": ("t-SNE", _tsne),
+    "umap": ("UMAP", _umap),
+}
 
 
-def embedding(path: Path, features: FeatureSet, names: list[str], seed: int, how: str = "tsne") -> None:
-    """Features in the plane, coloured by class where labels exist. how: one of PLANES."""
+def embedding(path: Path, features: FeatureSet, names: Sequence[str], seed: int, projection: str = "tsne") -> None:
+    """Draw features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS."""
     order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
     x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
-    name, plane = PLANES[how]
-    flat = plane(x, seed)
-    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
+    name, project = PROJECTIONS[projection]
+    flat = project(x, seed)
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
     if (y >= 0).any():
         named = np.unique(y[y >= 0])[:20]  # more colours than that cannot be told apart
         rest = ~np.isin(y, named)
         axes.scatter(flat[rest, 0], flat[rest, 1], s=6, color="#dddddd", label="others" if rest.any() else None)
         for label in named:
             at = y == label
-            color = plt.get_cmap("tab10" if y.max() < 10 else "tab20")(int(label) % 20)
+            color = matplotlib.colormaps["tab10" if y.max() < 10 else "tab20"](int(label) % 20)
             axes.scatter(flat[at, 0], flat[at, 1], s=12, color=color, label=names[label] if names else str(label))
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     else:
         axes.scatter(flat[:, 0], flat[:, 1], s=12, color="#336699")
-    axes.set(xticks=[], yticks=[], title=f"{len(x):,} images by {name} of their features")
+    axes.set(xticks=[], yticks=[], title=f"{name} of the features of {len(x):,} images")
     _save(figure, path)
 
 
 def nearest_rows(bank: FeatureSet, queries: FeatureSet, k: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(Q,) some queries, spread over the classes where labels exist, and the (Q, k) nearest rows of the bank."""
+    """Choose queries (Q,), spread over the classes where labels exist, and find the nearest rows of the bank (Q, k)."""
     order = torch.randperm(len(queries.x), generator=torch.Generator().manual_seed(seed))
     turn = torch.zeros(len(order), dtype=torch.long)  # how many of its class came before
     seen: dict[int, int] = {}
@@ -204,6 +222,5 @@ def nearest_rows(bank: FeatureSet, queries: FeatureSet, k: int, count: int, seed
     return chosen, nearest(bank.x, queries.x[chosen], min(k, len(bank.x)))[1]
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
-    plt.close(figure)

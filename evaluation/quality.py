@@ -1,14 +1,21 @@
-"""Numbers that judge features without labels: how much of the space they use, and whether two views agree."""
+"""Quality of features without labels: how much of the space they use, and whether two views agree."""
 
 import math
+from argparse import Namespace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evaluation.settings import Note, TrainingLabels
+from evaluation.target import EvaluationTarget
 from utils.errors import UserError
+from utils.scores import Score
 
 EPSILON = 1e-7  # of RankMe (eq. 1)
+ROWS = 10_000  # validation images at most whose uniformity is measured: its cost grows with their square
+WIDEST = 16_384  # features wider than that have no spectrum in memory: raw pixels of large views
 TINY = 1e-12  # share of the sum of squares under which a variance can be the rounding of float32 features
 
 
@@ -74,15 +81,35 @@ def embedding_std(x: Tensor) -> float:
     return _unit(x).std(dim=0, correction=0).mean().item()
 
 
-def quality(x: Tensor, pair: tuple[Tensor, Tensor] | None = None) -> dict[str, float]:
+@dataclass(frozen=True)
+class QualitySettings:
+    """The quality of features has no settings."""
+
+
+def quality_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> QualitySettings:
+    """The settings, of which there are none."""
+    return QualitySettings()
+
+
+def quality(target: EvaluationTarget, settings: QualitySettings) -> list[Score]:
+    """Rank, spectrum, spread and alignment of features; none of very wide ones, as raw pixels of large views."""
+    x = (target.val or target.train).x
+    if x.shape[1] > WIDEST:
+        return []
+    rows = torch.linspace(0, len(x) - 1, min(len(x), ROWS)).long()
+    numbers = quality_numbers(x[rows], target.two_views())
+    return [Score(f"quality/{name}", number, unit="") for name, number in numbers.items()]
+
+
+def quality_numbers(x: Tensor, pair: tuple[Tensor, Tensor] | None = None) -> dict[str, float]:
     """All numbers by name. x: (N, D) features. pair: two (M, D), features of two views of the same M images."""
-    numbers = {"RankMe": rankme(x), "alpha-ReQ": alpha_req(x), "uniformity": uniformity(x), "std": embedding_std(x)}
+    numbers = {"rankme": rankme(x), "alpha_req": alpha_req(x), "uniformity": uniformity(x), "std": embedding_std(x)}
     return numbers if pair is None else {**numbers, "alignment": alignment(*pair)}
 
 
 def _checked(x: Tensor) -> Tensor:
     if len(x) < 2:
-        raise UserError(f"{len(x)} rows of features came, at least 2 are needed; judge on more images")
+        raise UserError(f"{len(x)} rows of features came, at least 2 are needed; evaluate on more images")
     if wrong := int((~x.isfinite()).any(dim=1).sum()):
         raise UserError(f"{wrong} of {len(x)} rows of features are not finite, all must be; did training diverge?")
     return x
@@ -94,16 +121,18 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _squared_singular_values(x: Tensor, centre: Tensor | float = 0.0, at_once: int = 2**14) -> Tensor:
-    """(N, D) -> those of x - centre in float64, largest first, (min(N, D),); `at_once` rows at a time.
+    """Squared singular values of x - centre, (N, D), in float64, largest first, (min(N, D),).
 
-    The D x D Gram matrix of more rows than columns loses what is under 1e-7 of the largest singular value: no more
-    than the rounding of float32 features.
+    `at_once` rows are in float64 at a time. The D x D Gram matrix of more rows than columns loses what is under 1e-7 of
+    the largest singular value: no more than the rounding of float32 features.
     """
     n, d = x.shape
     if n <= d:
-        return torch.linalg.svdvals(x.double() - centre).square()
+        values: Tensor = torch.linalg.svdvals(x.double() - centre)
+        return values.square()
     gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
     for part in x.split(at_once):
         part = part.double() - centre
         gram += part.T @ part
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(gram)
+    return eigenvalues.flip(0).clamp(min=0)

@@ -1,36 +1,68 @@
-"""The table that the evaluations fill: on the screen, in the run folder, on the dashboard."""
+"""The table of scores on the screen: column titles are made from the scores' keys here."""
 
-from argparse import Namespace
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from runs.loggers import log_rows
+from evaluation.interfaces import Data
 from utils.files import write_json
 from utils.provenance import provenance
+from utils.scores import PERCENT, ResultRow, Score
 
-Numbers = dict[str, float]
-DECIMALS = {"alpha-ReQ": 3, "alignment": 3, "uniformity": 3, "std": 4, "NMI": 3}  # in the table; accuracies have one
+TITLES = {
+    "logistic": "logistic",
+    "linear_sgd": "linear (SGD)",
+    "finetune": "fine-tuned",
+    "quality/rankme": "RankMe",
+    "quality/alpha_req": "alpha-ReQ",
+    "quality/uniformity": "uniformity",
+    "quality/std": "std",
+    "quality/alignment": "alignment",
+    "cluster/nmi": "NMI",
+    "cluster/purity": "purity",
+}
+DECIMALS = {"quality/rankme": 1, "quality/std": 4}  # else 1 of a percentage, 3 of another number
 
 
-def report(args: Namespace, argv: list[str], told: str, rows: Mapping[str, Numbers], folder: Path) -> None:
-    """Row of the table -> its numbers, under the line `told`; none where only files were asked for."""
-    print(f"\n{told}\n\n{table(rows)}\n\n{folder}" if any(rows.values()) else f"\n{folder}")
-    write_json(folder / "args.json", {"argv": argv, "typed": vars(args)} | provenance())
-    write_json(folder / "summary.json", dict(rows))
-    log_rows(args, folder, rows, sorted(folder.glob("*.png")))
+def column_title(score: Score) -> str:
+    """The title of a score's column: "kNN 20", "5-shot (50 labels)", "linear (SGD), 1 % of labels"."""
+    if match := re.fullmatch(r"knn_(\d+)", score.name):
+        return f"kNN {match[1]}"
+    if match := re.fullmatch(r"fewshot_(\d+)", score.name):
+        return f"{match[1]}-shot ({score.labelled_images} labels)"
+    if match := re.fullmatch(r"(\w+)_([\d.]+)pct", score.name):
+        return f"{TITLES.get(match[1], match[1])}, {match[2]} % of labels"
+    return TITLES.get(score.name, score.name)
 
 
-def table(rows: Mapping[str, Numbers]) -> str:
-    """A line per row, a column per number, accuracies in per cent; a deviation beside its mean."""
-    columns = [c for c in dict.fromkeys(c for n in rows.values() for c in n) if not c.endswith((" +-", " C", " lr"))]
-    lines = [["", *columns]] + [[name, *(_cell(numbers, c) for c in columns)] for name, numbers in rows.items()]
+def table(rows: Sequence[ResultRow]) -> str:
+    """A line per row, a column per score; a deviation beside its mean, "-" where a row lacks a score."""
+    columns = list(dict.fromkeys(column_title(score) for row in rows for score in row.scores))
+    lines = [["", *columns]]
+    for row in rows:
+        cells = {column_title(score): _cell(score) for score in row.scores}
+        lines.append([row.title, *(cells.get(column, "-") for column in columns)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
 
 
-def _cell(numbers: Numbers, column: str) -> str:
-    if column not in numbers:
-        return "-"
-    deviation = f" +- {numbers[f'{column} +-']:.1f}" if f"{column} +-" in numbers else ""
-    return f"{numbers[column]:.{DECIMALS.get(column, 1)}f}" + deviation
+def _cell(score: Score) -> str:
+    decimals = DECIMALS.get(score.name, 1 if score.unit == PERCENT else 3)
+    deviation = "" if score.deviation is None else f" +- {score.deviation:.{decimals}f}"
+    return f"{score.value:.{decimals}f}{deviation}"
+
+
+def report(dataset: str, data: Data, rows: Sequence[ResultRow], folder: Path, command: Mapping[str, Any]) -> None:
+    """Print the table (none where only files were asked for); write summary.json and args.json.
+
+    command: what led here, for args.json.
+    """
+    if any(row.scores for row in rows):
+        validation = f", {len(data.val):,} validation images" if data.val is not None else ""
+        units = "accuracies are top-1 in per cent"
+        print(f"\n{dataset}: {len(data.train):,} training images{validation}; {units}\n\n{table(rows)}")
+    print(f"\n{folder}")
+    write_json(folder / "args.json", {**command, **provenance()})
+    write_json(folder / "summary.json", {row.title: row.as_json() for row in rows})

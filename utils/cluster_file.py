@@ -1,4 +1,4 @@
-"""Cluster ids on disk: what the first command of ClusterFit hands to the second."""
+"""Cluster ids of images in an .npz file, which step 1 of ClusterFit writes and step 2 reads."""
 
 import contextlib
 import hashlib
@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 
-VERSION = 1  # of the file
+VERSION = 1  # of the file format
+REMEDY = "make a new file, see docs/clusterfit.md"
 ARRAYS = ("ids", "val_ids", "centroids", "pca_mean", "pca_axes")
 
 
 class Clusters(NamedTuple):
-    """Which cluster each image is in, and what the clusters were made of.
+    """Cluster ids of images, the centroids, and facts about both.
 
-    ids: (N,) int64 of the training images in data set order. val_ids: (M,) of the held-out images, put to the same
-    centroids. centroids: (K, D) float32. pca_mean (F,), pca_axes (F, D): features of unit length, less the mean, times
-    the axes, are what was clustered; empty without --pca. about: plain values; `dataset` and `fingerprint` (of the
-    training images) say whose ids these are.
+    ids: (N,) int64 of the training images in data set order. val_ids: (M,) of the validation images, by the nearest
+    of the same centroids. centroids: (K, D) float32. pca_mean (F,), pca_axes (F, D): the clustered points are features
+    of unit length, less the mean, times the axes; both are empty where no components were taken. about: plain values,
+    among them `dataset`, `images` and `fingerprint` of the training images.
     """
 
     ids: NDArray
@@ -35,7 +36,7 @@ class Clusters(NamedTuple):
 
 
 def write_clusters(path: Path, clusters: Clusters) -> None:
-    """A compressed .npz of plain arrays, written atomically, with a digest of its content."""
+    """Write a compressed .npz of plain arrays atomically, with a digest of its content."""
     content = {name: getattr(clusters, name) for name in ARRAYS} | {"about": np.array(json.dumps(dict(clusters.about)))}
     part = path.with_name(f".{path.name}.part.npz")  # numpy appends .npz to every other name
     try:
@@ -45,30 +46,30 @@ def write_clusters(path: Path, clusters: Clusters) -> None:
     except OSError as e:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise UserError(f"cannot write {path} ({e.strerror}); name another --clusters") from e
+        raise UserError(f"cannot write {path} ({e.strerror}); name another file") from e
 
 
 def read_clusters(path: Path) -> Clusters:
-    """The file as it was written: a truncated, edited or impossible one is refused."""
+    """Read a clusters file; a truncated, edited or impossible one is refused."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; make it by main_linear.py ... --evaluation cluster --clusters {path}")
+        raise UserError(f"{path} does not exist; {REMEDY}")
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
     except Exception as e:  # truncated or no .npz at all: numpy and zipfile raise many kinds
-        raise UserError(f"{path} is not a readable clusters file ({e}); is it whole?") from e
+        raise UserError(f"{path} is not a readable clusters file ({e}), perhaps truncated; {REMEDY}") from e
     version, digest = content.pop("version", None), content.pop("digest", None)
     if version is None or digest is None:
-        raise UserError(f"{path} is not a clusters file; make one by main_linear.py ... --evaluation cluster")
+        raise UserError(f"{path} is not a clusters file; {REMEDY}")
     if int(version) != VERSION:
-        raise UserError(f"{path} is of version {int(version)}, this program reads {VERSION}; make it anew")
+        raise UserError(f"{path} has format version {int(version)}, this program reads {VERSION}; {REMEDY}")
     if set(content) != {*ARRAYS, "about"} or str(digest) != _digest(content):
-        raise UserError(f"{path} was changed after it was written; make it anew")
+        raise UserError(f"{path} was changed after it was written; {REMEDY}")
     clusters = Clusters(**{name: content[name] for name in ARRAYS}, about=json.loads(str(content["about"])))
     for ids in (clusters.ids, clusters.val_ids):
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(clusters.centroids):
             k = len(clusters.centroids)
-            raise UserError(f"{path} has ids from {ids.min()} to {ids.max()}, 0 to {k - 1} are possible; make it anew")
+            raise UserError(f"{path} has ids from {ids.min()} to {ids.max()}, needs 0 to {k - 1}; {REMEDY}")
     return clusters
 
 
@@ -81,11 +82,12 @@ def _digest(content: Mapping[str, NDArray]) -> str:
 
 
 def check_same_images(path: str, about: Mapping[str, Any], dataset: str, images: int, fingerprint: str) -> None:
-    """Ids of other training images than these are refused."""
-    remedy = "; make a clusters file of these images by main_linear.py ... --evaluation cluster"
+    """Refuse a clusters file of other training images than these. about: the facts of the file."""
     if about["dataset"] != dataset:
-        raise UserError(f"{path} has the clusters of {about['dataset']}, not of {dataset}{remedy}")
+        raise UserError(f"{path} has the clusters of {about['dataset']}, not of {dataset}; {REMEDY}")
     if about["images"] != images:
-        raise UserError(f"{path} has the clusters of {about['images']:,} images, {dataset} has {images:,} here{remedy}")
+        raise UserError(
+            f"{path} has the clusters of {about['images']:,} images, {dataset} has {images:,} here; {REMEDY}"
+        )
     if about["fingerprint"] != fingerprint:
-        raise UserError(f"{path} has the clusters of other images of {dataset} (files, order or labels){remedy}")
+        raise UserError(f"{path} has the clusters of other images of {dataset} (files, order or labels); {REMEDY}")

@@ -1,6 +1,6 @@
-"""Linear classifiers and fine-tuning: which images they learn from, what they choose by, what they leave alone."""
+"""Tests of linear classifiers and fine-tuning: training rows, the choice of a rate, parameter groups, the backbone."""
 
-from argparse import Namespace
+from argparse import ArgumentParser
 
 import pytest
 import torch
@@ -8,12 +8,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from evaluation import classifier
-from evaluation.features import FeatureSet, extract
+from evaluation.classifier import add_classifier_flags, classifier_settings
+from evaluation.features import FeatureSet
+from evaluation.settings import TrainingLabels
+from evaluation.target import EvaluationTarget, NetworkInfo
+from tests.helpers.evaluation import Pixels, target_of
 from utils.batch import Batch
 from utils.errors import UserError
 
 
-def test_a_fraction_is_balanced_nested_and_fixed():
+def test_balanced_rows_are_balanced_and_nested():
     y = torch.tensor([0] * 50 + [1] * 30 + [2] * 3 + [-1] * 20)[torch.randperm(103)]
     few, many = classifier.balanced_rows(y, 0.1, 0), classifier.balanced_rows(y, 0.5, 0)
     assert torch.bincount(y[few]).tolist() == [5, 3, 1], "at least one of each class"
@@ -24,16 +28,24 @@ def test_a_fraction_is_balanced_nested_and_fixed():
     assert torch.equal(classifier.balanced_rows(y, 1.0, 0), (y >= 0).nonzero().flatten())
 
 
-def test_what_is_held_out_is_not_learned_from():
+def test_split_rows_holds_out_a_tenth_where_rates_are_chosen():
     y = torch.arange(100) % 4
-    args = Namespace(label_fraction=0.4, lr=[0.1, 1.0], seed=0)
-    rows, held = classifier.split_rows(y, args)
-    assert not set(rows.tolist()) & set(held.tolist())
-    assert (len(rows), len(held)) == (36, 4)
-    one = Namespace(label_fraction=0.4, lr=[0.1], seed=0)
-    assert [len(part) for part in classifier.split_rows(y, one)] == [40, 0]
+    rows, held_out = classifier.split_rows(y, 0.4, [0.1, 1.0], 0)
+    assert not set(rows.tolist()) & set(held_out.tolist())
+    assert (len(rows), len(held_out)) == (36, 4)
+    assert [len(part) for part in classifier.split_rows(y, 0.4, [0.1], 0)] == [40, 0]
     with pytest.raises(UserError, match="--lr 0.1 1: 4 labelled images are too few .* name one --lr"):
-        classifier.split_rows(y, Namespace(label_fraction=0.04, lr=[0.1, 1.0], seed=0))
+        classifier.split_rows(y, 0.04, [0.1, 1.0], 0)
+
+
+def settings_of(*argv):
+    """Settings as from flags, quick ones by default."""
+    parser = ArgumentParser()
+    add_classifier_flags(parser)
+    return classifier_settings(parser.parse_args(["--epochs", "30", "--lr", "1", *argv]), LABELS, print)
+
+
+LABELS = TrainingLabels(90, 90, 3, 30)
 
 
 class Clean(list):
@@ -46,18 +58,24 @@ class Clean(list):
         self.images = len(features.x)
 
 
-class Points:
-    """A subject whose images are points in the plane, three classes apart from each other."""
+class Points(EvaluationTarget):
+    """A target whose images are points in the plane, three classes apart from each other."""
 
-    def __init__(self, network, **args):
+    def __init__(self, network):
         g = torch.Generator().manual_seed(0)
-        usual = {"lr": [1.0], "epochs": 30, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.0, "seed": 0,
-                 "scheduler": "cosine", "lr_decay_steps": [6], "lr_decay_factor": 1, "label_fraction": 1.0}  # fmt: skip
-        self.args, self.network, self.title = Namespace(**usual | args), network, "points"
-        self.classes, self.device, self.data, self.seen = 3, torch.device("cpu"), self, []
+        self.network, self.title, self.seed, self.info = network, "points", 0, NetworkInfo("points", "b")
+        self.classes, self.device, self.data, self.seen, self.asked = 3, torch.device("cpu"), self, [], []
+        self.feature_width = network(torch.zeros(2, 2)).shape[1]
         y = torch.arange(90) % 3
         at = torch.tensor([[-1.0, -2], [2, 0], [-1, 2]])
         self.points = {s: FeatureSet(at[y] + 0.3 * torch.randn(90, 2, generator=g), y) for s in ("train", "val")}
+
+    def splits(self):
+        return self.points
+
+    @property
+    def train_labels(self):
+        return self.points["train"].y
 
     def train_subset_loader(self, rows):
         self.seen.append(rows)
@@ -72,70 +90,107 @@ class Points:
         yield Batch(self.rows, [x[self.rows]], y[self.rows])
 
     def eval_dataloader(self, split, device):
+        self.asked.append(split)
         return Clean(self.points[split])
 
-    @property
-    def classifier(self):
-        return extract(self.network, self.eval_dataloader("train", self.device))
 
-    @property
-    def val(self):
-        return extract(self.network, self.eval_dataloader("val", self.device))
-
-
-def test_a_linear_classifier_learns_what_is_separable_and_leaves_the_backbone_alone():
+def test_linear_accuracy_learns_separable_classes_and_leaves_the_backbone_alone():
     network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    assert classifier.linear_accuracy(Points(network)) == (100.0, 1.0)
+    target = Points(network.eval())
+    assert classifier.linear_accuracy(target, settings_of()) == (100.0, 1.0)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_one_step_is_the_gradient_of_the_cross_entropy():
-    points = Points(nn.Identity(), epochs=1, scheduler="none", momentum=0.0, lr=[0.5])
-    x, y = points.points["train"]
+@pytest.mark.parametrize("accuracy", [classifier.linear_accuracy, classifier.finetune_accuracy])
+def test_one_rate_extracts_no_training_images(accuracy):
+    target = Points(nn.Sequential(nn.Linear(2, 2)))
+    accuracy(target, settings_of("--epochs", "1"))
+    assert target.asked == ["val"]
+    accuracy(target, settings_of("--epochs", "1", "--lr", "0.1", "1"))
+    assert "train" in target.asked, "rates are chosen on held-out training images"
+
+
+def test_linear_accuracy_takes_one_step_along_the_gradient_of_the_cross_entropy():
+    target = Points(nn.Identity())
+    x, y = target.points["train"]
     head = classifier.new_head(2, 3, torch.device("cpu"))
     loss = F.cross_entropy(head(x), y)
     weight = (head.weight - 0.5 * torch.autograd.grad(loss, head.weight, retain_graph=True)[0]).detach()
     bias = (head.bias - 0.5 * torch.autograd.grad(loss, head.bias)[0]).detach()
     expected = nn.Linear(2, 3)
     expected.load_state_dict({"weight": weight, "bias": bias})
-    assert classifier.linear_accuracy(points)[0] == pytest.approx(classifier.accuracy(expected, points.val))
+    settings = settings_of("--epochs", "1", "--scheduler", "none", "--momentum", "0", "--lr", "0.5")
+    accuracy = classifier.linear_accuracy(target, settings)[0]
+    assert accuracy == pytest.approx(classifier.accuracy(expected, target.points["val"]))
 
 
-def test_the_rate_is_chosen_on_what_was_held_out(monkeypatch):
-    """1e-9 learns nothing; the validation set is asked once, after the choice."""
-    asked = []
+def test_linear_accuracy_chooses_the_rate_on_held_out_images(monkeypatch):
+    """1e-9 learns nothing; the validation images are used once, after the choice."""
+    evaluated = []
     original = classifier.accuracy
-    monkeypatch.setattr(classifier, "accuracy", lambda head, f: (asked.append(len(f.x)), original(head, f))[1])
-    points = Points(nn.Identity(), lr=[1e-9, 1.0, 1e-8])
-    score, lr = classifier.linear_accuracy(points)
+    monkeypatch.setattr(classifier, "accuracy", lambda head, f: (evaluated.append(len(f.x)), original(head, f))[1])
+    target = Points(nn.Identity())
+    score, lr = classifier.linear_accuracy(target, settings_of("--lr", "1e-9", "1", "1e-8"))
     assert (score, lr) == (100.0, 1.0)
-    assert asked == [9, 9, 9, 90]
-    assert len(points.seen[0]) == 81
+    assert evaluated == [9, 9, 9, 90]
+    assert len(target.seen[0]) == 81
 
 
-def test_fine_tuning_trains_a_copy():
+def test_finetune_accuracy_trains_a_copy():
     network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU())
+    target = Points(network)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    score, _ = classifier.finetune_accuracy(Points(network, lr=[1e-9, 1.0]))
-    assert score > 95
+    assert classifier.finetune_accuracy(target, settings_of("--lr", "1e-9", "1"))[0] > 95
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_fine_tuning_trains_the_backbone(monkeypatch):
-    kept = []
-    monkeypatch.setattr(classifier, "extract", lambda net, loader: (kept.append(net), extract(net, loader))[1])
-    network = nn.Sequential(nn.Linear(2, 2))
-    classifier.finetune_accuracy(Points(network))
-    assert not torch.equal(kept[0][0].weight, network[0].weight)
+def test_finetune_trains_the_backbone():
+    target = Points(nn.Sequential(nn.Linear(2, 2)))
+    rows = torch.arange(90)
+    network, _ = classifier._finetune(target, settings_of(), rows, 1.0)
+    assert not torch.equal(network[0].weight, target.network[0].weight)
 
 
-def test_a_rate_that_explodes_is_told():
-    with pytest.raises(UserError, match=r"points, finetune 1e\+30: the loss is (nan|inf) in epoch \d+; lower --lr"):
-        classifier.finetune_accuracy(Points(nn.Sequential(nn.Linear(2, 2)), lr=[1e30]))
+class WithPositions(nn.Module):
+    """A network with a matrix that it exempts from weight decay, as timm's transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions, self.layer = nn.Parameter(torch.ones(4, 2)), nn.Linear(2, 2)
+
+    def no_weight_decay(self):
+        return {"positions"}
+
+    def forward(self, x):
+        return self.layer(x) + 0 * self.positions.sum()
 
 
-def test_unlabelled_rows_do_not_count():
+def test_finetune_exempts_from_weight_decay_what_timm_exempts():
+    """The gradient of the position matrix is zero, so only weight decay could change it."""
+    target = Points(WithPositions())
+    settings = settings_of("--epochs", "2", "--lr", "0.1", "--weight_decay", "0.1")
+    network, _ = classifier._finetune(target, settings, torch.arange(90), 0.1)
+    assert torch.equal(network.positions, torch.ones(4, 2))
+
+
+def test_train_names_the_epoch_of_a_loss_that_explodes():
+    target = Points(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(UserError, match=r"finetune 1e\+30: the loss is (nan|inf) in epoch \d+; try a lower --lr"):
+        classifier.finetune_accuracy(target, settings_of("--lr", "1e30"))
+
+
+def test_accuracy_ignores_unlabelled_rows():
     head = classifier.new_head(2, 3, torch.device("cpu"))
     x, y = torch.randn(6, 2), torch.tensor([0, 1, 2, -1, -1, -1])
     assert classifier.accuracy(head, FeatureSet(x, y)) == classifier.accuracy(head, FeatureSet(x[:3], y[:3]))
+
+
+def test_scores_say_the_fraction_and_the_chosen_rate(tmp_path):
+    target = target_of(Pixels(), tmp_path, images=200)
+    settings = settings_of("--epochs", "1", "--label_fraction", "0.5", "--lr", "0.1", "1")
+    (score,) = classifier.linear(target, settings)
+    assert score.name == "linear_sgd_50pct"
+    assert score.chosen["lr"] in (0.1, 1.0)
+    (score,) = classifier.finetune(target, settings_of("--epochs", "1"))
+    assert (score.name, score.chosen) == ("finetune", {})

@@ -14,7 +14,7 @@ from evaluation.quality import (
     alignment,
     alpha_req,
     embedding_std,
-    quality,
+    quality_numbers,
     rankme,
     uniformity,
 )
@@ -200,7 +200,7 @@ def test_the_size_of_the_pieces_does_not_matter(at_once):
 def test_the_matrix_of_all_pairs_is_never_made():
     x = draw(300, 4)
     with Largest() as largest:
-        quality(x)
+        quality_numbers(x)
     assert largest.size == 300**2, "it fits into one piece"
     with Largest() as largest:
         uniformity(x, at_once=2000)
@@ -227,18 +227,18 @@ def test_order_rotation_and_scale_do_not_matter(seed, n, d, scale):
     x, y = draw(n, d, seed) + 1, draw(n, d, seed + 1) + 1
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     turn, lengths = orthonormal(d, d, seed), draw(n, 1, seed).abs() + 0.1
-    before = quality(x, (x, y))
+    before = quality_numbers(x, (x, y))
 
     def same(after, *names):
         assert {k: after[k] for k in names} == pytest.approx(
             {k: before[k] for k in names}, rel=1e-6, abs=1e-9, nan_ok=True
         )
 
-    same(quality(x[order], (x[order], y[order])), *before)
-    same(quality(scale * x, (scale * x, y)), *before)
-    same(quality(x @ turn, (x @ turn, y @ turn)), "RankMe", "alpha-ReQ", "uniformity", "alignment")
-    same(quality(lengths * x, (lengths * x, y)), "uniformity", "std", "alignment")
-    same(quality(x + scale), "alpha-ReQ")
+    same(quality_numbers(x[order], (x[order], y[order])), *before)
+    same(quality_numbers(scale * x, (scale * x, y)), *before)
+    same(quality_numbers(x @ turn, (x @ turn, y @ turn)), "rankme", "alpha_req", "uniformity", "alignment")
+    same(quality_numbers(lengths * x, (lengths * x, y)), "uniformity", "std", "alignment")
+    same(quality_numbers(x + scale), "alpha_req")
     assert alignment(y, x) == pytest.approx(before["alignment"])
 
 
@@ -246,8 +246,8 @@ def test_order_rotation_and_scale_do_not_matter(seed, n, d, scale):
 @settings(max_examples=40, deadline=None)
 def test_numbers_stay_in_their_range(seed, n, d, zeros):
     x = torch.cat([draw(n, d, seed), torch.zeros(zeros, d)]).float()
-    numbers = quality(x, (x, x.flip(0)))
-    assert 1 - 1e-6 <= numbers["RankMe"] <= min(len(x), d) * (1 + 1e-4), "up to the epsilon"
+    numbers = quality_numbers(x, (x, x.flip(0)))
+    assert 1 - 1e-6 <= numbers["rankme"] <= min(len(x), d) * (1 + 1e-4), "up to the epsilon"
     assert -8 - 1e-9 <= numbers["uniformity"] <= 1e-9
     assert 0 <= numbers["std"] <= 1 / math.sqrt(d) + 1e-9
     assert 0 <= numbers["alignment"] <= 4 + 1e-9
@@ -256,17 +256,17 @@ def test_numbers_stay_in_their_range(seed, n, d, zeros):
 def test_quality_collects_the_numbers_by_name_and_changes_nothing():
     x, a, b = draw(30, 5).float(), draw(4, 5, seed=1), draw(4, 5, seed=2)
     kept = x.clone()
-    alone = {"RankMe": rankme(x), "alpha-ReQ": alpha_req(x), "uniformity": uniformity(x), "std": embedding_std(x)}
-    assert quality(x) == alone
-    assert quality(x, (a, b)) == {**alone, "alignment": alignment(a, b)}
-    assert all(type(v) is float for v in quality(x, (a, b)).values())
+    alone = {"rankme": rankme(x), "alpha_req": alpha_req(x), "uniformity": uniformity(x), "std": embedding_std(x)}
+    assert quality_numbers(x) == alone
+    assert quality_numbers(x, (a, b)) == {**alone, "alignment": alignment(a, b)}
+    assert all(type(v) is float for v in quality_numbers(x, (a, b)).values())
     assert torch.equal(x, kept)
 
 
 @pytest.mark.parametrize(
-    "function", [*ALONE, quality, lambda x: alignment(x, x), lambda x: quality(draw(9, 4), (x, x))]
+    "function", [*ALONE, quality_numbers, lambda x: alignment(x, x), lambda x: quality_numbers(draw(9, 4), (x, x))]
 )
-def test_what_cannot_be_judged_is_refused_in_one_line(function):
+def test_too_few_or_broken_features_are_refused_in_one_line(function):
     for rows in (0, 1):
         with pytest.raises(UserError, match=f"^{rows} rows of features came, at least 2 are needed.*$"):
             function(torch.ones(rows, 4))

@@ -1,4 +1,4 @@
-"""The file between the two commands of ClusterFit: whole, unedited, of these images."""
+"""Tests of clusters files: read as written, refused when truncated, edited, or of other images."""
 
 import io
 import json
@@ -17,7 +17,7 @@ def some(ids=(0, 1, 2, 1), k=3):
     return Clusters(np.array(ids), np.array([2, 0]), np.eye(k, 2, dtype="f4"), mean, axes, about)
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_read_clusters_gives_what_was_written(tmp_path):
     write_clusters(tmp_path / "deep" / "c.npz", some())
     found = read_clusters(tmp_path / "deep" / "c.npz")
     for a, b in zip(found[:-1], some()[:-1], strict=True):
@@ -48,11 +48,11 @@ def about_other(array):
         ("centroids", lambda x: x + 1, "was changed after it was written"),
         ("about", about_other, "was changed after it was written"),
         ("pca_axes", lambda x: None, "was changed after it was written"),
-        ("version", lambda x: x + 1, "is of version 2, this program reads 1; make it anew"),
+        ("version", lambda x: x + 1, "has format version 2, this program reads 1; make a new file"),
         ("digest", lambda x: None, "is not a clusters file"),
     ],
 )
-def test_an_edited_file_is_refused(tmp_path, name, change, message):
+def test_read_clusters_refuses_an_edited_file(tmp_path, name, change, message):
     path = tmp_path / "c.npz"
     write_clusters(path, some())
     edited(path, name, change)
@@ -60,25 +60,25 @@ def test_an_edited_file_is_refused(tmp_path, name, change, message):
         read_clusters(path)
 
 
-def test_ids_beyond_the_clusters_are_refused(tmp_path):
+def test_read_clusters_refuses_ids_beyond_the_clusters(tmp_path):
     write_clusters(tmp_path / "c.npz", some(ids=(0, 3, 1, 1)))
-    with pytest.raises(UserError, match="has ids from 0 to 3, 0 to 2 are possible"):
+    with pytest.raises(UserError, match="has ids from 0 to 3, needs 0 to 2"):
         read_clusters(tmp_path / "c.npz")
     write_clusters(tmp_path / "c.npz", some(ids=(0, -1, 1, 1)))
-    with pytest.raises(UserError, match="has ids from -1 to 1, 0 to 2 are possible"):
+    with pytest.raises(UserError, match="has ids from -1 to 1, needs 0 to 2"):
         read_clusters(tmp_path / "c.npz")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 400, -30])
-def test_a_truncated_file_is_refused(tmp_path, keep):
+def test_read_clusters_refuses_a_truncated_file(tmp_path, keep):
     path = tmp_path / "c.npz"
     write_clusters(path, some())
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match="is not a readable clusters file .* is it whole"):
+    with pytest.raises(UserError, match="is not a readable clusters file .* perhaps truncated"):
         read_clusters(path)
 
 
-def test_a_file_that_wants_to_run_code_does_not(tmp_path):
+def test_read_clusters_runs_no_pickled_code(tmp_path):
     buffer = io.BytesIO()
     np.save(buffer, np.array([print], dtype=object), allow_pickle=True)
     with zipfile.ZipFile(tmp_path / "c.npz", "w") as file:
@@ -87,21 +87,21 @@ def test_a_file_that_wants_to_run_code_does_not(tmp_path):
         read_clusters(tmp_path / "c.npz")
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path):
+def test_write_clusters_refuses_a_path_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*; name another --clusters"):
+    with pytest.raises(UserError, match="cannot write .*; name another file"):
         write_clusters(tmp_path / "file" / "c.npz", some())
 
 
 @pytest.mark.parametrize(
     ("dataset", "images", "fingerprint", "message"),
     [
-        ("cifar10", 4, "abc", "has the clusters of digits, not of cifar10; make a clusters file of these images"),
+        ("cifar10", 4, "abc", "has the clusters of digits, not of cifar10; make a new file, see docs/clusterfit.md"),
         ("digits", 5, "abc", "has the clusters of 4 images, digits has 5 here"),
         ("digits", 4, "xyz", "has the clusters of other images of digits"),
     ],
 )
-def test_ids_of_other_images_are_refused(dataset, images, fingerprint, message):
+def test_check_same_images_refuses_clusters_of_other_images(dataset, images, fingerprint, message):
     check_same_images("c.npz", some().about, "digits", 4, "abc")
     with pytest.raises(UserError, match=message):
         check_same_images("c.npz", some().about, dataset, images, fingerprint)

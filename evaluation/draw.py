@@ -1,0 +1,47 @@
+"""The evaluation that draws pictures of a network's features."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from evaluation import pictures
+from evaluation.knn import knn_predictions
+from evaluation.settings import Note, TrainingLabels
+from evaluation.target import EvaluationTarget
+from utils.distributed import rank
+from utils.optim import FlagGroup
+from utils.scores import Score
+
+MOST_NEIGHBOURS = 20  # that vote for the predictions of the confusion matrix
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """projection: a key of evaluation.pictures.PROJECTIONS. k: neighbours that vote for a prediction, 0 for none."""
+
+    projection: str
+    k: int
+
+
+def add_picture_flags(group: FlagGroup) -> None:
+    """Flags of the pictures."""
+    group.add_argument("--embedding", choices=list(pictures.PROJECTIONS), default="tsne",
+                       help="2-D projection for the embedding plot")  # fmt: skip
+
+
+def picture_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> PictureSettings:
+    """The settings that the flags ask for and the labels allow."""
+    return PictureSettings(flags.embedding, min(MOST_NEIGHBOURS, labels.labelled))
+
+
+def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[Score]:
+    """Nearest neighbours, 2-D projection and confusion matrix as PNG files, drawn by the first rank; no score."""
+    train, val, data = target.train, target.val, target.data.data
+    if rank() == 0:
+        path = {n: target.folder / f"{target.file_name}_{n}.png" for n in ("neighbours", "embedding", "confusion")}
+        pictures.neighbours(path["neighbours"], train, val, data, target.seed)
+        pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection)
+        if settings.k and val is not None and len(val.labelled().x):
+            val = val.labelled()
+            predicted = knn_predictions(train, val, [settings.k], target.classes, target.device)[settings.k]
+            pictures.confusion(path["confusion"], val.y, predicted, data.train.classes)
+    return []

@@ -1,0 +1,80 @@
+"""Tests of evaluations during training: one extraction per step, kNN at its epochs, which callbacks a plan has."""
+
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, evaluation_callbacks
+from evaluation.knn import knn_accuracy
+from tests.helpers.commands import plan_of
+from tests.helpers.evaluation import CPU, Pixels, digits_module
+
+
+class Module(Pixels):
+    """A module that remembers what it logs, and counts the batches that it sees."""
+
+    device, batches = CPU, 0
+
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    def forward(self, x):
+        self.batches += 1
+        return super().forward(x)
+
+    def log_dict(self, numbers, on_step, on_epoch):
+        self.logged.append(numbers)
+
+
+def trainer_at(step, epoch=0):
+    precision = SimpleNamespace(forward_context=contextlib.nullcontext)
+    module = digits_module(batch_size=2000, images=200)
+    return SimpleNamespace(global_step=step, current_epoch=epoch, datamodule=module, precision_plugin=precision)
+
+
+def test_feature_cache_extracts_once_per_step():
+    cache, module = FeatureCache(), Module()
+    train, val = cache.get(trainer_at(3), module)
+    assert (len(train.x), len(val.x), module.batches) == (200, 359, 2)
+    assert cache.get(trainer_at(3), module)[0] is train
+    assert module.batches == 2
+    cache.get(trainer_at(4), module)
+    assert module.batches == 4
+
+
+def test_online_knn_logs_at_its_epochs_and_after_the_last():
+    module, cache = Module(), FeatureCache()
+    callback = OnlineKNN(cache, 2, [5], 10, total_epochs=5)
+    for epoch in range(5):
+        callback.on_train_epoch_end(trainer_at(epoch + 1, epoch), module)
+    assert len(module.logged) == 3, "after epochs 2, 4 and 5"
+    expected = knn_accuracy(*cache.get(trainer_at(5), module), [5], 10)[5]
+    assert module.logged[-1] == {"knn_5": expected}
+
+
+@pytest.mark.parametrize(("knn_every", "classes", "has_val"), [("0", 10, True), ("1", 0, True), ("1", 10, False)])
+def test_no_knn_without_labels_or_validation_images(tmp_path, knn_every, classes, has_val):
+    _, plan = plan_of("simclr", "--knn_every", "1")
+    plan = replace(plan, logging=replace(plan.logging, knn_every=int(knn_every)),
+                   training_set=replace(plan.training_set, num_classes=classes))  # fmt: skip
+    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, has_val, print)] == [Pictures]
+    _, plan = plan_of("simclr")
+    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, True, print)] == [OnlineKNN, Pictures]
+
+
+def test_pictures_are_drawn_when_training_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.pictures.embedding", lambda path, *args: path.write_bytes(b"x"))
+    (tmp_path / "metrics.csv").write_text("step,loss,knn_20\n0,2.0,\n5,1.0,80\n")
+    trainer, shown = trainer_at(1), []
+    trainer.is_global_zero, trainer.loggers = True, []
+    callback = Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths: shown.extend(paths))
+    callback.on_train_end(trainer, Module())
+    assert [path.name for path in shown] == ["curves.png", "neighbours.png", "embedding.png"]
+    assert all(path.is_file() for path in shown)
+    monkeypatch.setattr("evaluation.callbacks.MOST_IMAGES", 100)
+    module, shown[:] = Module(), []
+    callback.on_train_end(trainer, module)
+    assert ([path.name for path in shown], module.batches) == (["curves.png"], 0)

@@ -1,0 +1,107 @@
+"""Tests of logistic regression on features: scikit-learn's optimum, the choice of the penalty, few labels."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from evaluation.features import FeatureSet
+from evaluation.logistic import (
+    PENALTIES_C,
+    FewshotSettings,
+    LogisticSettings,
+    _objective,
+    fewshot,
+    fewshot_accuracy,
+    fewshot_settings,
+    fit,
+    fit_and_score,
+    logistic,
+    logistic_accuracy,
+)
+from evaluation.settings import TrainingLabels
+from tests.helpers.evaluation import CPU, Pixels, blobs, target_of
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("c", [1e-4, 0.1, 100])
+def test_fit_is_the_optimum_of_scikit_learn(monkeypatch, c):
+    """To the optimum, in float64: both stop early by default, where the loss is flat."""
+    monkeypatch.setattr("evaluation.logistic.GRADIENT", 1e-9)
+    train, val = (FeatureSet(f.x.double() * 3 + 5, f.y) for f in (blobs(300), blobs(100, seed=1)))
+    scaler = StandardScaler().fit(train.x)
+    model = LogisticRegression(C=c, max_iter=5000, tol=1e-10).fit(scaler.transform(train.x), train.y)
+    ours = fit(train, c, CPU)
+    np.testing.assert_allclose(ours.weight.T, model.coef_, atol=1e-4)
+    found = (((val.x - ours.mean) / ours.std) @ ours.weight + ours.bias).softmax(dim=1)
+    np.testing.assert_allclose(found, model.predict_proba(scaler.transform(val.x)), atol=2e-5)
+    assert ours.accuracy(val) == pytest.approx(100 * model.score(scaler.transform(val.x), val.y))
+
+
+def test_fit_does_not_depend_on_chunks_start_or_missing_classes():
+    train, val = blobs(300), blobs(100, seed=1)
+    whole, y = fit(train, 0.1, CPU), train.y
+    w = torch.cat([whole.weight, whole.bias[None]])
+    w.grad = torch.zeros_like(w)
+    x = (train.x - whole.mean) / whole.std
+    once, gradient = _objective(w, x, y, 0.1), w.grad.clone()
+    assert _objective(w, x, y, 0.1, at_once=50).item() == pytest.approx(once.item(), rel=1e-6)
+    torch.testing.assert_close(w.grad, gradient, rtol=0, atol=1e-6)
+    assert gradient.abs().max() < 1e-5, "the optimum has no gradient"
+    warm = fit(train, 0.1, CPU, start=fit(train, 100, CPU))
+    torch.testing.assert_close(warm.weight, whole.weight, rtol=0, atol=1e-3)
+    few = FeatureSet(train.x[y != 1], y[y != 1])
+    assert fit(few, 0.1, CPU).classes.tolist() == [0, 2]
+    assert fit(few, 0.1, CPU).accuracy(FeatureSet(val.x, torch.ones_like(val.y))) == 0
+    with pytest.raises(UserError, match="all 100 labelled training images are of one class"):
+        fit(FeatureSet(train.x[y == 1], y[y == 1]), 0.1, CPU)
+
+
+def test_logistic_accuracy_chooses_the_penalty_without_the_validation_images():
+    train, val = blobs(300), blobs(100, seed=1)
+    accuracy, c = logistic_accuracy(train, val, 0, CPU)
+    assert c in PENALTIES_C
+    assert accuracy == fit_and_score(train, val, c, CPU)
+    assert logistic_accuracy(train, FeatureSet(val.x, val.y.roll(1)), 0, CPU)[1] == c
+
+
+def test_fewshot_accuracy_draws_equally_from_each_class(monkeypatch):
+    drawn = []
+
+    def remember(train, val, c, device):
+        drawn.append(train.y)
+        return 0.0
+
+    monkeypatch.setattr("evaluation.logistic.fit_and_score", remember)
+    fewshot_accuracy(blobs(unknown=3), blobs(seed=1), shots=4, draws=3, seed=0, device=CPU)
+    assert [torch.bincount(y).tolist() for y in drawn] == [[4, 4, 4]] * 3
+    with pytest.raises(UserError, match="--shots 30 needs as many images of each class; class 0 has 20"):
+        fewshot_accuracy(blobs(), blobs(), shots=30, draws=1, seed=0, device=CPU)
+
+
+def test_logistic_stores_the_penalty_beside_the_score(tmp_path):
+    target = target_of(Pixels(), tmp_path, images=200)
+    (score,) = logistic(target, LogisticSettings())
+    accuracy, c = logistic_accuracy(target.train, target.val, 0, CPU)
+    assert (score.name, score.value, score.chosen) == ("logistic", accuracy, {"penalty_c": c})
+    assert "fifth of the training images" in score.chosen_on
+    assert score.numbers() == {"logistic": accuracy}
+
+
+def test_fewshot_gives_mean_and_deviation_of_each_number_of_shots(tmp_path):
+    target = target_of(Pixels(), tmp_path, images=200)
+    scores = fewshot(target, FewshotSettings((1, 4), 2))
+    assert [(score.name, score.labelled_images) for score in scores] == [("fewshot_1", 10), ("fewshot_4", 40)]
+    expected = fewshot_accuracy(target.train, target.val, 4, 2, 0, CPU)
+    assert (scores[1].value, scores[1].deviation) == expected
+
+
+def test_fewshot_settings_are_what_the_smallest_class_allows():
+    labels, notes = TrainingLabels(50, 36, 2, 6), []
+    assert fewshot_settings(Namespace(shots=None, draws=3), labels, notes.append) == FewshotSettings((1, 2, 4), 3)
+    assert notes == ["--shots 8 16 left out: there are 6 images in the smallest class"]
+    with pytest.raises(UserError, match="--shots 7: there are 6 images in the smallest class; lower it"):
+        fewshot_settings(Namespace(shots=[7], draws=3), labels, notes.append)

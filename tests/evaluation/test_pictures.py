@@ -1,0 +1,67 @@
+"""Tests of pictures: files that are not blank, projections, queries."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import image as mpimg
+
+from evaluation import pictures
+from evaluation.features import FeatureSet
+from tests.helpers.commands import ROOT
+from tests.helpers.evaluation import blobs
+from utils.errors import UserError
+
+
+def assert_drawn(path):
+    image = mpimg.imread(path)
+    assert image[..., :3].std() > 0.03, f"{path} is blank"
+
+
+def test_every_picture_is_drawn(tmp_path):
+    pictures.curves(tmp_path / "c.png", {"loss": [(0, 2.0), (5, 1.0)], "knn_20": [(5, 80.0)]})
+    pictures.curves(tmp_path / "only loss.png", {"loss": [(0, 2.0), (5, 1.0)]})
+    pictures.embedding(tmp_path / "e.png", blobs(), [], seed=0)
+    pictures.embedding(tmp_path / "pca.png", blobs(), [], seed=0, projection="pca")
+    pictures.embedding(tmp_path / "no labels.png", FeatureSet(blobs().x, torch.full((60,), -1)), [], seed=0)
+    image = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    right = np.array([[True, False], [False, True]])
+    pictures.neighbour_grid(tmp_path / "n.png", [image, image], [[image, image]] * 2, right, ["cat", "dog"])
+    pictures.neighbour_grid(tmp_path / "n2.png", [image], [[image, image]], None, [])
+    pictures.confusion(tmp_path / "m.png", blobs().y, blobs().y.roll(1), ["a", "b", "c"])
+    pictures.confusion(tmp_path / "m100.png", torch.arange(100), torch.arange(100), [])
+    for path in tmp_path.iterdir():
+        assert_drawn(path)
+
+
+def test_pca_projects_on_the_largest_singular_values():
+    x = blobs().x.double() * torch.tensor([1, 5, 0.1, 3, 0.2])
+    u, s, _ = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+    np.testing.assert_allclose(abs(pictures._pca(x.numpy(), 0)), (u * s)[:, :2].abs(), atol=1e-8)
+
+
+@pytest.mark.slow  # compiles numba functions
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*n_jobs.*", "ignore:.*force_all_finite.*")
+def test_umap_keeps_distant_points_apart(tmp_path, monkeypatch):
+    pytest.importorskip("umap", reason="umap-learn is in requirements-umap.txt")
+    y = torch.arange(60) % 2
+    flat = torch.tensor(pictures.PROJECTIONS["umap"][1]((torch.randn(60, 4) + 20 * y[:, None]).numpy(), 0))
+    apart = torch.cdist(flat, flat)
+    assert apart[y == 0][:, y == 1].min() > apart[y == 0][:, y == 0].median()
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match="--embedding umap needs umap-learn .* pip install -r requirements-umap.txt"):
+        pictures.embedding(tmp_path / "u.png", blobs(), [], seed=0, projection="umap")
+
+
+def test_nearest_rows_spreads_the_queries_over_the_classes():
+    bank, queries = blobs(90), blobs(90, seed=1)
+    chosen, rows = pictures.nearest_rows(bank, queries, k=4, count=6, seed=0)
+    assert torch.bincount(queries.y[chosen]).tolist() == [2, 2, 2]
+    assert rows.shape == (6, 4)
+
+
+def test_pictures_choose_no_matplotlib_backend():
+    code = "import evaluation.pictures, sys; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
