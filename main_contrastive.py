@@ -27,11 +27,12 @@ from utils.distributed import rank_zero_print
 from utils.errors import run_cli
 from utils.sync_batchnorm import synchronize_batch_norm
 
+RESUME = "python3 main_contrastive.py --resume"
+
 
 def main(argv: list[str]) -> None:
     """Parse, read the data, build the backbone and the method, fit, and leave a run folder."""
-    started = time.time()
-    resume, argv = pop_resume_flag(argv)
+    started, (resume, argv) = time.time(), pop_resume_flag(argv)
     if resume:
         before, argv = resume_argv(resume, argv)
         check_same_flags(parse_pretraining(before, METHODS, DATASETS), parse_pretraining(argv, METHODS, DATASETS))
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
 
     data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
     plan = resolve(args, training_set(args.dataset, data), choose_stem(args.stem, args.backbone, args.large_size))
-    accelerator, num_workers = plan.hardware.accelerator, args.num_workers
+    accelerator = plan.hardware.accelerator
     pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache, accelerator)
     pl.seed_everything(plan.seed, verbose=False)
     backbone, dim = build_backbone(plan.backbone, *plan.views.sizes)
@@ -52,10 +53,10 @@ def main(argv: list[str]) -> None:
     rank_zero_print(f"{plan.method} on {args.dataset}: {len(data.train):,} images, {data.classes or 'no'} classes")
     rank_zero_print(f"  {'pipeline':<16} {pipeline} ({reason})")
     rank_zero_print(describe(plan, vars(settings), method.trainable_parameters(), method.checkpoint_bytes()))
-    for note in (*data.notes, *worker_notes(pipeline, num_workers, plan.hardware), *notes(plan, args)):
+    for note in (*data.notes, *worker_notes(pipeline, args.num_workers, plan.hardware), *notes(plan, args)):
         rank_zero_print(f"  note: {note}")
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
-                            plan.seed, num_workers, args.cache, accelerator)  # fmt: skip
+                            plan.seed, args.num_workers, args.cache, accelerator)  # fmt: skip
 
     if resume:
         check_same_data(resume, plan)
@@ -67,8 +68,7 @@ def main(argv: list[str]) -> None:
     if plan.hardware.compile:
         method.compile_networks()
     evaluations = evaluation_callbacks(plan, folder, data.val is not None, log_pictures)
-    resume_command = f"python3 main_contrastive.py --resume {folder}"
-    callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), resume_command)
+    callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), f"{RESUME} {folder}")
     loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)
     trainer = build_trainer(plan, callbacks, loggers, validate=data.val is not None and data.labelled)
     trainer.fit(method, datamodule=module, ckpt_path=str(resume / "last.ckpt") if resume else None, weights_only=True)

@@ -79,7 +79,7 @@ def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> Optimizer
 def _schedule(args: Namespace, batch: BatchConfig, images: int) -> ScheduleConfig:
     batches = images // batch.forward_batch
     steps_per_epoch = -(-batches // batch.accumulate)  # the last, incomplete accumulation of an epoch steps too
-    total_steps = args.steps or args.epochs * steps_per_epoch
+    total_steps = int(args.steps or args.epochs * steps_per_epoch)
     return ScheduleConfig(
         name=args.scheduler,
         total_steps=total_steps,
@@ -160,9 +160,10 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
 def notes(plan: Plan, args: Namespace) -> list[str]:
     """Remarks on flags that have no effect here, in whole or in part."""
     remarks = []
-    if plan.logging.knn_every and list(plan.logging.knn_k) != list(args.knn_k):
+    labelled = plan.training_set.labelled_images
+    if labelled and plan.logging.knn_every and list(plan.logging.knn_k) != list(args.knn_k):
         used, requested = (" ".join(map(str, ks)) or "none" for ks in (plan.logging.knn_k, args.knn_k))
-        remarks.append(f"kNN with k = {used} of {requested}: {plan.training_set.labelled_images:,} labelled images")
+        remarks.append(f"kNN with k = {used} of {requested}: {labelled:,} labelled images")
     if not args.wandb and args.project != DEFAULT_PROJECT:
         remarks.append("--project has no effect without --wandb")
     return remarks

@@ -125,7 +125,8 @@ class Method(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the backbone's features (N, D) of normalized images (N, 3, H, W)."""
-        return self.backbone(channels_last(x))
+        features: Tensor = self.backbone(channels_last(x))
+        return features
 
     def trainable_parameters(self) -> int:
         """Number of trainable parameters, including those of the heads and of the online probe."""
@@ -135,7 +136,7 @@ class Method(LightningModule):
         """Expected size of a checkpoint: parameters, buffers, and the optimizer's moments of each trained parameter."""
         moments = 2 if self.plan.optimizer.name == "adamw" else 1
         state = sum(v.nbytes for v in self.state_dict().values())
-        return state + moments * sum(p.nbytes for p in self.parameters() if p.requires_grad)
+        return int(state + moments * sum(p.nbytes for p in self.parameters() if p.requires_grad))
 
     def compile_networks(self) -> None:
         """Compile the backbone and the moving averages with torch.compile; heads are too small to gain from it."""

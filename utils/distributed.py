@@ -99,4 +99,5 @@ def gather(x: Tensor) -> Tensor:
         return x
     slots = [torch.zeros_like(x) for _ in range(world_size())]
     slots[rank()] = x
-    return _Sum.apply(torch.cat(slots))
+    gathered: Tensor = _Sum.apply(torch.cat(slots))
+    return gathered

@@ -26,7 +26,8 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return self.teacher(x)
+        features: Tensor = self.teacher(x)
+        return features
 
     @torch.no_grad()
     def update(self, progress: float) -> None:

@@ -28,7 +28,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if _plain(name) in plain:
         return f" (did you mean {plain[_plain(name)]}?)"
     longer = [candidate for key, candidate in plain.items() if len(name) > 2 and key.startswith(_plain(name))]
-    near = longer[:3] or [plain[match] for match in difflib.get_close_matches(_plain(name), list(plain), n=3, cutoff=NEAR)]
+    near = longer[:3] or [
+        plain[match] for match in difflib.get_close_matches(_plain(name), list(plain), n=3, cutoff=NEAR)
+    ]
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 

@@ -43,7 +43,8 @@ def synchronize_batch_norm(module: nn.Module, on_cuda: bool) -> nn.Module:
     if on_cuda:
         from timm.layers import convert_sync_batchnorm  # torch's own would drop the activation inside BatchNormAct
 
-        return convert_sync_batchnorm(module)
+        converted: nn.Module = convert_sync_batchnorm(module)
+        return converted
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             new = CPUSyncBatchNorm(

@@ -26,12 +26,17 @@ def test_create_run_folder_names_the_output_that_cannot_hold_it(tmp_path):
         create_run_folder(str(tmp_path / "file"), "x")
 
 
+def fail_in(output, content):
+    with temporary_on_error(output, "r") as folder:
+        if content:
+            (folder / "result.txt").write_text("")
+        raise RuntimeError
+
+
 def test_temporary_on_error_removes_only_an_empty_folder(tmp_path):
     for content in (False, True):
-        with pytest.raises(RuntimeError), temporary_on_error(str(tmp_path), "r") as folder:
-            if content:
-                (folder / "result.txt").write_text("")
-            raise RuntimeError
+        with pytest.raises(RuntimeError):
+            fail_in(str(tmp_path), content)
         assert (tmp_path / "r").exists() == content
 
 
