@@ -37,7 +37,6 @@ def main(argv: list[str]) -> None:
         before, argv = resume_argv(resume, argv)
         check_same_flags(parse_pretraining(before, METHODS, DATASETS), parse_pretraining(argv, METHODS, DATASETS))
     args = parse_pretraining(argv, METHODS, DATASETS)
-
     data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
     plan = resolve(args, training_set(args.dataset, data), choose_stem(args.stem, args.backbone, args.large_size))
     accelerator = plan.hardware.accelerator

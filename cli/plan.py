@@ -95,7 +95,7 @@ def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> in
         return 0
     if args.warmup_epochs is None:
         return min(10 * steps_per_epoch, total_steps // 10)
-    steps = round(args.warmup_epochs * steps_per_epoch)
+    steps = int(round(args.warmup_epochs * steps_per_epoch))
     if steps >= total_steps:
         raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is {steps} of {total_steps} steps; lower it")
     return steps
