@@ -224,8 +224,9 @@ def test_cluster_needs_no_labels_and_takes_any_block(tmp_path):
     assert found.centroids.shape == (2, 48)
     assert (len(found.ids), len(found.val_ids)) == (6, 0)
     assert (tmp_path / "features").is_dir(), "weights that are no run of ours keep their features among the runs"
-    main_contrastive.main(["custom", TINY[1], *data, "--method", "clusterfit", "--cluster_file", str(tmp_path / "a.npz"),
-                           "--epochs", "1", "--batch_size", "3", "--precision", "32", "--output", str(tmp_path),
+    file = str(tmp_path / "a.npz")
+    main_contrastive.main(["custom", TINY[1], *data, "--method", "clusterfit", "--cluster_file", file, "--epochs",
+                           "1", "--batch_size", "3", "--precision", "32", "--output", str(tmp_path),
                            "--run_id", "s"])  # fmt: skip
     with pytest.raises(UserError, match="--layer layer9: .*no such block .*layer4"):
         main_linear.main([*argv, "--cluster_output", str(tmp_path / "b.npz"), "--layer", "layer9", "--run_id", "b"])
