@@ -30,9 +30,9 @@ def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> N
     """The networks to evaluate: --baselines, then the pretrained ones."""
     networks: Networks = []
     if args.baselines:
+        start = load.initial_config(args.stem, args.backbone, sources[0], size)
         torch.manual_seed(int(sources[0].metadata.get("seed", args.seed)))  # the weights that the run started from
-        stem = load.stem_of(args.stem, args.backbone, sources[0], size)
-        untrained = at_layer(build_backbone(BackboneConfig(args.backbone, stem), size)[0], args.layer)
+        untrained = at_layer(build_backbone(start, size)[0], args.layer)
         networks = [(RAW_PIXELS, RawPixels()), (NetworkInfo(f"{args.backbone}, untrained", args.backbone), untrained)]
     for weights in sources:
         stem = load.stem_of(args.stem, args.backbone, weights, size)

@@ -19,9 +19,12 @@ from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, ke
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
 from utils.files import read_json
+from utils.plan import BackboneConfig
 
 # Facts about a backbone that its file carries, as text.
-METADATA_KEYS = ("method", "dataset", "backbone", "stem", "large_size", "num_classes", "seed")
+METADATA_KEYS = (
+    "method", "dataset", "backbone", "stem", "zero_init_residual", "large_size", "num_classes", "seed",
+)  # fmt: skip
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
 SAFE_GLOBALS: list[Any] = [
     Namespace,
@@ -41,6 +44,7 @@ def backbone_metadata(plan: Mapping[str, Any]) -> dict[str, str]:
         plan["training_set"]["name"],
         plan["backbone"]["name"],
         plan["backbone"]["stem"],
+        plan["backbone"]["zero_init_residual"],
         plan["views"]["large_size"],
         plan["training_set"]["num_classes"],
         plan["seed"],
@@ -173,6 +177,12 @@ def stem_of(requested_stem: str, backbone: str, weights: Weights, size: int) -> 
     requested_stem: --stem; for "auto" the first convolution of the tensors decides, else the size of the views.
     """
     return weights.metadata.get("stem") or choose_stem(requested_stem, backbone, size, guess_stem(weights.tree))[0]
+
+
+def initial_config(requested_stem: str, backbone: str, weights: Weights, size: int) -> BackboneConfig:
+    """The backbone as the run that made the weights initialized it; for weights of other tools without zero init."""
+    stem = stem_of(requested_stem, backbone, weights, size)
+    return BackboneConfig(backbone, stem, zero_init_residual=weights.metadata.get("zero_init_residual") == "True")
 
 
 def load_backbone(

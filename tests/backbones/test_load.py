@@ -21,6 +21,7 @@ from backbones.load import (
     choose_size,
     find_weights,
     guess_stem,
+    initial_config,
     load_backbone,
     load_pretrained,
     open_all_weights,
@@ -33,13 +34,14 @@ from backbones.match_keys import KeyFlags
 from tests.helpers.checkpoints import LAYOUTS, add_prefix, checkpoint, filled_network, new_network, rename_key
 from utils.errors import UserError
 from utils.files import write_json
+from utils.plan import BackboneConfig
 
 PLAN = {
     "method": "simclr", "seed": 3, "training_set": {"name": "digits", "images": 1438, "num_classes": 10},
-    "backbone": {"name": "resnet18", "stem": "small"}, "views": {"large_size": 16},
+    "backbone": {"name": "resnet18", "stem": "small", "zero_init_residual": True}, "views": {"large_size": 16},
 }  # fmt: skip
-METADATA = {"method": "simclr", "dataset": "digits", "backbone": "resnet18", "stem": "small", "large_size": "16",
-            "num_classes": "10", "seed": "3"}  # fmt: skip
+METADATA = {"method": "simclr", "dataset": "digits", "backbone": "resnet18", "stem": "small",
+            "zero_init_residual": "True", "large_size": "16", "num_classes": "10", "seed": "3"}  # fmt: skip
 
 
 def load(path, network, flags=None):
@@ -218,6 +220,12 @@ def test_check_compatible_refuses_another_backbone_or_stem():
         check_compatible(trained_on(), "resnet50", "auto", "small")
     with pytest.raises(UserError, match="small stem, not imagenet"):
         check_compatible(trained_on(), "resnet18", "imagenet", "small")
+
+
+def test_initial_config_is_that_of_the_run():
+    assert initial_config("auto", "resnet18", trained_on(), 16) == BackboneConfig("resnet18", "small", "", True)
+    other = Weights(Path("x.pth"), {}, {})
+    assert initial_config("auto", "resnet18", other, 224) == BackboneConfig("resnet18", "imagenet", "", False)
 
 
 def test_check_classes_refuses_other_images_of_the_same_data_set():
