@@ -13,7 +13,7 @@ from backbones.match_keys import key_flags
 from cli.evaluate import DEFAULT_RUN_NAME, parse_evaluation
 from cli.plan import dashboard_config
 from data.datasets import DATASETS, read_dataset
-from data.pipelines.evaluation import evaluation_modules
+from data.pipelines.evaluation_modules import evaluation_modules
 from evaluation.evaluations import EVALUATIONS, evaluate, resolve_settings
 from evaluation.table import report
 from evaluation.target import RAW_PIXELS, EvaluationTarget, NetworkInfo, Networks, RawPixels, pretrained_info

@@ -168,6 +168,7 @@ def test_every_module_has_a_test_file_of_its_name():
     """Modules without logic of their own, and those that whole runs exercise, are listed with the reason."""
     without = {
         "utils/batch.py": "a named tuple",
+        "evaluation/interfaces.py": "protocols without code",
         "utils/plan.py": "dataclasses, tested by tests/cli/test_plan.py",
         "utils/distributed.py": "tests/prove.py runs every collective on 1, 2 and 3 processes",
         "data/allocator.py": "settings of the C library, without a visible result",

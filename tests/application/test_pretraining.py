@@ -89,7 +89,7 @@ def test_unlabelled_folder_trains_without_probe_and_knn(tmp_path, capsys):
     columns = read_metrics(tmp_path / "r" / "metrics.csv")[0].keys()
     assert not {c for c in columns if "probe" in c or "knn" in c or c == "nn_label_acc"}
     assert {p.name for p in (tmp_path / "r").glob("*.png")} == {"curves.png", "neighbours.png", "embedding.png"}
-    assert "20 images without labels" in capsys.readouterr().out
+    assert "unlabelled folder of 20 images" in capsys.readouterr().out
 
 
 def test_labels_do_not_change_the_backbone(tmp_path):
