@@ -22,7 +22,7 @@ from methods import METHODS
 from runs.folder import start_run_folder, write_bad_images, write_summary
 from runs.loggers import build_loggers, log_pictures
 from runs.resume import check_same_data, check_same_flags, pop_resume_flag, resume_argv
-from runs.trainer import build_trainer, training_callbacks
+from runs.trainer import build_trainer, expected_messages_hidden, training_callbacks
 from utils.distributed import rank_zero_print
 from utils.errors import run_cli
 from utils.sync_batchnorm import synchronize_batch_norm
@@ -56,7 +56,6 @@ def main(argv: list[str]) -> None:
         rank_zero_print(f"  note: {note}")
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
                             plan.seed, args.num_workers, args.cache, accelerator)  # fmt: skip
-
     if resume:
         check_same_data(resume, plan)
     folder = resume or start_run_folder(args, plan, argv)
@@ -69,8 +68,9 @@ def main(argv: list[str]) -> None:
     evaluations = evaluation_callbacks(plan, folder, data.val is not None, log_pictures)
     callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), f"{RESUME} {folder}")
     loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)
-    trainer = build_trainer(plan, callbacks, loggers, validate=data.val is not None and data.labelled)
-    trainer.fit(method, datamodule=module, ckpt_path=str(resume / "last.ckpt") if resume else None, weights_only=True)
+    with expected_messages_hidden():
+        trainer = build_trainer(plan, callbacks, loggers, validate=data.val is not None and data.labelled)
+        trainer.fit(method, datamodule=module, ckpt_path=resume and resume / "last.ckpt", weights_only=True)
     if trainer.is_global_zero:
         write_summary(folder, plan, time.time() - started)
         rank_zero_print(f"done: {folder}")

@@ -1,0 +1,1 @@
+"""Backbones: build by name, load any checkpoint, export for other libraries."""

@@ -28,7 +28,7 @@ from data.views import view_specs
 from methods import METHODS
 from runs.callbacks import Throughput
 from runs.loggers import MetricsCSV
-from runs.trainer import build_trainer
+from runs.trainer import build_trainer, expected_messages_hidden
 from utils.batch import Batch
 from utils.optim import build_optimizer, parameter_groups
 from utils.plan import Plan
@@ -85,8 +85,9 @@ def whole(settings: Settings, task: Task) -> Work:
         clock = Clock(task)
         with tempfile.TemporaryDirectory() as folder:
             callbacks = [Throughput(plan.hardware.processes), clock]
-            trainer = build_trainer(plan, callbacks, [MetricsCSV(Path(folder))], validate=False)
-            trainer.fit(method, datamodule=module)
+            with expected_messages_hidden():
+                trainer = build_trainer(plan, callbacks, [MetricsCSV(Path(folder))], validate=False)
+                trainer.fit(method, datamodule=module)
         return clock.speed()
 
     return waiting(once, {"precision": plan.hardware.precision, "pipeline": pipeline})

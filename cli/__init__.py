@@ -1,0 +1,1 @@
+"""Command lines: flags, their checks, and the plan that follows from them."""

@@ -155,7 +155,7 @@ def read_dataset(
     if info.load and not (train_dir or val_dir):
         if on_bad_image == "skip":
             raise UserError(
-                f"--on_bad_image skip does nothing for {name}, which is not read from image files; remove the flag"
+                f"--on_bad_image skip has no effect on {name}, which is not read from image files; remove it"
             )
         loaded = Data(info.load(root, "train"), info.load(root, "val"), info.classes or 0, info.mean, info.std, notes)
         _check_labels(name, loaded)

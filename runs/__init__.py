@@ -1,0 +1,1 @@
+"""Runs: folder, resume, loggers, callbacks, checkpoints, Trainer."""

@@ -1,8 +1,9 @@
 """Build the Lightning Trainer of a run."""
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytorch_lightning import Callback, Trainer
@@ -17,7 +18,6 @@ from utils.plan import Plan
 
 def build_trainer(plan: Plan, callbacks: Sequence[Callback], loggers: Sequence[Logger], validate: bool) -> Trainer:
     """A Trainer with Lightning's loop and DDP; its own progress bar, samplers and checkpoints are off."""
-    silence_expected_warnings()
     hardware = plan.hardware
     strategy: Strategy | str = "auto"
     if hardware.processes > 1:
@@ -67,13 +67,23 @@ def training_callbacks(
     ]
 
 
-def silence_expected_warnings() -> None:
-    """Hide Lightning's messages about settings that are chosen on purpose."""
-    for name in ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"pytorch_lightning.{name}").setLevel(logging.WARNING)
-    for message in (
+@contextlib.contextmanager
+def expected_messages_hidden() -> Iterator[None]:
+    """Hide Lightning's messages about settings that are chosen on purpose; filters and levels are put back."""
+    names = ("utilities.rank_zero", "accelerators.cuda", "trainer.connectors.checkpoint_connector")
+    levels = {logger: logger.level for logger in (logging.getLogger(f"pytorch_lightning.{name}") for name in names)}
+    messages = (
         ".*does not have many workers.*",  # the memory and stream pipelines have threads instead
         ".*smaller than the logging interval.*",  # short epochs are logged when their turn comes
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning against a newer torch
-    ):
-        warnings.filterwarnings("ignore", message)
+    )
+    with warnings.catch_warnings():
+        for message in messages:
+            warnings.filterwarnings("ignore", message)
+        for logger in levels:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)

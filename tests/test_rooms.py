@@ -173,7 +173,6 @@ def test_every_module_has_a_test_file_of_its_name():
         "utils/distributed.py": "tests/prove.py runs every collective on 1, 2 and 3 processes",
         "data/allocator.py": "settings of the C library, without a visible result",
         "cli/flags.py": "tests/cli/test_pretrain.py and test_evaluate.py",
-        "runs/trainer.py": "tests/application runs it",
     }
     for path in FILES:
         if path.name != "__init__.py" and name_of(path) not in without:

@@ -1,1 +1,1 @@
-"""The ground: what every room stands on. Knows nobody but the libraries."""
+"""Helpers that any room may use and that use no room."""

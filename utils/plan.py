@@ -105,8 +105,11 @@ class DashboardConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """log_every: optimizer steps between two rows of metrics.csv. knn_every: epochs between two kNN evaluations, 0 for
-    none. knn_k: the numbers of neighbours that the labels allow."""
+    """Settings of logging and of evaluation during training.
+
+    log_every: optimizer steps between two rows of metrics.csv. knn_every: epochs between two kNN evaluations, 0 for
+    none. knn_k: the numbers of neighbours that the labels allow.
+    """
 
     log_every: int
     knn_every: int

@@ -57,7 +57,7 @@ class DecodedImages:
 
     def __init__(self, images: Images, size: int, cache: Path | None = None):
         if isinstance(images, ArrayImages) and cache:
-            raise UserError(f"--cache {cache} does nothing for images that are not read from files; leave it out")
+            raise UserError(f"--cache {cache} has no effect on images that are not read from files; remove it")
         self.images = images
         self.cache = DecodeCache(cache, images) if cache else None
         self.sizes = self.cache.sizes() if self.cache else images.sizes()

@@ -155,7 +155,7 @@ def test_allocate_reserves_blocks(tmp_path):
 
 
 def test_cache_refuses_images_in_memory(tmp_path):
-    with pytest.raises(UserError, match="does nothing for images that are not read from files"):
+    with pytest.raises(UserError, match="has no effect on images that are not read from files"):
         DecodedImages(read_dataset("digits", "none", None, None).train, 32, tmp_path)
 
 

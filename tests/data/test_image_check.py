@@ -166,7 +166,7 @@ def test_read_dataset_with_skip_checks_an_unlabelled_folder(tmp_path):
 
 
 def test_read_dataset_refuses_skip_for_images_in_memory():
-    with pytest.raises(UserError, match="--on_bad_image skip does nothing for digits"):
+    with pytest.raises(UserError, match="--on_bad_image skip has no effect on digits"):
         read_dataset("digits", "none", None, None, "skip")
 
 
