@@ -38,8 +38,8 @@ def is_logged(trainer: Trainer, log_every: int) -> bool:
 class ProgressBar(Callback):
     """One bar over the whole run with loss, accuracies and remaining time; a line per epoch without a terminal."""
 
-    def __init__(self, schedule: ScheduleConfig, log_every: int) -> None:
-        self.schedule, self.log_every = schedule, log_every
+    def __init__(self, schedule: ScheduleConfig, logging: LoggingConfig) -> None:
+        self.schedule, self.log_every, self.knn_every = schedule, logging.log_every, logging.knn_every
         self.bar: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,8 +57,11 @@ class ProgressBar(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.bar is None:
-            epoch = f"epoch {trainer.current_epoch + 1}/{self.schedule.total_epochs}"
-            print(f"{epoch}  {_short(trainer.logged_metrics)}", flush=True)
+            epoch, total = trainer.current_epoch + 1, self.schedule.total_epochs
+            evaluated = self.knn_every and (epoch % self.knn_every == 0 or epoch == total)
+            # Lightning keeps the last value of every metric: a kNN accuracy of an earlier epoch is not shown again.
+            metrics = {k: v for k, v in trainer.logged_metrics.items() if evaluated or not k.startswith("knn_")}
+            print(f"epoch {epoch}/{total}  {_short(metrics)}", flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.bar is not None:

@@ -61,7 +61,7 @@ def training_callbacks(
         ExpectedEnd(plan.schedule.total_steps),
         *evaluations,
         NonFiniteLossCheck(log_every),
-        ProgressBar(plan.schedule, log_every),
+        ProgressBar(plan.schedule, plan.logging),
         checkpoint,
         SignalHandler(checkpoint, plan.batch, plan.logging, resume_command),
     ]

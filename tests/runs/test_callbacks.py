@@ -5,12 +5,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runs.callbacks import ExpectedEnd, NonFiniteLossCheck, SignalHandler, Throughput
+from runs.callbacks import ExpectedEnd, NonFiniteLossCheck, ProgressBar, SignalHandler, Throughput
 from utils.errors import UserError
 
 
 def trainer(step, **more):
     return SimpleNamespace(**{"global_step": step, "is_global_zero": True, "logged_metrics": {}} | more)
+
+
+def test_progress_bar_shows_a_knn_accuracy_only_in_the_epoch_that_it_belongs_to(capsys):
+    schedule, logging = SimpleNamespace(total_epochs=5), SimpleNamespace(log_every=1, knn_every=2)
+    callback = ProgressBar(schedule, logging)
+    metrics = {"loss": torch.tensor(1.0), "knn_20": torch.tensor(50.0)}
+    for epoch in range(5):
+        callback.on_train_epoch_end(trainer(epoch, current_epoch=epoch, logged_metrics=metrics), None)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["kNN 20 50.0 %" in line for line in lines] == [False, True, False, True, True]
+    assert all("loss 1.000" in line for line in lines)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
