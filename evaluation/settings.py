@@ -36,7 +36,7 @@ def feasible_values(
     """
     if requested is not None:
         if max(requested) > maximum:
-            raise UserError(f"--{flag} {max(requested)}: there are {maximum} {limit}; lower it")
+            raise UserError(f"--{flag} {max(requested)} exceeds the {maximum} {limit}; lower it")
         return tuple(requested)
     if left_out := [n for n in defaults if n > maximum]:
         note(f"--{flag} {' '.join(map(str, left_out))} left out: there are {maximum} {limit}")
