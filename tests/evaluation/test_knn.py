@@ -58,5 +58,5 @@ def test_knn_settings_are_what_the_labels_allow():
     assert knn_settings(Namespace(knn_k=None), labels, notes.append).k == (20,)
     assert notes == ["--knn_k 200 left out: there are 36 labelled training images"]
     assert knn_settings(Namespace(knn_k=[36]), labels, notes.append).k == (36,)
-    with pytest.raises(UserError, match="--knn_k 37: there are 36 labelled training images; lower it"):
+    with pytest.raises(UserError, match="--knn_k 37 exceeds the 36 labelled training images; lower it"):
         knn_settings(Namespace(knn_k=[20, 37]), labels, notes.append)

@@ -103,5 +103,5 @@ def test_fewshot_settings_are_what_the_smallest_class_allows():
     labels, notes = TrainingLabels(50, 36, 2, 6), []
     assert fewshot_settings(Namespace(shots=None, draws=3), labels, notes.append) == FewshotSettings((1, 2, 4), 3)
     assert notes == ["--shots 8 16 left out: there are 6 images in the smallest class"]
-    with pytest.raises(UserError, match="--shots 7: there are 6 images in the smallest class; lower it"):
+    with pytest.raises(UserError, match="--shots 7 exceeds the 6 images in the smallest class; lower it"):
         fewshot_settings(Namespace(shots=[7], draws=3), labels, notes.append)

@@ -22,5 +22,5 @@ def test_feasible_values_keeps_feasible_defaults_with_a_note():
 
 
 def test_feasible_values_refuses_a_requested_value_that_is_not():
-    with pytest.raises(UserError, match="--k 6: there are 5 rows; lower it"):
+    with pytest.raises(UserError, match="--k 6 exceeds the 5 rows; lower it"):
         feasible_values("k", [2, 6], (1,), 5, "rows", print)
