@@ -76,7 +76,13 @@ def test_fast_jpeg_decoder_gives_pillows_pixels_to_the_bit(tmp_path, how):
         assert torch.equal(found, _decode_with_pillow(str(path)))
 
 
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 16\n%%EndComments\n1 0 0 setrgbcolor 0 0 20 16 rectfill\nshowpage\n%%EOF\n"
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 20 16
+%%EndComments
+1 0 0 setrgbcolor 0 0 20 16 rectfill
+showpage
+%%EOF
+"""
 
 
 def no_process(*args, **kwargs):
@@ -166,8 +172,8 @@ ANIMATIONS = {"a.gif": "GIF", "b.tiff": "TIFF", "c.webp": "WEBP", "d.png": "PNG"
 
 
 def animation(path, form, frames):
-    images = [Image.new("RGB", (400, 300), (i % 256, i // 256, 255 - i % 256)) for i in range(frames)]
-    images[0].save(path, form, save_all=True, append_images=images[1:])
+    images = [Image.new("RGB", (400, 300), (i * 90 % 256, i * 50 % 256, 255)) for i in range(frames)]
+    images[0].save(path, form, save_all=True, append_images=images[1:], **({"method": 0} if form == "WEBP" else {}))
     return path
 
 
