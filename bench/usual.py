@@ -45,7 +45,7 @@ HIDDEN, EMBEDDING = 2048, 128  # widths of SimCLR's projector, as in Lookalike
 
 
 def by_pillow(path: str) -> np.ndarray:
-    with Image.open(path) as image:
+    with Image.open(path, formats=["JPEG"]) as image:
         return np.array(image.convert("RGB"))
 
 

@@ -1,5 +1,6 @@
 """Data sets by name: images, labels, number of classes, mean and deviation; indices are positions in the data set."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,10 @@ from filelock import FileLock
 
 from data.folder import FolderImages, preview, read_folder
 from data.images import ArrayImages, Images
+from data.scan import unread_note
 from utils.distributed import all_equal
 from utils.errors import UserError
+from utils.names import escaped, shown
 from utils.plan import TrainingSet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -165,18 +168,34 @@ def read_dataset(
     if val_folder and train.classes:
         val = read_folder(val_folder, train.classes)
     elif val_folder:
-        notes.append(f"{train_folder} is an unlabelled folder, so the validation images in {val_folder} are not used")
+        unused = f"so the validation images in {shown(val_folder)} are not used"
+        notes.append(f"{shown(train_folder)} is an unlabelled folder, {unused}")
+    notes += _folder_notes(train, val)
     bad: dict[str, str] = {}
     train = _without_bad(train, on_bad_image, notes, bad)
     val = _without_bad(val, on_bad_image, notes, bad) if val else None
     classes = len(train.classes)
     if info.classes and classes != info.classes:
-        notes.append(f"{name} usually has {info.classes} classes; {train_folder} has {classes}")
+        notes.append(f"{name} usually has {info.classes} classes; {shown(train_folder)} has {classes}")
     if not classes:
         notes.append(
-            f"{train_folder} is an unlabelled folder of {len(train):,} images: whatever needs labels is skipped"
+            f"{shown(train_folder)} is an unlabelled folder of {len(train):,} images: whatever needs labels is skipped"
         )
     return Data(train, val, classes, info.mean, info.std, notes, bad)
+
+
+def _folder_notes(train: FolderImages, val: FolderImages | None) -> list[str]:
+    """What a user may not expect of the folders: images that are not read, and one class for all images."""
+    notes = []
+    if unread := [os.path.join(images.root, name) for images in (train, val) if images for name in images.unread]:
+        notes.append(unread_note(unread, Path()))
+    if len(train.classes) == 1:
+        folder = shown(os.path.join(train.root, os.path.dirname(train.names[0]).split(os.sep)[0]))
+        notes.append(
+            f"{shown(train.root)} has one sub-folder, so all {len(train):,} images have one class; if its sub-folders "
+            f"are the classes, or if the images have no labels, name {folder} instead"
+        )
+    return notes
 
 
 def _without_bad(images: FolderImages, on_bad_image: str, notes: list[str], bad: dict[str, str]) -> FolderImages:
@@ -186,9 +205,9 @@ def _without_bad(images: FolderImages, on_bad_image: str, notes: list[str], bad:
         return images
     readable, found = images.readable()
     if found:
-        names = preview([str(Path(path).relative_to(images.root)) for path in found])
+        names = preview([os.path.relpath(path, escaped(images.root)) for path in found])
         notes.append(
-            f"{len(found):,} of {len(images):,} files in {images.root} are not readable images and are left out "
+            f"{len(found):,} of {len(images):,} files in {shown(images.root)} are not readable images and are left out "
             f"({names}); bad_images.txt in the run folder lists them"
         )
         bad |= found

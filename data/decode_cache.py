@@ -1,10 +1,11 @@
 """Decoded images in a file that is mapped into memory (--cache DIR), shared by runs and by the processes of a run.
 
-DIR/<fingerprint of the images>/ holds sizes.npy, and for stored images of H x W pixels <H>x<W>.u8 with (N, 3, H, W)
+DIR/<state of the image files>/ holds sizes.npy, and for stored images of H x W pixels <H>x<W>.u8 with (N, 3, H, W)
 bytes and <H>x<W>.done with one byte for every PART images. A part is marked as done after its pixels are on the disk:
 after any interruption the marked parts can be trusted, and the next run decodes the rest.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -19,15 +20,16 @@ from torch import Tensor
 from data.images import Images
 from utils.errors import UserError
 from utils.files import write_text_atomically
+from utils.names import shown
 
 PART = 1024  # images
 
 
 class DecodeCache:
-    """The cached sizes and pixels of some images. Images of another fingerprint have a folder of their own."""
+    """The cached sizes and pixels of some images. Files that were written again, at any length, get another folder."""
 
     def __init__(self, root: Path, images: Images):
-        self.images, self.folder = images, root.expanduser() / images.fingerprint()
+        self.images, self.folder = images, root.expanduser() / images.state()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -38,9 +40,9 @@ class DecodeCache:
         path = self.folder / "sizes.npy"
         try:
             known: NDArray = np.load(path)
-        except (OSError, ValueError, EOFError):  # absent, truncated, or empty
+        except Exception:  # absent, truncated, empty or changed: numpy raises many kinds
             known = np.zeros((0, 2))
-        if len(known) != len(self.images):
+        if getattr(known, "shape", None) != (len(self.images), 2) or known.dtype.kind != "i" or (known <= 0).any():
             known = self.images.sizes()
             part = path.with_suffix(".part")
             with FileLock(self.folder / "lock"):  # other processes read the old file or the whole new one
@@ -107,10 +109,10 @@ class DecodeCache:
         """Print a note about caches of an earlier state of the same image folder: no run reads them again."""
         about = {"images": str(getattr(self.images, "root", ""))}
         for other in self.folder.parent.glob("*/about.json"):
-            if other.parent != self.folder and json.loads(other.read_text()) == about:
-                print(
-                    f"  note: {other.parent} holds {about['images']} as it was before it changed; remove it", flush=True
-                )
+            with contextlib.suppress(OSError, ValueError):  # a damaged one is of no use either
+                if other.parent != self.folder and json.loads(other.read_text()) == about:
+                    names = shown(other.parent), shown(about["images"])
+                    print("  note: {} holds {} as it was before it changed; remove it".format(*names), flush=True)
         write_text_atomically(self.folder / "about.json", json.dumps(about))
 
 

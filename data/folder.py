@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +11,24 @@ from torch import Tensor
 
 from data.image_check import check_files
 from data.images import decode_file
+from data.scan import ENDINGS, ImageFile, entries, find_images, is_folder, is_image, is_unread, unread_note
 from utils.errors import UserError
+from utils.names import escaped, shown
 
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 CHECKED = 200_000  # files; with --on_bad_image stop, the files of a larger folder are not checked before the run
 
 
 class FolderImages:
-    """Image files in sorted order; an implementation of `data.images.Images`."""
+    """Image files in sorted order; an implementation of `data.images.Images`.
 
-    def __init__(self, root: Path, files: list[tuple[str, int]], labels: list[int], classes: list[str]):
-        self.root, self.names, self.classes = root, [name for name, _ in files], classes
-        self._bytes = [size for _, size in files]
+    unread: names of images below the root in formats that are not read.
+    """
+
+    def __init__(
+        self, root: Path, files: list[ImageFile], labels: list[int], classes: list[str], unread: Sequence[str] = ()
+    ):
+        self.root, self.names, self.classes, self.unread = root, [file.name for file in files], classes, list(unread)
+        self._files = files
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
         self._sizes: np.ndarray | None = None
 
@@ -33,11 +39,21 @@ class FolderImages:
         return os.path.join(self.root, self.names[i])
 
     def decode(self, i: int) -> Tensor:
-        return decode_file(self.path(i))
+        image = decode_file(self.path(i))
+        if self._sizes is not None and tuple(image.shape[1:]) != tuple(self._sizes[i]):
+            (height, width), now = self._sizes[i], image.shape
+            raise UserError(
+                f"{shown(self.path(i))} changed while the run went on (from {width} x {height} pixels to {now[2]} x "
+                f"{now[1]}); put it back as it was and resume the run, or start a new one"
+            )
+        return image
 
     def fingerprint(self) -> str:
-        rows = zip(self.names, self._bytes, self.labels.tolist(), strict=True)
-        return hashlib.sha256("\n".join(f"{n} {b} {y}" for n, b, y in rows).encode()).hexdigest()[:16]
+        rows = zip(self._files, self.labels.tolist(), strict=True)
+        return _hash(f"{file.name} {file.size} {y}" for file, y in rows)
+
+    def state(self) -> str:
+        return _hash([self.fingerprint(), *(str(file.mtime_ns) for file in self._files)])
 
     def sizes(self) -> np.ndarray:
         """(N, 2) heights and widths from the files' headers; read once."""
@@ -52,22 +68,22 @@ class FolderImages:
         if len(self) <= CHECKED:
             self.sizes()
         else:
-            self._refuse([i for i, size in enumerate(self._bytes) if size == 0])
+            self._refuse([i for i, file in enumerate(self._files) if file.size == 0])
 
     def readable(self) -> tuple["FolderImages", dict[str, str]]:
         """The images without the bad files, after a check of every file; and path -> reason of the bad ones."""
         sizes, bad = check_files(self.path, len(self))
         kept = [i for i in range(len(self)) if i not in bad]
         self._refuse_empty_classes(kept)
-        files = [(self.names[i], self._bytes[i]) for i in kept]
-        images = FolderImages(self.root, files, self.labels[kept].tolist(), self.classes)
+        files = [self._files[i] for i in kept]
+        images = FolderImages(self.root, files, self.labels[kept].tolist(), self.classes, self.unread)
         images._sizes = sizes[kept]
-        return images, {self.path(i): why if self._bytes[i] else "zero bytes" for i, why in bad.items()}
+        return images, {escaped(self.path(i)): why if self._files[i].size else "zero bytes" for i, why in bad.items()}
 
     def _refuse(self, bad: Iterable[int]) -> None:
         if names := [self.names[i] for i in bad]:
             raise UserError(
-                f"{len(names)} of {len(self)} files in {self.root} are not readable images ({preview(names)}); "
+                f"{len(names)} of {len(self)} files in {shown(self.root)} are not readable images ({preview(names)}); "
                 f"repair or remove them, or pass --on_bad_image skip"
             )
 
@@ -75,12 +91,14 @@ class FolderImages:
         """Refuse when the files that are left out are all files of a class."""
         if not kept:
             raise UserError(
-                f"none of the {len(self)} files in {self.root} is a readable image ({preview(self.names)}); "
+                f"none of the {len(self)} files in {shown(self.root)} is a readable image ({preview(self.names)}); "
                 f"repair them, or name another folder"
             )
         if lost := sorted(set(self.labels.tolist()) - set(self.labels[kept].tolist())):
             names = preview([self.classes[label] for label in lost])
-            raise UserError(f"no file of {names} in {self.root} is a readable image; repair some, or remove the class")
+            raise UserError(
+                f"no file of {names} in {shown(self.root)} is a readable image; repair some, or remove the class"
+            )
 
 
 def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
@@ -88,50 +106,49 @@ def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
 
     classes: the class names of another split, to which the labels refer; by default the sorted sub-folders.
     """
-    entries = [e for e in os.scandir(root) if not e.name.startswith(".")]
-    folders = sorted(e.name for e in entries if e.is_dir())
-    if any(_is_image(e) for e in entries):
-        unlabelled = _image_files(root, "")
-        return FolderImages(root, unlabelled, [-1] * len(unlabelled), [])
+    top = entries(root)
+    if any(is_image(entry) for entry in top):
+        files, unread = find_images(root, "")
+        return FolderImages(root, files, [-1] * len(files), [], unread)
+    folders = {escaped(entry.name): entry.name for entry in top if is_folder(entry)}
     if classes is not None and (unknown_classes := sorted(set(folders) - set(classes))):
         raise UserError(
-            f"{root} has classes that the training folder lacks ({preview(unknown_classes)}); remove or rename them"
+            f"{shown(root)} has classes that the training folder lacks ({preview(unknown_classes)}); "
+            f"remove or rename them"
         )
-    names = classes if classes is not None else folders
-    files: list[tuple[str, int]] = []
+    unread = [entry.name for entry in top if is_unread(entry)]
+    images = _read_classes(root, folders, sorted(folders) if classes is None else classes, unread, classes is None)
+    if not images.names:
+        raise UserError(f"{shown(root)} has no images and no class folders with images ({_read_formats(unread, root)})")
+    return images
+
+
+def _read_classes(
+    root: Path, folders: dict[str, str], classes: list[str], unread: list[str], complete: bool
+) -> FolderImages:
+    """The images of the class folders `classes` -> their names; complete: each class must have images."""
+    files: list[ImageFile] = []
     labels = []
-    for label, name in enumerate(names):
-        found = _image_files(root, name) if name in folders else []
-        if not found and classes is None:
-            raise UserError(
-                f"class folder {root / name} has no images ({', '.join(sorted(ENDINGS))}); fill or remove it"
-            )
+    for label, name in enumerate(classes):
+        found, not_read = find_images(root, folders[name]) if name in folders else ([], [])
+        if not found and complete:
+            folder = shown(os.path.join(root, folders[name]))
+            raise UserError(f"class folder {folder} has no images ({_read_formats(not_read, root)}); fill or remove it")
         files += found
+        unread = unread + not_read
         labels += [label] * len(found)
-    if not files:
-        raise UserError(f"{root} has no images and no class folders with images ({', '.join(sorted(ENDINGS))})")
-    return FolderImages(root, files, labels, list(names))
+    return FolderImages(root, files, labels, list(classes), unread)
 
 
-def _is_image(entry: "os.DirEntry[str]") -> bool:
-    return entry.is_file() and os.path.splitext(entry.name)[1].lower() in ENDINGS
+def _read_formats(unread: list[str], root: Path) -> str:
+    return unread_note(unread, root) if unread else ", ".join(sorted(ENDINGS))
 
 
-def _image_files(root: Path, name: str) -> list[tuple[str, int]]:
-    """(path relative to root, bytes) of every image file below root/name, sorted."""
-    found = []
-    stack = [os.path.join(root, name)]
-    while stack:
-        for entry in os.scandir(stack.pop()):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                stack.append(entry.path)
-            elif _is_image(entry):
-                found.append((os.path.relpath(entry.path, root), entry.stat().st_size))
-    return sorted(found)
+def _hash(lines: Iterable[str]) -> str:
+    """16 digits; names that are not UTF-8 count with their bytes."""
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def preview(names: list[str]) -> str:
     """The first three names, and the number of the others."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

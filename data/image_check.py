@@ -6,16 +6,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from data.images import DAMAGED, pixels_of, reason
+from data.images import DAMAGED, REPAIR, open_image, pixels_of, reason
 from utils.errors import UserError
+from utils.names import shown
 
 # The last bytes of a complete file. Pillow opens no truncated WebP; the end of other formats tells nothing.
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"\0\0\0\0IEND\xaeB`\x82", "WEBP": b""}
 BLOCK = 64  # files per task of a thread
-NOT_THE_FILE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ESTALE, errno.ETIMEDOUT}
+NOT_THE_FILE = {errno.EIO, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, *REPAIR}
 
 
 def inspect(path: str) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def inspect(path: str) -> tuple[int, int]:
     A truncated file keeps its header but not its end. A file that does not end as its format does is decoded, and the
     decoder decides: bytes after a complete image do no harm.
     """
-    with open(path, "rb") as file, Image.open(file) as image:
+    with open(path, "rb") as file, open_image(file) as image:
         size, end = (image.height, image.width), ENDS.get(image.format or "")
         if end:
             file.seek(-len(end), os.SEEK_END)
@@ -47,7 +47,8 @@ def check_files(path: Callable[[int], str], n: int) -> tuple[np.ndarray, dict[in
             sizes[i] = inspect(path(i))
         except DAMAGED as e:
             if isinstance(e, OSError) and e.errno in NOT_THE_FILE:
-                raise UserError(f"{path(i)} cannot be read ({reason(e)}); try again, or remove the file") from e
+                remedy = REPAIR.get(e.errno, "try again")
+                raise UserError(f"{shown(path(i))} cannot be read ({reason(e)}); {remedy}, or remove the file") from e
             bad[i] = reason(e)
 
     def check_block(rows: range) -> int:

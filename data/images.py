@@ -1,7 +1,11 @@
 """Images with labels, in a fixed order: in memory, or decoded from files on demand."""
 
+import errno
 import hashlib
-from typing import Protocol
+import struct
+import warnings
+import zlib
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +14,7 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.names import shown
 
 
 class Images(Protocol):
@@ -28,6 +33,9 @@ class Images(Protocol):
 
     def fingerprint(self) -> str:
         """A short hash that changes with the images, their labels and their order."""
+
+    def state(self) -> str:
+        """A `fingerprint` that also changes when a file was written again at its old length."""
 
 
 class ArrayImages:
@@ -49,9 +57,54 @@ class ArrayImages:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()[:16]
 
+    def state(self) -> str:
+        return self.fingerprint()
 
+
+# Pillow would also open formats that start another program (EPS starts Ghostscript), whatever a file is called.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # MPO is opened as JPEG
+FOREIGN = {"PostScript": (0, b"%!PS"), "HEIC or AVIF": (4, b"ftyp")}  # name -> where these bytes stand
+MAX_PIXELS = 89_478_485  # a quarter of a GiB of RGB; above it Pillow warns, and refuses twice as many
+TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels; make it smaller"
 # The errors that Pillow raises for a file that is not an image, or is damaged.
-DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+DAMAGED = (
+    OSError, SyntaxError, ValueError, ArithmeticError, EOFError, LookupError, TypeError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+REPAIR = {errno.ENOENT: "put it back", errno.EACCES: "allow reading it", errno.EPERM: "allow reading it"}
+
+# What Pillow says about odd files that it can read is nothing that a user has to act on.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def open_image(source: str | BinaryIO) -> Image.Image:
+    """Open an image of one of FORMATS and at most MAX_PIXELS; its pixels are not decoded yet.
+
+    Of an animation only the first frame is ever decoded.
+    """
+    try:
+        image = Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if kind := _foreign(source):
+            raise ValueError(f"it is a {kind} file, which is not read; convert it to JPEG or PNG") from None
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise Image.DecompressionBombError(TOO_LARGE) from None
+    if image.width * image.height > MAX_PIXELS:  # where somebody has switched the warning off
+        image.close()
+        raise Image.DecompressionBombError(TOO_LARGE)
+    return image
+
+
+def _foreign(source: str | BinaryIO) -> str:
+    """The name of a format that is not read, or '' when the first bytes are those of none in FOREIGN."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            return _foreign(file)
+    source.seek(0)
+    start = source.read(16)
+    return next((name for name, (at, mark) in FOREIGN.items() if start[at:].startswith(mark)), "")
 
 
 def decode_file(path: str) -> Tensor:
@@ -59,8 +112,9 @@ def decode_file(path: str) -> Tensor:
     try:
         return pixels_of(path)
     except DAMAGED as e:
+        remedy = REPAIR.get(getattr(e, "errno", None) or 0, "repair or remove it")
         raise UserError(
-            f"{path} is not a readable image ({reason(e)}); repair or remove it; a run that it stopped can only be "
+            f"{shown(path)} is not a readable image ({reason(e)}); {remedy}; a run that it stopped can only be "
             f"resumed with the file as it was"
         ) from e
 
@@ -81,7 +135,7 @@ def reason(e: Exception) -> str:
     """The reason why an image could not be read, on one line."""
     if isinstance(e, UnidentifiedImageError):
         return "cannot identify it"
-    return " ".join(str(getattr(e, "strerror", None) or e).split())
+    return " ".join(str(getattr(e, "strerror", None) or e).split()) or type(e).__name__
 
 
 def _decode_jpeg(path: str) -> Tensor | None:
@@ -92,7 +146,10 @@ def _decode_jpeg(path: str) -> Tensor | None:
     try:
         with open(path, "rb") as file:
             data = file.read()
-        if decode_jpeg_header(data)[2] not in ("Gray", "YCbCr"):  # other colour spaces are converted in several ways
+        height, width, colors, _ = decode_jpeg_header(data)
+        if colors not in ("Gray", "YCbCr"):  # other colour spaces are converted in several ways
+            return None
+        if height * width > MAX_PIXELS:
             return None
         pixels = decode_jpeg(data, "RGB")
     except (OSError, ValueError):
@@ -101,7 +158,7 @@ def _decode_jpeg(path: str) -> Tensor | None:
 
 
 def _decode_with_pillow(path: str) -> Tensor:
-    with Image.open(path) as file:
+    with open_image(path) as file:
         image: Image.Image = file
         if image.mode.startswith("I"):
             image = Image.fromarray(_to_8_bit(np.asarray(image)))

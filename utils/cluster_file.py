@@ -53,24 +53,46 @@ def read_clusters(path: Path) -> Clusters:
     """Read a clusters file; a truncated, edited or impossible one is refused."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; {REMEDY}")
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-    except Exception as e:  # truncated or no .npz at all: numpy and zipfile raise many kinds
-        raise UserError(f"{path} is not a readable clusters file ({e}), perhaps truncated; {REMEDY}") from e
+    content = _read_arrays(path)
     version, digest = content.pop("version", None), content.pop("digest", None)
     if version is None or digest is None:
         raise UserError(f"{path} is not a clusters file; {REMEDY}")
-    if int(version) != VERSION:
-        raise UserError(f"{path} has format version {int(version)}, this program reads {VERSION}; {REMEDY}")
+    if str(version) != str(VERSION):
+        raise UserError(f"{path} has format version {_one_line(version)}, this program reads {VERSION}; {REMEDY}")
     if set(content) != {*ARRAYS, "about"} or str(digest) != _digest(content):
         raise UserError(f"{path} was changed after it was written; {REMEDY}")
-    clusters = Clusters(**{name: content[name] for name in ARRAYS}, about=json.loads(str(content["about"])))
+    clusters = Clusters(**{name: content[name] for name in ARRAYS}, about=_facts(path, content["about"]))
     for ids in (clusters.ids, clusters.val_ids):
+        if ids.ndim != 1 or ids.dtype.kind != "i" or clusters.centroids.ndim != 2:
+            raise UserError(f"{path} has no list of cluster ids; {REMEDY}")
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(clusters.centroids):
             k = len(clusters.centroids)
             raise UserError(f"{path} has ids from {ids.min()} to {ids.max()}, needs 0 to {k - 1}; {REMEDY}")
     return clusters
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray]:
+    """The arrays of an .npz by name."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in file.files}
+    except Exception as e:  # truncated or no .npz at all: numpy and zipfile raise many kinds
+        raise UserError(f"{path} is not a readable clusters file ({_one_line(e)}), perhaps truncated; {REMEDY}") from e
+
+
+def _facts(path: Path, about: NDArray) -> dict[str, Any]:
+    """The facts of a clusters file; those that `check_same_images` compares must be there."""
+    try:
+        facts = json.loads(str(about))
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or not {"dataset", "images", "fingerprint"} <= set(facts):
+        raise UserError(f"{path} does not say whose clusters it holds; {REMEDY}")
+    return facts
+
+
+def _one_line(what: object) -> str:
+    return " ".join(str(what).split())[:200]
 
 
 def _digest(content: Mapping[str, NDArray]) -> str:
@@ -86,8 +108,6 @@ def check_same_images(path: str, about: Mapping[str, Any], dataset: str, images:
     if about["dataset"] != dataset:
         raise UserError(f"{path} has the clusters of {about['dataset']}, not of {dataset}; {REMEDY}")
     if about["images"] != images:
-        raise UserError(
-            f"{path} has the clusters of {about['images']:,} images, {dataset} has {images:,} here; {REMEDY}"
-        )
+        raise UserError(f"{path} has the clusters of {about['images']} images, {dataset} has {images} here; {REMEDY}")
     if about["fingerprint"] != fingerprint:
         raise UserError(f"{path} has the clusters of other images of {dataset} (files, order or labels); {REMEDY}")

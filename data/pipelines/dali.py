@@ -25,12 +25,13 @@ from torch import Tensor
 
 from data.datasets import Data
 from data.folder import CHECKED, FolderImages
-from data.images import DAMAGED, Images, reason
+from data.images import DAMAGED, Images, open_image, reason
 from data.pipelines.base import DataModule
 from data.pipelines.loaders import BatchDataset, BatchKey, BatchKeys, ResumableLoader, UnfinishedBatch, without_flip
 from data.sampler import ViewParams, sample
 from data.views import ViewSpec
 from utils.errors import UserError
+from utils.names import shown
 
 PREFETCH = 2  # batches in DALI's queue
 FORMATS = {"JPEG", "MPO", "PNG", "WEBP"}  # of which DALI makes Pillow's pixels; not of GIF and some TIFF and PGM files
@@ -81,11 +82,11 @@ class Headers:
     def _read_one(self, i: int) -> None:
         path = self.images.path(i)
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 self.sizes[i], self.decode_on_host[i] = (image.height, image.width), not _dali_decodes(image)
         except DAMAGED as e:
             raise UserError(
-                f"{path} is not a readable image ({reason(e)}); repair or remove it, or pass --on_bad_image skip"
+                f"{shown(path)} is not a readable image ({reason(e)}); repair or remove it, or pass --on_bad_image skip"
             ) from e
 
 
@@ -234,7 +235,7 @@ class DaliPipeline:
                     self._build(alone, 1).run()
                 except RuntimeError as e:
                     path = self.dataset.headers.images.path(i)
-                    return UserError(f"DALI cannot read {path} ({_last_line(e)}); save it anew, or {INSTEAD}")
+                    return UserError(f"DALI cannot read {shown(path)} ({_last_line(e)}); save it anew, or {INSTEAD}")
         return UserError(f"DALI failed ({_last_line(error)}); {INSTEAD}")
 
 

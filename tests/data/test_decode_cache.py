@@ -11,7 +11,7 @@ from data import decode_cache as cache_module
 from data.datasets import read_dataset
 from data.pipelines.memory import DecodedImages
 from data.views import ViewSpec
-from tests.helpers.images import class_folders
+from tests.helpers.images import class_folders, write_image
 from tests.helpers.pipelines import build, equal_views, training_batches
 from utils.errors import UserError
 
@@ -39,6 +39,9 @@ class Counted:
 
     def fingerprint(self):
         return self.images.fingerprint()
+
+    def state(self):
+        return self.images.state()
 
     def sizes(self):
         self.headers += 1
@@ -180,3 +183,36 @@ def test_processes_share_one_cache_and_decode_once(folder, ranks):
     results = ranks(2).run(opened, folder)
     assert sorted(decoded for decoded, _ in results) == [0, 60]
     assert len({total for _, total in results}) == 1
+
+
+def test_cache_notices_a_file_that_was_replaced_by_one_of_its_length(folder):
+    store(folder)
+    path = folder / "x" / "train" / "c0" / "0.png"
+    before, fingerprint = path.stat(), images(folder).fingerprint()
+    for seed in range(100, 400):  # another image of the same length
+        write_image(path, size=(100, 50), seed=seed)
+        if path.stat().st_size == before.st_size:
+            break
+    assert path.stat().st_size == before.st_size
+    assert images(folder).fingerprint() == fingerprint, "a run may still be resumed"
+    whole, counted = store(folder)
+    assert counted.decoded == 12
+    assert torch.equal(whole.pixels, DecodedImages(images(folder), 32).load().pixels)
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4", b"\x93NUMPY\1\0", b"text", b"\x80\4."])
+@pytest.mark.parametrize("name", ["sizes.npy", "about.json"])
+def test_cache_replaces_facts_that_were_tampered_with(folder, name, content):
+    store(folder)
+    next((folder / "cache").rglob(name)).write_bytes(content)
+    class_folders(folder / "x" / "train", each=7, size=(60, 80))  # another cache: the old one is looked at
+    store(folder)
+    whole, _ = store(folder)
+    assert torch.equal(whole.pixels, DecodedImages(images(folder), 32).load().pixels)
+
+
+@pytest.mark.parametrize("sizes", [np.zeros((12, 2), int), np.ones(12, int), np.full((12, 2), 9.5)])
+def test_cache_reads_sizes_that_cannot_be_again(folder, sizes):
+    store(folder)
+    np.save(next((folder / "cache").rglob("sizes.npy")), sizes)
+    assert store(folder)[1].headers == 1

@@ -1,5 +1,7 @@
 """Folders of image files: names, labels, fingerprints, and the files that are left out."""
 
+import os
+
 import pytest
 
 from data.datasets import read_dataset
@@ -28,3 +30,60 @@ def test_read_folder_takes_the_classes_of_another_split(tmp_path):
 def test_preview_shows_three_names():
     assert preview(["a", "b"]) == "a, b"
     assert preview(list("abcde")) == "a, b, c and 2 more"
+
+
+NAMES = [b"\xff\xfe.png", b"line\nbreak.png", "é 漢 \U0001f600.png".encode(), b"n" * 251 + b".png"]
+
+
+def test_read_folder_reads_files_whose_names_are_not_utf8_have_line_breaks_or_are_very_long(tmp_path):
+    whole = write_image(tmp_path / "x.png").read_bytes()
+    for folder in (b"c0", b"\xe9t\xe9"):
+        path = os.fsencode(tmp_path) + b"/train/" + folder
+        os.makedirs(path)
+        for name in NAMES:
+            with open(path + b"/" + name, "wb") as file:
+                file.write(whole)
+    data = read_dataset("custom", str(tmp_path), None, None)
+    assert data.train.classes == ["\\xe9t\\xe9", "c0"]
+    assert len(data.train.fingerprint()) == len(data.train.state()) == 16
+    assert [data.train.decode(i).shape for i in range(8)] == [(3, 16, 20)] * 8
+    for i in range(8):
+        with open(os.fsencode(data.train.path(i)), "wb") as file:
+            file.write(b"text" if i % 2 else whole)
+    with pytest.raises(UserError) as e:
+        read_folder(tmp_path / "train").check()
+    str(e.value).encode("utf-8")
+    assert len(str(e.value).splitlines()) == 1
+    skipped = read_dataset("custom", str(tmp_path), None, None, "skip")
+    assert len(skipped.bad) == 4
+    for line in (*skipped.notes, *skipped.bad):
+        line.encode("utf-8")
+        assert len(line.splitlines()) == 1
+
+
+def test_fingerprint_does_not_depend_on_when_a_file_was_written_and_state_does(tmp_path):
+    root = class_folders(tmp_path / "a")
+    before = read_folder(root)
+    os.utime(root / "c0" / "0.png", ns=(1, 1))
+    after = read_folder(root)
+    assert after.fingerprint() == before.fingerprint()
+    assert after.state() != before.state()
+    assert read_folder(root).state() == after.state()
+
+
+def test_decode_names_a_file_that_changed_or_vanished_after_the_folder_was_read(tmp_path):
+    images = read_folder(class_folders(tmp_path / "a"))
+    images.check()
+    write_image(tmp_path / "a" / "c0" / "0.png", size=(30, 40))
+    with pytest.raises(UserError, match=r"c0/0.png changed while the run went on \(from 20 x 16 pixels to 30 x 40\)"):
+        images.decode(0)
+    (tmp_path / "a" / "c0" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"c0/1.png is not a readable image \(No such file or directory\); put it back"):
+        images.decode(1)
+
+
+def test_read_dataset_says_what_a_folder_with_one_sub_folder_means(tmp_path):
+    class_folders(tmp_path / "train", classes=1)
+    (note,) = read_dataset("custom", str(tmp_path), None, None).notes
+    assert "has one sub-folder, so all 6 images have one class" in note
+    assert note.endswith(f"name {tmp_path}/train/c0 instead")

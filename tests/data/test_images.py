@@ -1,12 +1,25 @@
 """Images in memory and image files decoded to RGB."""
 
+import io
+import os
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from data.images import _decode_jpeg, _decode_with_pillow, decode_file
+from data.folder import FolderImages, read_folder
+from data.image_check import inspect
+from data.images import _decode_jpeg, _decode_with_pillow, decode_file, pixels_of
+from data.pipelines.dali import Headers
+from data.scan import find_images
+from tests.helpers.commands import ROOT
 from tests.helpers.images import write_image
 from utils.errors import UserError
 
@@ -61,3 +74,163 @@ def test_fast_jpeg_decoder_gives_pillows_pixels_to_the_bit(tmp_path, how):
         assert found is None, "left to Pillow"
     else:
         assert torch.equal(found, _decode_with_pillow(str(path)))
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 20 16
+%%EndComments
+1 0 0 setrgbcolor 0 0 20 16 rectfill
+showpage
+%%EOF
+"""
+
+
+def no_process(*args, **kwargs):
+    raise AssertionError(f"a process was started: {args}")
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.tif"])
+def test_an_eps_file_called_jpg_starts_no_process(tmp_path, monkeypatch, name):
+    for function in ("Popen", "run", "call", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, function, no_process)
+    monkeypatch.setattr(os, "system", no_process)
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    path = tmp_path / name
+    path.write_bytes(EPS)
+    with Image.open(path) as image:
+        assert image.format == "EPS", "a file that Pillow opens by itself"
+        with pytest.raises(AssertionError, match="a process was started"):
+            image.load()
+    for read in (pixels_of, inspect):
+        with pytest.raises(ValueError, match="it is a PostScript file, which is not read; convert it to JPEG or PNG"):
+            read(str(path))
+    with pytest.raises(UserError, match=f"{name} is not a readable image .it is a PostScript file"):
+        decode_file(str(path))
+    with pytest.raises(UserError, match=f"{name} is not a readable image .it is a PostScript file"):
+        Headers(FolderImages(tmp_path, find_images(tmp_path, "").files, [-1], []))
+
+
+@pytest.mark.parametrize("form", ["ICO", "PCX", "TGA", "PDF", "JPEG2000", "SGI", "AVIF"])
+def test_formats_that_are_not_documented_are_not_opened(tmp_path, form):
+    Image.new("RGB", (20, 16)).save(tmp_path / "x", form)
+    with pytest.raises(UserError, match="HEIC or AVIF file" if form == "AVIF" else "cannot identify it"):
+        decode_file(str(tmp_path / "x"))
+
+
+def test_an_heic_file_called_jpg_is_named(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(UserError, match="it is a HEIC or AVIF file, which is not read; convert it"):
+        decode_file(str(tmp_path / "x.jpg"))
+
+
+def png_of(width, height):
+    """A valid PNG header of any size."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def jpeg_of(width, height):
+    """A small JPEG that declares another size."""
+    box = io.BytesIO()
+    Image.new("RGB", (20, 16)).save(box, "JPEG")
+    data = bytearray(box.getvalue())
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def bmp_of(width, height):
+    return b"BM" + struct.pack("<IIIIiiHHIIiiII", 10**9, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+BOMBS = {  # name -> content: just above what is read, where Pillow only warns, and far above
+    "a.png": png_of(10_000, 9_000), "b.png": png_of(2**30, 2**30), "c.jpg": jpeg_of(10_000, 9_000),
+    "d.jpg": jpeg_of(65_500, 65_500), "e.ppm": b"P6 10000 9000 255\n", "f.pgm": b"P5 1000000 1000000 255\n",
+    "g.bmp": bmp_of(10_000, 9_000), "h.bmp": bmp_of(2**20, 2**20),
+    "i.gif": b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_images_with_too_many_pixels_are_refused_by_their_header(tmp_path, name):
+    (tmp_path / name).write_bytes(BOMBS[name])
+    for _ in range(2):  # with Pillow's warning as an error, and without it
+        with pytest.raises(UserError, match=f"{name} is not a readable image .it has more than 89,478,485 pixels"):
+            decode_file(str(tmp_path / name))
+        with pytest.raises(Image.DecompressionBombError, match="more than 89,478,485 pixels; make it smaller"):
+            inspect(str(tmp_path / name))
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+ANIMATIONS = {"a.gif": "GIF", "b.tiff": "TIFF", "c.webp": "WEBP", "d.png": "PNG"}
+
+
+def animation(path, form, frames):
+    images = [Image.new("RGB", (400, 300), (i * 90 % 256, i * 50 % 256, 255)) for i in range(frames)]
+    images[0].save(path, form, save_all=True, append_images=images[1:], **({"method": 0} if form == "WEBP" else {}))
+    return path
+
+
+@pytest.mark.parametrize("name", ANIMATIONS)
+def test_decode_file_reads_the_first_frame_of_an_animation(tmp_path, name):
+    path = animation(tmp_path / name, ANIMATIONS[name], 20)
+    with Image.open(path) as image:
+        assert image.n_frames == 20
+    pixels = decode_file(str(path))
+    assert pixels.shape == (3, 300, 400)
+    assert (pixels.flatten(1).float().mean(1) - torch.tensor([0.0, 0.0, 255.0])).abs().max() <= 2
+    assert inspect(str(path)) == (300, 400)
+
+
+HOSTILE = """
+import resource, sys
+from pathlib import Path
+from data.image_check import inspect
+from data.images import decode_file
+from utils.errors import UserError
+decode_file(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read = 0
+for path in sorted(Path(sys.argv[2]).iterdir()):
+    for call in (decode_file, inspect):
+        try:
+            call(str(path))
+            read += 1
+        except Exception:
+            pass
+print(read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_bombs_and_animations_need_little_memory_and_print_no_warning(tmp_path):
+    (tmp_path / "x").mkdir()
+    for name, content in BOMBS.items():
+        (tmp_path / "x" / name).write_bytes(content)
+    for name, form in ANIMATIONS.items():
+        animation(tmp_path / "x" / f"z{name}", form, 300)  # 108 MB once decoded
+    palette = Image.new("P", (20, 16))
+    palette.save(tmp_path / "x" / "transparent.png", transparency=b"\0\1\2")  # Pillow warns when it is converted
+    good = write_image(tmp_path / "good.png")
+    command = [sys.executable, "-c", HOSTILE, str(good), str(tmp_path / "x")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    read, kilobytes = map(int, done.stdout.split())
+    assert read == 2 * (len(ANIMATIONS) + 1)
+    assert kilobytes < 80_000
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("name", ["x.tiff", "x.jpg", "x.png", "x.webp"])
+def test_sizes_of_the_header_are_those_of_the_pixels_in_every_orientation(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (20, 16)).save(tmp_path / name, exif=exif)
+    images = read_folder(tmp_path)
+    assert tuple(images.decode(0).shape[1:]) == tuple(images.sizes()[0])
+    images.decode(0)  # compared with the size that is known now

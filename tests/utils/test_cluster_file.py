@@ -2,12 +2,16 @@
 
 import io
 import json
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
-from utils.cluster_file import Clusters, check_same_images, read_clusters, write_clusters
+from tests.helpers.mutations import apply, mutations
+from utils.cluster_file import ARRAYS, Clusters, _digest, check_same_images, read_clusters, write_clusters
 from utils.errors import UserError
 
 
@@ -105,3 +109,74 @@ def test_check_same_images_refuses_clusters_of_other_images(dataset, images, fin
     check_same_images("c.npz", some().about, "digits", 4, "abc")
     with pytest.raises(UserError, match=message):
         check_same_images("c.npz", some().about, dataset, images, fingerprint)
+
+
+def forged(path, **arrays):
+    """A clusters file with other arrays and the digest that fits them."""
+    content = {name: getattr(some(), name) for name in ARRAYS} | {"about": np.array(json.dumps(some().about))} | arrays
+    np.savez(path, version=1, digest=np.array(_digest(content)), **content)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"about": np.array("no JSON")}, "does not say whose clusters it holds"),
+        ({"about": np.array("[1, 2]")}, "does not say whose clusters it holds"),
+        ({"about": np.array("[" * 10**5)}, "does not say whose clusters it holds"),
+        ({"about": np.array('{"dataset": "digits"}')}, "does not say whose clusters it holds"),
+        ({"ids": np.array([0.5, 1])}, "has no list of cluster ids"),
+        ({"ids": np.array(1)}, "has no list of cluster ids"),
+        ({"val_ids": np.ones((2, 2), int)}, "has no list of cluster ids"),
+        ({"centroids": np.array(1.0)}, "has no list of cluster ids"),
+    ],
+)
+def test_read_clusters_refuses_a_forged_file(tmp_path, arrays, message):
+    forged(tmp_path / "c.npz")
+    assert read_clusters(tmp_path / "c.npz").about == some().about
+    forged(tmp_path / "c.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        read_clusters(tmp_path / "c.npz")
+
+
+@pytest.mark.parametrize("version", [[1, 2], "x", 1.5, [[]]])
+def test_read_clusters_refuses_a_strange_version(tmp_path, version):
+    write_clusters(tmp_path / "c.npz", some())
+    edited(tmp_path / "c.npz", "version", lambda _: np.array(version))
+    with pytest.raises(UserError, match="has format version"):
+        read_clusters(tmp_path / "c.npz")
+
+
+def test_check_same_images_refuses_facts_of_other_types():
+    with pytest.raises(UserError, match=r"has the clusters of \[\] images, digits has 4 here"):
+        check_same_images("c.npz", {"dataset": "digits", "images": [], "fingerprint": 3}, "digits", 4, "abc")
+
+
+def mutated_clusters_are_refused_or_equal(changes):
+    """Read a clusters file of which bytes were changed, removed or added: an error of one line, or the same content."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.npz"
+        write_clusters(path, some())
+        path.write_bytes(apply(changes, path.read_bytes()))
+        found, message = None, ""
+        try:
+            found = read_clusters(path)
+        except UserError as e:
+            message = str(e)
+    assert len(message.splitlines()) == (found is None)
+    if found is not None:
+        assert found.about == some().about
+        for a, b in zip(found[:-1], some()[:-1], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@settings(max_examples=300, deadline=5000, derandomize=True)
+@given(mutations())
+def test_read_clusters_refuses_mutated_bytes_or_reads_the_same(changes):
+    mutated_clusters_are_refused_or_equal(changes)
+
+
+@pytest.mark.slow
+@settings(max_examples=5000, deadline=5000)
+@given(mutations())
+def test_read_clusters_refuses_thousands_of_mutations_or_reads_the_same(changes):
+    mutated_clusters_are_refused_or_equal(changes)

@@ -1,0 +1,118 @@
+"""Search a folder for image files; what cannot be searched ends in an error of one line."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from data.images import reason
+from utils.errors import UserError
+from utils.names import shown
+
+ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+UNREAD = {".avif", ".heic", ".heif"}  # endings of images that are not read: they are named, not passed over in silence
+CONVERT = "convert them to JPEG or PNG"
+Entry = os.DirEntry  # of text
+Place = frozenset[tuple[int, int]]  # device and number of a folder and of those that hold it
+
+
+class ImageFile(NamedTuple):
+    """A found file: its path relative to the root, its bytes, and when it was last written."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+class Found(NamedTuple):
+    """The image files below a folder, and the paths of images in formats that are not read; both sorted."""
+
+    files: list[ImageFile]
+    unread: list[str]
+
+
+def entries(folder: str | Path) -> list["Entry[str]"]:
+    """The entries of a folder whose names do not begin with a dot."""
+    try:
+        with os.scandir(folder) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as e:
+        raise UserError(f"folder {shown(folder)} cannot be read ({reason(e)}); allow reading it, or remove it") from e
+
+
+def is_folder(entry: "Entry[str]") -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is an error."""
+    try:
+        return entry.is_dir()
+    except OSError as e:
+        raise UserError(f"{shown(entry.path)} cannot be read ({reason(e)}); remove it") from e
+
+
+def is_image(entry: "Entry[str]") -> bool:
+    """Whether an entry is a file with the ending of an image that is read."""
+    return _ending(entry) in ENDINGS and not is_folder(entry) and entry.is_file()
+
+
+def is_unread(entry: "Entry[str]") -> bool:
+    """Whether an entry is a file with the ending of an image that is not read."""
+    return _ending(entry) in UNREAD and not is_folder(entry) and entry.is_file()
+
+
+def find_images(root: Path, name: str) -> Found:
+    """Search root/name and all folders below it."""
+    files, unread = [], []
+    stack = [(os.path.join(root, name), _holders(root) if name else _holders(root.resolve().parent))]
+    while stack:
+        folder, holders = stack.pop()
+        place = _enter(folder, holders)
+        for entry in entries(folder):
+            path = os.path.relpath(entry.path, root)
+            if is_folder(entry):
+                stack.append((entry.path, place))
+            elif is_image(entry):
+                files.append(_describe(entry, path))
+            elif is_unread(entry):
+                unread.append(path)
+    return Found(sorted(files), sorted(unread))
+
+
+def unread_note(unread: list[str], root: Path) -> str:
+    """The words about images that are not read."""
+    endings = ", ".join(sorted({os.path.splitext(name)[1].lower() for name in unread}))
+    first = shown(os.path.join(root, unread[0]))
+    return f"{len(unread):,} {endings} files are not read (the first is {first}); {CONVERT}"
+
+
+def _ending(entry: "Entry[str]") -> str:
+    return os.path.splitext(entry.name)[1].lower()
+
+
+def _describe(entry: "Entry[str]", path: str) -> ImageFile:
+    try:
+        facts = entry.stat()
+    except OSError as e:
+        raise UserError(
+            f"{shown(entry.path)} cannot be read ({reason(e)}); do not change a folder while a run starts"
+        ) from e
+    return ImageFile(path, facts.st_size, facts.st_mtime_ns)
+
+
+def _key(folder: str | Path) -> tuple[int, int]:
+    try:
+        facts = os.stat(folder)
+    except OSError as e:
+        raise UserError(f"folder {shown(folder)} cannot be read ({reason(e)}); allow reading it, or remove it") from e
+    return facts.st_dev, facts.st_ino
+
+
+def _holders(folder: Path) -> Place:
+    """The folder and all folders that hold it."""
+    real = folder.resolve()
+    return frozenset(_key(path) for path in (real, *real.parents))
+
+
+def _enter(folder: str, holders: Place) -> Place:
+    """The holders of what is in a folder; a folder that is one of its own holders has no end."""
+    key = _key(folder)
+    if key in holders:
+        raise UserError(f"{shown(folder)} is a link to a folder that holds it, so there is no end to it; remove it")
+    return holders | {key}
