@@ -19,7 +19,7 @@ from data.pipelines.choose import build_pipeline, choose_pipeline, worker_notes
 from data.views import view_specs
 from evaluation.callbacks import evaluation_callbacks
 from methods import METHODS
-from runs.folder import start_run_folder, write_bad_images, write_summary
+from runs.folder import open_run_folder, write_bad_images, write_summary, writes_run_folder
 from runs.loggers import build_loggers, log_pictures
 from runs.resume import check_same_data, check_same_flags, pop_resume_flag, resume_argv
 from runs.trainer import build_trainer, expected_messages_hidden, training_callbacks
@@ -30,6 +30,7 @@ from utils.sync_batchnorm import synchronize_batch_norm
 RESUME = "python3 main_contrastive.py --resume"
 
 
+@writes_run_folder
 def main(argv: list[str]) -> None:
     """Parse, read the data, build the backbone and the method, fit, and leave a run folder."""
     started, (resume, argv) = time.time(), pop_resume_flag(argv)
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
                             plan.seed, args.num_workers, args.cache, accelerator)  # fmt: skip
     if resume:
         check_same_data(resume, plan)
-    folder = resume or start_run_folder(args, plan, argv)
+    folder = open_run_folder(resume, args, plan, argv)
     write_bad_images(folder, data.bad)
     rank_zero_print(f"  {'run folder':<16} {folder}")
     if plan.hardware.processes > 1:
@@ -71,9 +72,8 @@ def main(argv: list[str]) -> None:
     with expected_messages_hidden():
         trainer = build_trainer(plan, callbacks, loggers, validate=data.val is not None and data.labelled)
         trainer.fit(method, datamodule=module, ckpt_path=resume and resume / "last.ckpt", weights_only=True)
-    if trainer.is_global_zero:
-        write_summary(folder, plan, time.time() - started)
-        rank_zero_print(f"done: {folder}")
+    write_summary(folder, plan, time.time() - started)
+    rank_zero_print(f"done: {folder}")
 
 
 if __name__ == "__main__":

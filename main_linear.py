@@ -17,9 +17,9 @@ from data.pipelines.evaluation_modules import evaluation_modules
 from evaluation.evaluations import EVALUATIONS, evaluate, resolve_settings
 from evaluation.table import report
 from evaluation.target import RAW_PIXELS, EvaluationTarget, NetworkInfo, Networks, RawPixels, pretrained_info
-from runs.folder import new_run_id, temporary_on_error, write_bad_images
-from runs.loggers import build_loggers, log_results
-from utils.distributed import broadcast_str, destroy_process_group, init_process_group, rank, rank_zero_print
+from runs.folder import new_run_id, temporary_on_error, write_bad_images, writes_run_folder
+from runs.loggers import log_results
+from utils.distributed import destroy_process_group, init_process_group, rank, rank_zero_print
 from utils.errors import run_cli
 from utils.hardware import choose_hardware, local_device, relaunch_with_torchrun
 from utils.plan import BackboneConfig
@@ -55,16 +55,14 @@ def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], 
     hardware, dashboard = choose_hardware(args.accelerator, args.gpus), dashboard_config(args, DEFAULT_RUN_NAME)
     modules = evaluation_modules(args.dataset, data, size, args.pipeline, args.batch_size, args.seed, args.num_workers,
                                  args.cache, hardware.accelerator)  # fmt: skip
-    run_id = broadcast_str(new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb))
-    with temporary_on_error(args.output, run_id) as folder:
+    run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
+    with temporary_on_error(args.output, run_id, automatic=not args.run_id) as folder:
         shared = (args.dataset, *modules, local_device(hardware), folder, args.seed)
         rows = [evaluate(EvaluationTarget(network, info, *shared), settings) for info, network in networks]
         write_bad_images(folder, data.bad)
     if rank() == 0:
         report(args.dataset, data, rows, folder, {"argv": argv, "flags": vars(args)})
-        log_results(
-            build_loggers(dashboard, vars(args), folder, False), all_numbers(rows), sorted(folder.glob("*.png"))
-        )
+        log_results(dashboard, vars(args), folder, all_numbers(rows))
     return rows
 
 
@@ -77,6 +75,7 @@ def export(args: Namespace, source: load.Weights, net: torch.nn.Module, size: in
     print(*export_backbone(args.export[0], args.export[1], net, card, size), sep="\n")
 
 
+@writes_run_folder
 def main(argv: list[str]) -> None:
     """Parse, load the weights, evaluate them, export one."""
     args = parse_evaluation(argv, list(DATASETS), EVALUATIONS)

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from cli.parser import Rule
-from utils.arg_types import count, number, positive_int
+from utils.arg_types import count, folder_name, number, positive_int
 from utils.optim import FlagGroup
 
 DEFAULT_PROJECT = "lookalike"
@@ -35,7 +35,8 @@ def add_common_flags(group: FlagGroup) -> None:
                        "process")  # fmt: skip
     group.add_argument("--gpus", type=count, nargs="+", metavar="ID", help="GPU ids (default: all)")
     group.add_argument("--output", default="trained_models", help="parent directory of run folders")
-    group.add_argument("--run_id", help="name of the run folder; default: name, data set, backbone and time")
+    group.add_argument("--run_id", type=folder_name,
+                       help="name of the run folder; default: name, data set, backbone and time")  # fmt: skip
     group.add_argument("--seed", type=count, default=0, help="random seed; the same seed gives the same run")
 
 
@@ -72,7 +73,7 @@ def add_checkpoint_key_flags(group: FlagGroup) -> None:
 
 
 def add_dashboard_flags(group: FlagGroup, default_name: str) -> None:
-    group.add_argument("--name", help=f"name of the run (default: {default_name})")
+    group.add_argument("--name", type=folder_name, help=f"name of the run (default: {default_name})")
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
     group.add_argument("--project", default=DEFAULT_PROJECT, help="Weights & Biases project")
     group.add_argument("--entity", help="Weights & Biases entity (default: your own)")

@@ -1,19 +1,88 @@
-"""A run folder: its name, what was asked, and the final numbers."""
+"""A run folder: its name, its one writer, what was asked, and the final numbers."""
 
 import contextlib
 import dataclasses
+import itertools
 import os
+import shutil
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from pathlib import Path
 
-from utils.distributed import launched_rank
+from filelock import FileLock, Timeout
+
+from utils.distributed import broadcast_str, launched_rank, rank_zero_print
 from utils.errors import UserError
-from utils.files import last_value, read_metrics, write_json, write_text_atomically
+from utils.files import create_json, last_value, read_metrics, write_json, write_text_atomically
 from utils.hardware import peak_memory
 from utils.plan import Plan
 from utils.provenance import provenance
+
+LOCK = ".lock"  # in the run folder, while a process writes there; the system frees it when the process ends
+BEFORE_CHECKPOINT = {"args.json", "metrics.csv", "bad_images.txt", "post_mortem.json", "wandb"}  # and pictures
+LONGEST_NAME = 100  # bytes of --name in an automatic run id; data set, backbone and time follow
+
+
+class FolderLock(FileLock):
+    """The lock of a run folder; where the file system knows no locks, there is none rather than one that stays."""
+
+    def _fallback_to_soft_lock(self) -> None:
+        raise NotImplementedError
+
+
+_held: dict[Path, FolderLock] = {}  # the folders that this process writes
+
+
+def _forget_in_child() -> None:
+    """Leave the locks to the process that forked this one: a worker that outlives it must not keep them."""
+    for lock in _held.values():
+        if (fd := lock._context.lock_file_fd) is not None:
+            lock._context.lock_file_fd = None  # so that the child, when it ends, does not free the parent's lock
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def lock_folder(folder: Path) -> None:
+    """Make this process the one writer of a folder until release_folders, or its end, kill -9 included."""
+    if (key := folder.resolve()) in _held:
+        return
+    lock = FolderLock(folder / LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another process; wait for its end, or choose another --run_id"
+        ) from None
+    except NotImplementedError:
+        rank_zero_print(f"  note: {folder} is on a file system without locks; start one process there at a time")
+    except OSError as e:
+        raise UserError(f"cannot lock the run folder {folder} ({e.strerror}); make it writable") from e
+    else:
+        _held[key] = lock
+
+
+def release_folders() -> None:
+    """Let other processes write the folders that this one wrote."""
+    while _held:
+        _held.popitem()[1].release(force=True)
+
+
+def writes_run_folder(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """A command that holds the folder it writes until it ends, whichever way."""
+
+    @wraps(main)
+    def command(argv: list[str]) -> None:
+        try:
+            main(argv)
+        finally:
+            release_folders()
+
+    return command
 
 
 def new_run_id(requested: str | None, name: str, dataset: str, backbone: str, wandb: bool = False) -> str:
@@ -25,44 +94,91 @@ def new_run_id(requested: str | None, name: str, dataset: str, backbone: str, wa
         return requested
     if wandb:
         return os.urandom(4).hex()
-    return "-".join([name, dataset, backbone.replace("/", "_"), time.strftime("%Y%m%d-%H%M%S")])
+    short = name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return "-".join([short, dataset, backbone.replace("/", "_"), time.strftime("%Y%m%d-%H%M%S")])
 
 
-def create_run_folder(output: str, run_id: str) -> Path:
-    """An empty folder for a new run; one that holds another run is refused."""
+def create_run_folder(output: str, run_id: str, automatic: bool = False) -> Path:
+    """A folder for a new run, which this process holds; one that holds another run is refused.
+
+    automatic: the name may change, so that two jobs of one second have a folder each.
+    What a run left that ended before its first checkpoint is removed.
+    """
     folder = Path(output) / run_id
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --run_id")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _make_folder(folder, automatic)
+        _refuse_another_run(folder)  # before the lock, which would leave a file there
+        lock_folder(folder)
+        _refuse_another_run(folder)
+        for left in _content(folder):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     except OSError as e:
         raise UserError(f"cannot create the run folder {folder} ({e.strerror}); choose another --output") from e
     return folder
 
 
+def _make_folder(folder: Path, automatic: bool) -> Path:
+    """The folder, made where it is missing; with automatic a new one: its name gets a number where it is taken."""
+    if not automatic:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    names = itertools.chain([folder.name], (f"{folder.name}-{n}" for n in itertools.count(2)))
+    for free in map(folder.with_name, names):
+        with contextlib.suppress(FileExistsError):
+            free.mkdir(parents=True)
+            return free
+    raise AssertionError("endless")
+
+
+def _content(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != LOCK]
+
+
+def _refuse_another_run(folder: Path) -> None:
+    """Refuse a folder with anything in it, other than what a run leaves that ended before its first checkpoint."""
+    content = _content(folder)
+    started = any(path.name == "args.json" for path in content)
+    if not content or started and all(_is_before_checkpoint(path) for path in content):
+        return
+    raise UserError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --run_id")
+
+
+def _is_before_checkpoint(path: Path) -> bool:
+    return path.name in BEFORE_CHECKPOINT or path.suffix == ".png" or path.match(".*.part")
+
+
 @contextlib.contextmanager
-def temporary_on_error(output: str, run_id: str) -> Iterator[Path]:
+def temporary_on_error(output: str, run_id: str, automatic: bool = False) -> Iterator[Path]:
     """The folder of a run, created by the first rank; removed after an error if nothing was written to it."""
-    folder = create_run_folder(output, run_id) if launched_rank() == 0 else Path(output) / run_id
+    folder = create_run_folder(output, run_id, automatic) if launched_rank() == 0 else Path(output) / run_id
+    folder = Path(broadcast_str(str(folder)))
     try:
         yield folder
     except BaseException:
-        with contextlib.suppress(OSError):  # it holds something, or is gone already
-            folder.rmdir()
+        if launched_rank() == 0:
+            release_folders()
+            with contextlib.suppress(OSError):  # it holds something, or is gone already
+                folder.rmdir()
         raise
 
 
-def start_run_folder(args: Namespace, plan: Plan, argv: list[str]) -> Path:
-    """The folder of a new pretraining run with its args.json; only the first rank writes."""
+def open_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: list[str]) -> Path:
+    """The folder of a pretraining run, with args.json where the run is new; only the first rank writes and locks."""
     dashboard = plan.logging.dashboard
     run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
     if launched_rank() != 0:
-        return Path(args.output) / run_id
-    folder = create_run_folder(args.output, run_id)
-    write_json(
-        folder / "args.json",
-        {"argv": argv, "flags": vars(args), "plan": dataclasses.asdict(plan)} | provenance(),
-    )
+        return resumed or Path(args.output) / run_id
+    if resumed:
+        lock_folder(resumed)
+        return resumed
+    folder = create_run_folder(args.output, run_id, automatic=not args.run_id)
+    asked = {"argv": argv, "flags": vars(args), "plan": dataclasses.asdict(plan)} | provenance()
+    try:
+        create_json(folder / "args.json", asked)
+    except FileExistsError:  # on a file system without locks
+        raise UserError(f"{folder} is in use by another process; choose another --run_id") from None
+    except OSError as e:
+        raise UserError(f"cannot write to the run folder {folder} ({e.strerror}); choose another --output") from e
     return folder
 
 
@@ -73,7 +189,9 @@ def write_bad_images(folder: Path, bad: Mapping[str, str]) -> None:
 
 
 def write_summary(folder: Path, plan: Plan, seconds: float) -> None:
-    """summary.json: the last value of every number that tells how the run went."""
+    """summary.json: the last value of every number that tells how the run went. Only the first rank writes."""
+    if launched_rank() != 0:
+        return
     rows = read_metrics(folder / "metrics.csv")
     knn = [f"knn_{k}" for k in plan.logging.knn_k]
     names = ["loss", "probe_acc", "val_probe_acc", *knn, "images_per_second", "data_wait_fraction"]

@@ -8,8 +8,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
-from utils.distributed import rank
-from utils.errors import UserError
+from runs.dashboard import Dashboard
+from utils.distributed import launched_rank, rank
 from utils.files import read_metrics, write_text_atomically
 from utils.plan import DashboardConfig
 
@@ -67,32 +67,22 @@ class TruncateMetricsOnResume(Callback):
 
 
 def build_loggers(dashboard: DashboardConfig, settings: Mapping[str, Any], folder: Path, resumed: bool) -> list[Logger]:
-    """metrics.csv always; Weights & Biases where the dashboard is on. settings: the run's configuration there."""
-    loggers: list[Logger] = [MetricsCSV(folder)]
-    if dashboard.wandb:
-        try:
-            from pytorch_lightning.loggers import WandbLogger
+    """metrics.csv always; Weights & Biases on the first rank where the dashboard is on.
 
-            loggers.append(
-                WandbLogger(
-                    name=dashboard.name,
-                    project=dashboard.project,
-                    entity=dashboard.entity,
-                    id=folder.name,
-                    offline=dashboard.offline,
-                    save_dir=str(folder),
-                    config=dict(settings),
-                    resume="allow" if resumed else None,
-                )
-            )
-        except ModuleNotFoundError as e:
-            raise UserError(f"--wandb needs Weights & Biases ({e}): pip install -r requirements.txt") from e
+    settings: the run's configuration there.
+    """
+    loggers: list[Logger] = [MetricsCSV(folder)]
+    if dashboard.wandb and launched_rank() == 0:
+        loggers.append(Dashboard(dashboard, settings, folder, resumed))
     return loggers
 
 
-def log_results(loggers: Sequence[Logger], numbers: Mapping[str, float], pictures: Sequence[Path]) -> None:
-    """Write numbers as one point, and the pictures to the dashboard; then close the loggers."""
-    log_pictures(loggers, pictures)
+def log_results(
+    dashboard: DashboardConfig, settings: Mapping[str, Any], folder: Path, numbers: Mapping[str, float]
+) -> None:
+    """Write numbers as one point, and the folder's pictures to the dashboard; then close the loggers."""
+    loggers = build_loggers(dashboard, settings, folder, resumed=False)
+    log_pictures(loggers, sorted(folder.glob("*.png")))
     for logger in loggers:
         logger.log_metrics(dict(numbers), 0)
         logger.finalize("success")
@@ -100,9 +90,6 @@ def log_results(loggers: Sequence[Logger], numbers: Mapping[str, float], picture
 
 def log_pictures(loggers: Sequence[Logger], pictures: Sequence[Path]) -> None:
     """Show pictures of a run on its dashboard, under their file names."""
-    from pytorch_lightning.loggers import WandbLogger
-
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            for picture in pictures:
-                logger.log_image(picture.stem, [str(picture)])
+        if isinstance(logger, Dashboard):
+            logger.log_pictures(pictures)

@@ -24,7 +24,7 @@ ONLY_IN = {  # libraries that one file alone may import
     "nvidia": {"data/pipelines/dali.py"},
     "faiss": {"evaluation/kmeans.py"},
     "umap": {"evaluation/pictures.py"},
-    "wandb": {"runs/loggers.py"},
+    "wandb": {"runs/dashboard.py"},
 }
 OWN_WORDS = {  # words that only these rooms may use in a string: commands, and flags that a room defines
     "main_contrastive": set(),

@@ -1,10 +1,13 @@
-"""Types of command-line arguments: numbers within bounds, with one form of error message."""
+"""Types of command-line arguments: numbers within bounds and names of folders, with one form of error message."""
 
 import argparse
+import unicodedata
 from collections.abc import Callable
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
+CONTROL = ("Cc", "Zl", "Zp")  # control characters, and the separators that end a line
+LONGEST_NAME = 200  # bytes; file systems allow 255, and files beside the folder have longer names
 
 
 def number(
@@ -33,3 +36,18 @@ positive_float = number(float, 0, above=True)
 nonnegative_float = number(float, 0)
 probability = number(float, 0, 1)
 area_share = number(float, 0, 1, above=True)
+
+
+def folder_name(text: str) -> str:
+    """An argparse type: the name of one folder, which leads nowhere else and which every file system can hold."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # bytes of the shell that are not UTF-8 arrive as surrogates
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs a name in UTF-8") from None
+    if size > LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f"got a name of {size} bytes, needs at most {LONGEST_NAME}; shorten it")
+    if text.strip() in ("", ".", "..") or any(c in "/\\" or unicodedata.category(c) in CONTROL for c in text):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, needs the name of one folder; remove slashes and control characters"
+        )
+    return text

@@ -19,7 +19,17 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON atomically; values that JSON does not know become text."""
-    write_text_atomically(path, json.dumps(content, indent=2, default=str) + "\n")
+    write_text_atomically(path, _json(content))
+
+
+def create_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON to a file that did not exist: of two processes one creates it, the other FileExistsError."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as f:
+        f.write(_json(content))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, default=str) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -107,3 +107,18 @@ def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path):
     assert "Resume with: python3 main_contrastive.py --resume" in printed
     assert "Traceback" not in printed
     assert checkpoint(tmp_path / "r")["global_step"] > 0
+
+
+def test_run_that_ended_before_its_first_checkpoint_is_started_again(tmp_path, monkeypatch, few):
+    argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--run_id", "r"]
+
+    def die(self, trainer, *args):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as m:
+        m.setattr(ProgressBar, "on_train_batch_end", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main_contrastive.main([*argv, "--seed", "3"])
+    assert "no checkpoint yet" in refused(["--resume", str(tmp_path / "r")])
+    main_contrastive.main(argv)
+    assert checkpoint(tmp_path / "r")["global_step"] == 15

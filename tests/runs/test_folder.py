@@ -1,21 +1,68 @@
 """The run folder."""
 
+import signal
+import sys
+import time
+
 import pytest
 
-from runs.folder import create_run_folder, new_run_id, temporary_on_error, write_bad_images
+from runs.folder import (
+    FolderLock,
+    create_run_folder,
+    lock_folder,
+    new_run_id,
+    release_folders,
+    temporary_on_error,
+    write_bad_images,
+    writes_run_folder,
+)
+from tests.helpers.commands import start
 from utils.errors import UserError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from runs.folder import lock_folder
+lock_folder(Path(sys.argv[1]))
+{more}
+print("held", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture(autouse=True)
+def released():
+    yield
+    release_folders()
+
+
+@pytest.fixture
+def hold():
+    """Another process that holds a folder."""
+    processes = []
+
+    def begin(folder, more=""):
+        processes.append(start(["-c", HOLD.format(more=more), str(folder)]))
+        assert processes[-1].stdout.readline() == "held\n"
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def test_new_run_id_is_requested_or_describes_the_run():
     assert new_run_id("mine", "nnclr", "digits", "resnet18") == "mine"
     assert new_run_id(None, "nnclr", "digits", "timm/resnet18").startswith("nnclr-digits-timm_resnet18-20")
     assert len(new_run_id(None, "nnclr", "digits", "resnet18", wandb=True)) == 8
+    assert len(new_run_id(None, "\u00e9" * 100, "imagenet100", "timm/resnet18").encode()) < 200
 
 
 def test_create_run_folder_refuses_one_that_holds_a_run(tmp_path):
     folder = create_run_folder(str(tmp_path), "mine")
     create_run_folder(str(tmp_path), "mine")  # an empty folder holds no run
-    (folder / "args.json").write_text("{}")
+    (folder / "last.ckpt").write_text("")
     with pytest.raises(UserError, match="mine already holds a run; resume it with --resume .*mine"):
         create_run_folder(str(tmp_path), "mine")
 
@@ -45,3 +92,87 @@ def test_write_bad_images_lists_files_with_reasons(tmp_path):
     assert not (tmp_path / "bad_images.txt").exists()
     write_bad_images(tmp_path, {"a.png": "truncated"})
     assert (tmp_path / "bad_images.txt").read_text() == "a.png\ttruncated\n"
+
+
+def test_two_jobs_of_one_second_have_folders_of_their_own(tmp_path):
+    names = [create_run_folder(str(tmp_path), "same", automatic=True).name for _ in range(3)]
+    assert names == ["same", "same-2", "same-3"]
+
+
+def test_folder_of_a_running_process_is_refused_until_it_ends_even_by_kill(tmp_path, hold):
+    process = hold(tmp_path)
+    for take in (lock_folder, lambda folder: create_run_folder(str(folder.parent), folder.name)):
+        with pytest.raises(UserError, match=f"{tmp_path} is in use by another process"):
+            take(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lock_folder(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_lock_does_not_live_on_in_a_forked_worker(tmp_path, hold):
+    process = hold(tmp_path, more="import os\nif os.fork() == 0:\n    time.sleep(20)\n    os._exit(0)")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lock_folder(tmp_path)
+
+
+def test_forked_worker_that_ends_leaves_the_lock_to_its_parent(tmp_path, hold):
+    hold(tmp_path, more="import os\nif os.fork() == 0:\n    sys.exit(0)\nos.wait()")
+    with pytest.raises(UserError, match="in use"):
+        lock_folder(tmp_path)
+
+
+def test_command_frees_its_folder_when_it_ends_with_an_error(tmp_path, hold):
+    @writes_run_folder
+    def command(argv):
+        lock_folder(tmp_path)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        command([])
+    assert not any(tmp_path.iterdir())
+    hold(tmp_path)
+
+
+def test_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+    def no_locks(self):
+        self._fallback_to_soft_lock()
+
+    monkeypatch.setattr(FolderLock, "_acquire", no_locks)
+    lock_folder(tmp_path)
+    assert "without locks" in capsys.readouterr().out
+
+
+def test_run_that_ended_before_its_first_checkpoint_is_replaced(tmp_path):
+    run = tmp_path / "r"
+    (run / "wandb" / "offline-run").mkdir(parents=True)
+    for name in ("args.json", "metrics.csv", ".last.ckpt.part", "curves.png", ".lock"):
+        (run / name).write_text("")
+    create_run_folder(str(tmp_path), "r")
+    assert {p.name for p in run.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "backbone.safetensors", "summary.json", "notes.txt"])
+def test_folder_with_anything_worth_keeping_is_never_replaced(tmp_path, name):
+    run = tmp_path / "r"
+    run.mkdir()
+    for each in ("args.json", name):
+        (run / each).write_text("kept")
+    with pytest.raises(UserError, match="already holds a run"):
+        create_run_folder(str(tmp_path), "r")
+    assert {p.name for p in run.iterdir()} == {"args.json", name}
+
+
+def test_processes_that_start_at_once_in_one_folder_have_one_winner(tmp_path):
+    code = (
+        "import sys, time\nfrom runs.folder import create_run_folder\nfrom utils.files import create_json\n"
+        "while time.time() < float(sys.argv[2]): pass\n"
+        "folder = create_run_folder(sys.argv[1], 'r')\ncreate_json(folder / 'args.json', {})\n"
+        "print('won', flush=True)\ntime.sleep(3)"
+    )
+    at = str(time.time() + 8)
+    processes = [start(["-c", code, str(tmp_path), at]) for _ in range(4)]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert sum("won" in text for text in said) == 1, said
+    assert sum("in use by another process" in text for text in said) == 3, said

@@ -1,10 +1,10 @@
-"""Numbers within bounds."""
+"""Numbers within bounds, and names of folders."""
 
 import argparse
 
 import pytest
 
-from utils.arg_types import count, number, positive_float, positive_int, probability
+from utils.arg_types import count, folder_name, number, positive_float, positive_int, probability
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,18 @@ def test_number_refuses_what_is_out_of_bounds(convert, text, message):
 
 def test_number_converts_what_is_within_bounds():
     assert (positive_int("3"), positive_float("1e-3"), count("0"), probability("1")) == (3, 1e-3, 0, 1.0)
+
+
+@pytest.mark.parametrize("text", ["", " ", ".", "..", "../x", "a/b", "/tmp/x", "a\\b", "a\nb", "a\x00", "a\u2028b"])
+def test_folder_name_refuses_what_is_not_the_name_of_one_folder(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="needs the name of one folder") as e:
+        folder_name(text)
+    assert str(e.value).isprintable()
+
+
+def test_folder_name_refuses_names_that_are_too_long_or_not_utf8():
+    with pytest.raises(argparse.ArgumentTypeError, match="a name of 202 bytes, needs at most 200"):
+        folder_name("\u00e9" * 101)
+    with pytest.raises(argparse.ArgumentTypeError, match="needs a name in UTF-8"):
+        folder_name("a\udcff")
+    assert folder_name("simclr 4: caf\u00e9") == "simclr 4: caf\u00e9"

@@ -3,7 +3,7 @@
 import pytest
 
 from utils.errors import UserError
-from utils.files import last_value, read_json, read_metrics, write_json, write_text_atomically
+from utils.files import create_json, last_value, read_json, read_metrics, write_json, write_text_atomically
 
 
 def test_write_text_atomically_keeps_the_old_file_when_moving_fails(tmp_path, monkeypatch):
@@ -42,3 +42,10 @@ def test_read_metrics_leaves_out_a_row_cut_off_by_a_crash(tmp_path):
     assert read_metrics(path) == []
     path.write_text("step,loss,lr\n0,1.0,0.1\n1,2.")
     assert len(read_metrics(path)) == 1
+
+
+def test_create_json_leaves_an_existing_file(tmp_path):
+    create_json(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(FileExistsError):
+        create_json(tmp_path / "a.json", {"a": 2})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
