@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import uuid
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def start_run_folder(args: Namespace, plan: Plan, argv: list[str]) -> Path:
     folder = create_run_folder(args.output, run_id)
     write_json(
         folder / "args.json",
-        {"argv": argv, "flags": vars(args), "plan": dataclasses.asdict(plan)} | provenance(),
+        {"run": uuid.uuid4().hex, "argv": argv, "flags": vars(args), "plan": dataclasses.asdict(plan)} | provenance(),
     )
     return folder
 

@@ -29,7 +29,7 @@ def resume_argv(folder: Path, argv: list[str]) -> tuple[list[str], list[str]]:
 
     New flags are appended to the old arguments; a command that names its data set again stands alone.
     """
-    if not (folder / "last.ckpt").exists():
+    if not any((folder / name).exists() for name in ("last.ckpt", "previous.ckpt")):
         raise UserError(f"--resume {folder}: it has no last.ckpt; name the folder of a pretraining run")
     started: list[str] = read_json(folder / "args.json")["argv"]
     retyped = bool(argv) and not argv[0].startswith("-")
