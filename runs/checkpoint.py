@@ -141,8 +141,9 @@ class CheckpointCallback(Callback):
         self._run: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the identity of the run, which its checkpoints carry."""
-        self._run = read_json(self.folder / "args.json").get("run")
+        """Read the identity of the run, which its checkpoints carry; other machines may not see its folder."""
+        settings = self.folder / "args.json"
+        self._run = read_json(settings).get("run") if trainer.is_global_zero or settings.exists() else None
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write both files for the current step; a failure leaves what was there and is an error on every rank."""
