@@ -1,6 +1,5 @@
 """Reading of weights from any tool's checkpoint into a backbone, and writing under the names of its own library."""
 
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from backbones.build import choose_stem
 from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, replaced_atomically
 from utils.plan import BackboneConfig
 
 # Facts about a backbone that its file carries, as text.
@@ -55,9 +54,8 @@ def backbone_metadata(plan: Mapping[str, Any]) -> dict[str, str]:
 def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> None:
     """Write the backbone's tensors atomically as .safetensors, under the names of its own library."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, metadata)
-    os.replace(part, path)
+    with replaced_atomically(path) as part:
+        save_file(tensors, part, metadata)
 
 
 def find_weights(source: str) -> Path:

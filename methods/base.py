@@ -98,6 +98,7 @@ class Method(LightningModule):
             )
         self.args, self.plan = args, plan
         self.backbone = backbone
+        self.grad_norm: Tensor | None = None  # of the last optimizer step, on the device
         self.probe: nn.Module | None = None
         if plan.training_set.num_classes:
             # Features are standardized first: one learning rate then suits backbones of any scale. The random generator
@@ -197,10 +198,11 @@ class Method(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient norm of the method to --clip_grad; the online probe is neither counted nor clipped."""
+        """Keep the gradient norm of the method, and clip it to --clip_grad; the online probe is left out of both."""
+        counted = [p for name, p in self.named_parameters() if not name.startswith("probe.")]
+        self.grad_norm = nn.utils.get_total_norm([p.grad for p in counted if p.grad is not None])
         if gradient_clip_val:
-            clipped = [p for name, p in self.named_parameters() if not name.startswith("probe.")]
-            nn.utils.clip_grad_norm_(clipped, gradient_clip_val)
+            nn.utils.clip_grads_with_norm_(counted, gradient_clip_val, self.grad_norm)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         config = self.plan.optimizer

@@ -1,6 +1,5 @@
-"""Callbacks of a run: progress bar, throughput, expected end, non-finite losses, signals."""
+"""Callbacks of a run: progress bar, throughput, expected end, signals."""
 
-import math
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from runs.checkpoint import CheckpointCallback
 from runs.lightning_internals import write_step_metrics
 from utils.distributed import sum_over_ranks, world_size
-from utils.errors import Interrupted, UserError
+from utils.errors import Interrupted
 from utils.optim import ScheduleConfig
 from utils.plan import BatchConfig, LoggingConfig
 
@@ -71,20 +70,6 @@ class ProgressBar(Callback):
 
 def _short(logged: Mapping[str, Any]) -> str:
     return "  ".join(text.format(float(logged[name])) for name, text in SHOWN.items() if name in logged)
-
-
-class NonFiniteLossCheck(Callback):
-    """End the run with advice when a logged loss is NaN or infinite, on every rank alike."""
-
-    def __init__(self, log_every: int) -> None:
-        self.log_every = log_every
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if not is_logged(trainer, self.log_every):
-            return
-        loss = float(trainer.logged_metrics.get("loss", 0.0))
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {trainer.global_step}; try a lower --lr, or --precision 32")
 
 
 class ExpectedEnd(Callback):

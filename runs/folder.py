@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import time
+import uuid
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
@@ -172,7 +173,8 @@ def open_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: lis
         lock_folder(resumed)
         return resumed
     folder = create_run_folder(args.output, run_id, automatic=not args.run_id)
-    asked = {"argv": argv, "flags": vars(args), "plan": dataclasses.asdict(plan)} | provenance()
+    plan_values = dataclasses.asdict(plan)
+    asked = {"run": uuid.uuid4().hex, "argv": argv, "flags": vars(args), "plan": plan_values} | provenance()
     try:
         create_json(folder / "args.json", asked)
     except FileExistsError:  # on a file system without locks

@@ -29,12 +29,13 @@ def resume_argv(folder: Path, argv: list[str]) -> tuple[list[str], list[str]]:
 
     New flags are appended to the old arguments; a command that names its data set again stands alone.
     """
-    if not (folder / "last.ckpt").exists() and (folder / "args.json").exists():
+    saved = any((folder / name).exists() for name in ("last.ckpt", "previous.ckpt"))
+    if not saved and (folder / "args.json").exists():
         raise UserError(
             f"--resume {folder}: the run has no checkpoint yet; if it ended before its first one, start it again with "
             f"its own command and --run_id {folder.name}"
         )
-    if not (folder / "last.ckpt").exists():
+    if not saved:
         raise UserError(f"--resume {folder}: it has no last.ckpt; name the folder of a pretraining run")
     started: list[str] = read_json(folder / "args.json")["argv"]
     retyped = bool(argv) and not argv[0].startswith("-")

@@ -10,8 +10,9 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from runs.callbacks import ExpectedEnd, NonFiniteLossCheck, ProgressBar, SignalHandler, Throughput
+from runs.callbacks import ExpectedEnd, ProgressBar, SignalHandler, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
+from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
 from utils.plan import Plan
 
@@ -53,14 +54,14 @@ def training_callbacks(
 
     metadata: for backbone.safetensors. resume_command: printed when the run is interrupted.
     """
-    log_every = plan.logging.log_every
-    checkpoint = CheckpointCallback(folder, metadata)
+    finite = NonFiniteLossCheck(plan.logging.log_every, folder)
+    checkpoint = CheckpointCallback(folder, metadata, before_save=finite.check)
     return [
         TruncateMetricsOnResume(),
+        finite,
         Throughput(plan.hardware.processes),
         ExpectedEnd(plan.schedule.total_steps),
         *evaluations,
-        NonFiniteLossCheck(log_every),
         ProgressBar(plan.schedule, plan.logging),
         checkpoint,
         SignalHandler(checkpoint, plan.batch, plan.logging, resume_command),

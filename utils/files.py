@@ -1,20 +1,60 @@
 """Files of a run: atomic writes, JSON, and the rows of metrics.csv."""
 
+import contextlib
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
 
 
+@contextlib.contextmanager
+def replaced_atomically(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file, which takes the place of `path` when it is written whole, and survives a power cut.
+
+    Whatever happens before leaves `path` as it was and nothing beside it; a disk that is full is a UserError.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(e, Exception) and (reason := _reason_of_disk(e)):
+            raise UserError(f"cannot write {path} ({reason}); free some space; what was there is untouched") from e
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason_of_disk(error: BaseException | None) -> str | None:
+    """What the operating system said, also where a library hides its error behind one of its own; None if nothing."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if "os error" in str(error):  # safetensors
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write the whole new file, or leave the old one, whatever happens in between."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    with replaced_atomically(path) as part:
+        part.write_text(text)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

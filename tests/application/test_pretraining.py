@@ -26,8 +26,8 @@ def test_seed_changes_the_weights(tmp_path, few):
 def test_run_folder_holds_the_documented_files_and_numbers(tmp_path, few, capsys):
     main_contrastive.main(["custom", *words("nnclr", tmp_path, *few)[1:], "--run_id", "r"])
     folder = tmp_path / "r"
-    names = {"args.json", "metrics.csv", "last.ckpt", "backbone.safetensors", "summary.json", "curves.png",
-             "neighbours.png", "embedding.png"}  # fmt: skip
+    names = {"args.json", "metrics.csv", "last.ckpt", "previous.ckpt", "backbone.safetensors", "summary.json",
+             "curves.png", "neighbours.png", "embedding.png"}  # fmt: skip
     assert {p.name for p in folder.iterdir()} == names
     args = json.loads((folder / "args.json").read_text())
     assert args["flags"]["queue_size"] == 300

@@ -36,4 +36,4 @@ def test_mistakes_are_refused_before_training_and_leave_no_folder(tmp_path):
 
 def test_non_finite_loss_stops_the_run_with_advice(tmp_path):
     argv = words("simclr", tmp_path, "--lr", "1e30", "--run_id", "r")
-    assert re.search(r"the loss is (nan|inf) at step \d+; try a lower --lr", refused(argv))
+    assert re.search(r"is not finite at step \d+; try a lower --lr", refused(argv))

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runs.callbacks import ExpectedEnd, NonFiniteLossCheck, ProgressBar, SignalHandler, Throughput
-from utils.errors import UserError
+from runs.callbacks import ExpectedEnd, ProgressBar, SignalHandler, Throughput
 
 
 def trainer(step, **more):
@@ -22,16 +21,6 @@ def test_progress_bar_shows_a_knn_accuracy_only_in_the_epoch_that_it_belongs_to(
     lines = capsys.readouterr().out.splitlines()
     assert ["kNN 20 50.0 %" in line for line in lines] == [False, True, False, True, True]
     assert all("loss 1.000" in line for line in lines)
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_non_finite_loss_check_stops_with_advice_where_a_loss_is_logged(loss):
-    check = NonFiniteLossCheck(log_every=10)
-    metrics = {"loss": torch.tensor(loss)}
-    check.on_train_batch_end(trainer(9, logged_metrics=metrics), None)
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step 10; try a lower --lr"):
-        check.on_train_batch_end(trainer(10, logged_metrics=metrics), None)
-    check.on_train_batch_end(trainer(10, logged_metrics={"loss": torch.tensor(1.0)}), None)
 
 
 def test_expected_end_is_printed_once_from_the_speed_so_far(monkeypatch, capsys):

@@ -14,7 +14,7 @@ def test_write_text_atomically_keeps_the_old_file_when_moving_fails(tmp_path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         write_text_atomically(path, "new")
     assert path.read_text() == "old"
 
