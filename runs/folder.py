@@ -15,6 +15,9 @@ from utils.hardware import peak_memory
 from utils.plan import Plan
 from utils.provenance import provenance
 
+AUTO = "auto"  # --resume auto: start the run --run_id, or go on with it
+BEFORE_SAVING = ("args.json", "metrics.csv", "bad_images.txt", "wandb")  # what a run writes before its first checkpoint
+
 
 def new_run_id(requested: str | None, name: str, dataset: str, backbone: str, wandb: bool = False) -> str:
     """Name of a new run folder: as requested, or made from the run's name, its data, its backbone and the time.
@@ -28,16 +31,34 @@ def new_run_id(requested: str | None, name: str, dataset: str, backbone: str, wa
     return "-".join([name, dataset, backbone.replace("/", "_"), time.strftime("%Y%m%d-%H%M%S")])
 
 
-def create_run_folder(output: str, run_id: str) -> Path:
-    """An empty folder for a new run; one that holds another run is refused."""
+def create_run_folder(output: str, run_id: str, again: bool = False) -> Path:
+    """An empty folder for a new run; one that holds another run is refused.
+
+    again: a run that died before its first checkpoint may be started again in its folder.
+    """
     folder = Path(output) / run_id
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not (again and _saved_nothing(folder)):
         raise UserError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --run_id")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"cannot create the run folder {folder} ({e.strerror}); choose another --output") from e
     return folder
+
+
+def _saved_nothing(folder: Path) -> bool:
+    """Whether the folder holds only what a run writes before its first checkpoint."""
+    names = {path.name.removeprefix(".").removesuffix(".part") for path in folder.iterdir()}
+    return "args.json" in names and not (folder / "last.ckpt").exists() and names <= {*BEFORE_SAVING, "last.ckpt"}
+
+
+def discard_unsaved(folder: Path) -> None:
+    """Remove what a run wrote that stops before its first step, so that its name is free again."""
+    if _saved_nothing(folder):
+        for name in ("args.json", "metrics.csv", "bad_images.txt"):
+            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the logs of a dashboard stay
+            folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -58,7 +79,7 @@ def start_run_folder(args: Namespace, plan: Plan, argv: list[str]) -> Path:
     run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
     if launched_rank() != 0:
         return Path(args.output) / run_id
-    folder = create_run_folder(args.output, run_id)
+    folder = create_run_folder(args.output, run_id, again=args.resume == AUTO)
     write_json(
         folder / "args.json",
         {"argv": argv, "flags": vars(args), "plan": dataclasses.asdict(plan)} | provenance(),

@@ -9,6 +9,8 @@ from typing import Any
 
 from utils.errors import UserError
 
+OUTPUT = "trained_models"  # the parent directory of run folders, where --output names no other
+
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write the whole new file, or leave the old one, whatever happens in between."""
