@@ -28,17 +28,10 @@ class SignalHandler(Callback):
         self._signal: int | None = None
         self._old_handlers: dict[int, Any] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._install()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._install()  # again: Lightning has put its own handler for SIGTERM around this one
-
-    def _install(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in stop_signals():
-                old = signal.signal(number, self._on_signal)
-                self._old_handlers.setdefault(number, old)
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """The first signal waits for the end of the step. Only a Ctrl-C after it does not wait.
@@ -55,10 +48,13 @@ class SignalHandler(Callback):
         if number and trainer.global_step:
             raise self._interrupted(trainer, number)
         if number:
-            if trainer.is_global_zero:
-                discard_unsaved(self.checkpoint.folder)
             name = signal.Signals(number).name
             raise Interrupted(f"Stopped by {name} before the first step; nothing to save: start the run again", number)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Free the name of a run that was stopped before it saved anything."""
+        if isinstance(exception, Interrupted) and trainer.is_global_zero:
+            discard_unsaved(self.checkpoint.folder)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -10,7 +10,7 @@ import main_contrastive
 from runs.callbacks import Throughput
 from tests.helpers.commands import start, words
 from tests.helpers.runs import assert_same_run, checkpoint, equal, interrupt_at, refused, slurm_job
-from utils.errors import Interrupted
+from utils.errors import STOP_SIGNALS, Interrupted
 from utils.files import read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
@@ -76,6 +76,19 @@ def test_signal_before_the_first_step_leaves_with_one_line_and_the_run_can_start
         assert "\n" not in str(e.value)
     main_contrastive.main([*argv, "--run_id", "r", "--epochs", "1"])
     assert checkpoint(tmp_path / "r")["global_step"] == 5
+
+
+def test_handlers_are_put_back_when_a_run_stops_or_fails(tmp_path, monkeypatch, argv):
+    def fail(self, *args):
+        raise RuntimeError("defect")
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    stopped([*argv, "--run_id", "stopped"], monkeypatch, 2, signal.SIGTERM)
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
+    monkeypatch.setattr(Throughput, "on_train_batch_end", fail)
+    with pytest.raises(RuntimeError, match="defect"):
+        main_contrastive.main([*argv, "--run_id", "failed"])
+    assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
 
 
 def test_run_of_one_step_per_epoch_stops_after_the_epoch_and_equals_the_whole_run(tmp_path, monkeypatch, argv):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runs.folder import create_run_folder, new_run_id, temporary_on_error, write_bad_images
+from runs.folder import create_run_folder, discard_unsaved, new_run_id, temporary_on_error, write_bad_images
 from utils.errors import UserError
 
 
@@ -45,3 +45,22 @@ def test_write_bad_images_lists_files_with_reasons(tmp_path):
     assert not (tmp_path / "bad_images.txt").exists()
     write_bad_images(tmp_path, {"a.png": "truncated"})
     assert (tmp_path / "bad_images.txt").read_text() == "a.png\ttruncated\n"
+
+
+def test_folder_of_a_run_that_saved_nothing_can_be_taken_again_or_removed(tmp_path):
+    folder = tmp_path / "r"
+    folder.mkdir()
+    for name in ("args.json", "metrics.csv", ".metrics.csv.part"):
+        (folder / name).touch()
+    assert create_run_folder(str(tmp_path), "r", again=True) == folder
+    with pytest.raises(UserError, match="already holds a run"):
+        create_run_folder(str(tmp_path), "r")
+    (folder / "last.ckpt").touch()
+    discard_unsaved(folder)
+    assert (folder / "args.json").exists()
+    with pytest.raises(UserError, match="already holds a run"):
+        create_run_folder(str(tmp_path), "r", again=True)
+    (folder / "last.ckpt").unlink()
+    (folder / ".metrics.csv.part").unlink()
+    discard_unsaved(folder)
+    assert not folder.exists()

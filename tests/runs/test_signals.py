@@ -20,16 +20,15 @@ def handler(folder=None, log_every=1):
 def test_signal_handler_puts_the_old_handlers_back():
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     callback = handler()
-    callback.setup(None, None, "fit")
-    assert all(signal.getsignal(number) == callback._on_signal for number in STOP_SIGNALS)
     callback.on_train_start(None, None)
+    assert all(signal.getsignal(number) == callback._on_signal for number in STOP_SIGNALS)
     callback.teardown(None, None, "fit")
     assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
 
 
 def test_only_ctrl_c_does_not_wait_after_a_signal():
     callback = handler()
-    callback.setup(None, None, "fit")
+    callback.on_train_start(None, None)
     try:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)
@@ -44,7 +43,7 @@ def test_sighup_that_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     callback = handler()
     try:
-        callback.setup(None, None, "fit")
+        callback.on_train_start(None, None)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         callback.teardown(None, None, "fit")
@@ -54,12 +53,15 @@ def test_sighup_that_nohup_ignores_stays_ignored():
 def test_signal_before_the_first_step_frees_the_name_of_the_run(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "args.json").touch()
-    callback = handler(tmp_path / "r")
-    callback.on_train_epoch_start(SimpleNamespace(global_step=0, is_global_zero=True), MODULE)
+    callback, trainer = handler(tmp_path / "r"), SimpleNamespace(global_step=0, is_global_zero=True)
+    callback.on_train_epoch_start(trainer, MODULE)
     callback._on_signal(signal.SIGHUP, None)
     with pytest.raises(Interrupted, match="SIGHUP before the first step") as e:
-        callback.on_train_epoch_start(SimpleNamespace(global_step=0, is_global_zero=True), MODULE)
+        callback.on_train_epoch_start(trainer, MODULE)
     assert e.value.code == 129
+    callback.on_exception(trainer, None, RuntimeError())
+    assert (tmp_path / "r").exists()
+    callback.on_exception(trainer, None, e.value)
     assert not (tmp_path / "r").exists()
 
 
