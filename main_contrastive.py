@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), f"{RESUME} {folder}")
     loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)
     with expected_messages_hidden():
-        trainer = build_trainer(plan, callbacks, loggers, validate=data.val is not None and data.labelled)
+        trainer = build_trainer(plan, folder, callbacks, loggers, validate=data.val is not None and data.labelled)
         trainer.fit(method, datamodule=module, ckpt_path=resume and resume / "last.ckpt", weights_only=True)
     write_summary(folder, plan, time.time() - started)
     rank_zero_print(f"done: {folder}")

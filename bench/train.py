@@ -86,7 +86,7 @@ def whole(settings: Settings, task: Task) -> Work:
         with tempfile.TemporaryDirectory() as folder:
             callbacks = [Throughput(plan.hardware.processes), clock]
             with expected_messages_hidden():
-                trainer = build_trainer(plan, callbacks, [MetricsCSV(Path(folder))], validate=False)
+                trainer = build_trainer(plan, Path(folder), callbacks, [MetricsCSV(Path(folder))], validate=False)
                 trainer.fit(method, datamodule=module)
         return clock.speed()
 

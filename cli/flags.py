@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from cli.parser import Rule
 from utils.arg_types import count, folder_name, number, positive_int
+from utils.files import OUTPUT
 from utils.optim import FlagGroup
 
 DEFAULT_PROJECT = "lookalike"
@@ -34,7 +35,7 @@ def add_common_flags(group: FlagGroup) -> None:
                        help="worker processes (torchvision) or threads (other pipelines); 0 loads in the main "
                        "process")  # fmt: skip
     group.add_argument("--gpus", type=count, nargs="+", metavar="ID", help="GPU ids (default: all)")
-    group.add_argument("--output", default="trained_models", help="parent directory of run folders")
+    group.add_argument("--output", default=OUTPUT, help="parent directory of run folders")
     group.add_argument("--run_id", type=folder_name,
                        help="name of the run folder; default: name, data set, backbone and time")  # fmt: skip
     group.add_argument("--seed", type=count, default=0, help="random seed; the same seed gives the same run")

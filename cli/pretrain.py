@@ -105,7 +105,8 @@ def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str,
     common.add_argument("--method", choices=list(methods), default=DEFAULT_METHOD, help="self-supervised method")
     _add_length_flags(common)
     add_common_flags(common)
-    common.add_argument("--resume", metavar="RUN", help="resume the run in this folder")
+    common.add_argument("--resume", metavar="RUN",
+                        help="resume the run in this folder; auto: start --run_id or go on with it")  # fmt: skip
     description = (methods[name].__doc__ or "").partition("\n")[0]
     method_group = parser.add_argument_group(f"method {name}", description)
     _add_optimization_flags(parser.add_argument_group("optimizer and schedule"))

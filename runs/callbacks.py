@@ -1,8 +1,6 @@
-"""Callbacks of a run: progress bar, throughput, expected end, signals."""
+"""Callbacks of a run: progress bar, throughput, expected end."""
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +9,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from runs.checkpoint import CheckpointCallback
-from runs.lightning_internals import write_step_metrics
-from utils.distributed import sum_over_ranks, world_size
-from utils.errors import Interrupted
 from utils.optim import ScheduleConfig
-from utils.plan import BatchConfig, LoggingConfig
+from utils.plan import LoggingConfig
 
 SHOWN = {  # metric -> its text on the progress bar
     "loss": "loss {:.3f}",
@@ -139,51 +133,3 @@ class Throughput(Callback):
         if seconds > 0 and self._images:
             speed = {"images_per_second": self._images / seconds, "data_wait_fraction": self._waiting / seconds}
             pl_module.log_dict(speed, on_step=False, on_epoch=True, rank_zero_only=True)
-
-
-class SignalHandler(Callback):
-    """Save and leave after the current optimizer step when SIGINT (Ctrl-C) or SIGTERM comes.
-
-    The handlers that were installed before are put back when training ends. resume_command: for the last message.
-    """
-
-    def __init__(self, checkpoint: CheckpointCallback, batch: BatchConfig, logging: LoggingConfig, resume_command: str):
-        self.checkpoint, self.resume_command = checkpoint, resume_command
-        self.accumulate, self.log_every = batch.accumulate, logging.log_every
-        self._stop_requested = False
-        self._old_handlers: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old_handlers[number] = signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        """The first signal waits for the end of the step; a second one does not wait."""
-        self._stop_requested = True
-        self._restore_handlers()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop where an optimizer step ends; after the last one of an epoch, it is evaluated and saved first."""
-        last = batch_idx + 1 == trainer.num_training_batches
-        stepped = (batch_idx + 1) % self.accumulate == 0
-        compared = world_size() == 1 or is_logged(trainer, self.log_every)  # ranks compare only then, to stay fast
-        if stepped and compared and not last and self._any_rank_stopped(pl_module):
-            write_step_metrics(trainer)  # Lightning would write this step's row after this hook
-            self.checkpoint.save(trainer, pl_module)
-            raise Interrupted(f"Interrupted at step {trainer.global_step}. Resume with: {self.resume_command}")
-
-    def _any_rank_stopped(self, pl_module: LightningModule) -> bool:
-        if world_size() == 1:
-            return self._stop_requested
-        return bool(sum_over_ranks(torch.tensor(float(self._stop_requested), device=pl_module.device)))
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._restore_handlers()
-        self._old_handlers.clear()

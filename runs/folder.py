@@ -21,6 +21,7 @@ from utils.hardware import peak_memory
 from utils.plan import Plan
 from utils.provenance import provenance
 
+AUTO = "auto"  # --resume auto: start the run --run_id, or go on with it
 LOCK = ".lock"  # in the run folder, while a process writes there; the system frees it when the process ends
 BEFORE_CHECKPOINT = {"args.json", "metrics.csv", "bad_images.txt", "post_mortem.json", "wandb"}  # and pictures
 LONGEST_NAME = 100  # bytes of --name in an automatic run id; data set, backbone and time follow
@@ -137,11 +138,25 @@ def _content(folder: Path) -> list[Path]:
 
 def _refuse_another_run(folder: Path) -> None:
     """Refuse a folder with anything in it, other than what a run leaves that ended before its first checkpoint."""
-    content = _content(folder)
-    started = any(path.name == "args.json" for path in content)
-    if not content or started and all(_is_before_checkpoint(path) for path in content):
+    if not _content(folder) or _saved_nothing(folder):
         return
     raise UserError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --run_id")
+
+
+def _saved_nothing(folder: Path) -> bool:
+    """Whether the folder holds a run, and only what a run writes before its first checkpoint."""
+    content = _content(folder)
+    return any(p.name == "args.json" for p in content) and all(_is_before_checkpoint(p) for p in content)
+
+
+def discard_unsaved(folder: Path) -> None:
+    """Remove what a run wrote that stops before its first step, so that its name is free again."""
+    if _saved_nothing(folder):
+        for name in ("args.json", "metrics.csv", "bad_images.txt"):
+            (folder / name).unlink(missing_ok=True)
+        release_folders()
+        with contextlib.suppress(OSError):  # the logs of a dashboard stay
+            folder.rmdir()
 
 
 def _is_before_checkpoint(path: Path) -> bool:

@@ -8,17 +8,21 @@ from pathlib import Path
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from runs.callbacks import ExpectedEnd, ProgressBar, SignalHandler, Throughput
+from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
+from runs.signals import SignalHandler
 from utils.plan import Plan
 
 
-def build_trainer(plan: Plan, callbacks: Sequence[Callback], loggers: Sequence[Logger], validate: bool) -> Trainer:
-    """A Trainer with Lightning's loop and DDP; its own progress bar, samplers and checkpoints are off."""
+def build_trainer(
+    plan: Plan, folder: Path, callbacks: Sequence[Callback], loggers: Sequence[Logger], validate: bool
+) -> Trainer:
+    """A Trainer with Lightning's loop and DDP; its own progress bar, samplers, checkpoints and requeueing are off."""
     hardware = plan.hardware
     strategy: Strategy | str = "auto"
     if hardware.processes > 1:
@@ -37,7 +41,9 @@ def build_trainer(plan: Plan, callbacks: Sequence[Callback], loggers: Sequence[L
         log_every_n_steps=plan.logging.log_every,
         logger=list(loggers),
         callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *slurm_without_requeueing()],
+        # Under SLURM Lightning starts from any hpc_ckpt_*.ckpt that lies here. A folder that is never made has none.
+        default_root_dir=folder / "none",
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if validate else 0,
@@ -45,6 +51,16 @@ def build_trainer(plan: Plan, callbacks: Sequence[Callback], loggers: Sequence[L
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def slurm_without_requeueing() -> list[SLURMEnvironment]:
+    """SLURM's ranks as Lightning would read them, where it would; but it saves and requeues nothing by itself.
+
+    It would write hpc_ckpt_1.ckpt at SIGUSR1, and requeue the job while SignalHandler saves the run.
+    """
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # torchrun comes first, within a job too
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
 
 
 def training_callbacks(

@@ -2,9 +2,14 @@
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 
+from utils.distributed import launched_rank
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 NEAR = 0.75  # similarity from which a known name is suggested for an unknown one
 
 
@@ -12,8 +17,16 @@ class UserError(ValueError):
     """A mistake that a user can cause and correct; the message is one line."""
 
 
-class Interrupted(Exception):
-    """The run was interrupted (Ctrl-C, SIGTERM) and saved; the message names the command that resumes it."""
+class Interrupted(BaseException):
+    """The end of a command to which a signal came; the message says what was saved.
+
+    `code` is the exit status of the shells, 128 + signal: 130 SIGINT, 143 SIGTERM, 138 SIGUSR1, 129 SIGHUP. It may come
+    anywhere, as KeyboardInterrupt may, so that no `except Exception` (an unreadable image) can swallow it.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT):
+        super().__init__(message)
+        self.code = 128 + number
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -38,8 +51,36 @@ def _plain(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
+def leave_on_signals() -> None:
+    """Let each of STOP_SIGNALS raise Interrupted; a SIGHUP that nohup ignores stays ignored.
+
+    Worker processes that are forked from this one die of the signal, as they did without a handler.
+    """
+    owner = os.getpid()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        raise Interrupted(f"Stopped by {signal.Signals(number).name}; unfinished work was not saved", number)
+
+    for number in stop_signals():
+        signal.signal(number, leave)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that stop a command: STOP_SIGNALS, without a SIGHUP that nohup ignores."""
+    hung_up = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if not (hung_up and number == signal.SIGHUP))
+
+
 def run_cli(main: Callable[[list[str]], None]) -> None:
-    """Call a command with the arguments of the shell; a user's mistake ends it with one line and status 2."""
+    """Call a command with the arguments of the shell; a user's mistake ends it with one line and status 2.
+
+    A signal to stop ends it with one line too, and the status of that signal.
+    """
+    leave_on_signals()
     try:
         main(sys.argv[1:])
     except UserError as e:
@@ -47,8 +88,9 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
         print(f"error: {str(e).strip().splitlines()[-1].removeprefix('utils.errors.UserError: ')}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as e:
-        print(f"\n{e}", file=sys.stderr)
-        sys.exit(130)
+        if launched_rank() == 0:
+            print(f"\n{e}", file=sys.stderr)
+        sys.exit(e.code)
     except KeyboardInterrupt:
         print("\nInterrupted; unfinished work was not saved", file=sys.stderr)
         sys.exit(130)

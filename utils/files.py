@@ -10,6 +10,8 @@ from typing import Any
 
 from utils.errors import UserError
 
+OUTPUT = "trained_models"  # the parent directory of run folders, where --output names no other
+
 
 @contextlib.contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:

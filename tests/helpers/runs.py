@@ -42,15 +42,15 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert filled[0] == filled[1]
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let a real SIGINT arrive in the middle of a training step, once."""
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
+    """Let a real signal arrive in the middle of a training step, once."""
     original, sent = ProgressBar.on_train_batch_end, []
 
     def send(self, trainer, *args):
         original(self, trainer, *args)
         if trainer.global_step == step and not sent:
             sent.append(step)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(ProgressBar, "on_train_batch_end", send)
 
@@ -61,3 +61,11 @@ def refused(argv: list[str]) -> str:
         main_contrastive.main(argv)
     assert "\n" not in str(e.value)
     return str(e.value)
+
+
+def slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of a SLURM job of one process that srun started."""
+    names = {"NTASKS": "1", "JOB_ID": "4711", "JOB_NAME": "pretrain", "PROCID": "0", "LOCALID": "0", "NODEID": "0",
+             "NODELIST": "localhost", "NNODES": "1"}  # fmt: skip
+    for name, value in names.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runs.callbacks import ExpectedEnd, ProgressBar, SignalHandler, Throughput
+from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 
 
 def trainer(step, **more):
@@ -48,15 +48,3 @@ def test_throughput_counts_source_images_and_waiting_time(monkeypatch):
     callback.on_train_epoch_end(None, module)
     assert logged["images_per_second"] == pytest.approx(2 * 10 / 6)
     assert logged["data_wait_fraction"] == pytest.approx(2 / 6)
-
-
-def test_signal_handler_puts_the_old_handlers_back():
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    batch, logging = SimpleNamespace(accumulate=1), SimpleNamespace(log_every=1)
-    handler = SignalHandler(None, batch, logging, "COMMAND")
-    handler.on_train_start(None, None)
-    assert signal.getsignal(signal.SIGTERM) == handler._on_signal
-    handler.teardown(None, None, "fit")
-    assert signal.getsignal(signal.SIGTERM) == before

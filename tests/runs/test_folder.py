@@ -9,6 +9,7 @@ import pytest
 from runs.folder import (
     FolderLock,
     create_run_folder,
+    discard_unsaved,
     lock_folder,
     new_run_id,
     release_folders,
@@ -176,3 +177,14 @@ def test_processes_that_start_at_once_in_one_folder_have_one_winner(tmp_path):
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert sum("won" in text for text in said) == 1, said
     assert sum("in use by another process" in text for text in said) == 3, said
+
+
+def test_discard_unsaved_frees_the_name_of_a_run_without_a_checkpoint(tmp_path):
+    folder = create_run_folder(str(tmp_path), "r")
+    for name in ("args.json", "metrics.csv", "last.ckpt"):
+        (folder / name).touch()
+    discard_unsaved(folder)
+    assert (folder / "args.json").exists(), "it has a checkpoint"
+    (folder / "last.ckpt").unlink()
+    discard_unsaved(folder)
+    assert not folder.exists()

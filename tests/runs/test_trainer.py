@@ -3,7 +3,16 @@
 import logging
 import warnings
 
-from runs.trainer import expected_messages_hidden
+from runs.trainer import expected_messages_hidden, slurm_without_requeueing
+from tests.helpers.runs import slurm_job
+
+
+def test_slurm_job_requeues_nothing_by_itself_and_torchrun_comes_first(monkeypatch):
+    assert slurm_without_requeueing() == []
+    slurm_job(monkeypatch)
+    assert [e.auto_requeue for e in slurm_without_requeueing()] == [False]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert slurm_without_requeueing() == []
 
 
 def test_expected_messages_are_hidden_and_everything_is_put_back():

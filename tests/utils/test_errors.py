@@ -1,8 +1,19 @@
 """Errors of one line, and suggestions for misspelt names."""
 
+import os
+import signal
+
 import pytest
 
-from utils.errors import Interrupted, UserError, did_you_mean, run_cli
+from utils.errors import STOP_SIGNALS, Interrupted, UserError, did_you_mean, leave_on_signals, run_cli
+
+
+@pytest.fixture(autouse=True)
+def _handlers_put_back():
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_run_cli_prints_a_users_mistake_on_one_line_with_status_2(capsys):
@@ -23,6 +34,24 @@ def test_run_cli_ends_an_interrupted_run_with_status_130(capsys):
         run_cli(interrupt)
     assert e.value.code == 130
     assert "Resume with: COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_run_cli_ends_with_one_line_and_the_status_of_a_signal(capsys, number):
+    with pytest.raises(SystemExit) as e:
+        run_cli(lambda argv: signal.raise_signal(number))
+    assert e.value.code == 128 + number
+    assert capsys.readouterr().err == f"\nStopped by {number.name}; unfinished work was not saved\n"
+
+
+def test_forked_worker_dies_of_the_signal_without_a_line():
+    leave_on_signals()
+    if (child := os.fork()) == 0:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
