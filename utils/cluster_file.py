@@ -108,6 +108,8 @@ def check_same_images(path: str, about: Mapping[str, Any], dataset: str, images:
     if about["dataset"] != dataset:
         raise UserError(f"{path} has the clusters of {about['dataset']}, not of {dataset}; {REMEDY}")
     if about["images"] != images:
-        raise UserError(f"{path} has the clusters of {about['images']} images, {dataset} has {images} here; {REMEDY}")
+        count = about["images"]
+        stated = f"{count:,}" if isinstance(count, int) else str(count)  # a forged file may hold anything
+        raise UserError(f"{path} has the clusters of {stated} images, {dataset} has {images:,} here; {REMEDY}")
     if about["fingerprint"] != fingerprint:
         raise UserError(f"{path} has the clusters of other images of {dataset} (files, order or labels); {REMEDY}")

@@ -274,6 +274,7 @@ class Tiny(pl.LightningModule):
 def fit(folder, *callbacks, **limits):
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                          enable_model_summary=False, callbacks=list(callbacks), **limits)  # fmt: skip
+    write_json(folder / "args.json", {"run": "0123"})
     trainer.fit(Tiny())
     return open_weights(str(folder))
 
