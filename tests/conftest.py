@@ -1,5 +1,8 @@
 """What all tests share."""
 
+import signal
+import threading
+
 import pytest
 import torch
 
@@ -22,6 +25,25 @@ def pytest_terminal_summary(terminalreporter, config):
         head = ("kNN 20 on 2,000 images, seeds 0 1 2", "untrained", "trained", "least gain", "seconds")
         for row in (head, *rows):
             terminalreporter.write_line(f"{row[0]:<38}{row[1]:<20}{row[2]:<20}{row[3]:>10}{row[4]:>9}")
+
+
+@pytest.fixture(autouse=True)
+def default_signals():
+    """Each test, and the processes that it starts, has Python's own signal handlers, also under nohup or in the
+    background, where the shell lets SIGHUP and SIGINT be ignored."""
+
+    def reset():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for name in ("SIGTERM", "SIGHUP", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield
+        return
+    reset()
+    yield
+    reset()
 
 
 @pytest.fixture
