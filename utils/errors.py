@@ -58,7 +58,7 @@ def leave_on_signals() -> None:
     """
     owner = os.getpid()
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def raise_interrupted(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -66,7 +66,7 @@ def leave_on_signals() -> None:
         raise Interrupted(f"Stopped by {signal.Signals(number).name}; unfinished work was not saved", number)
 
     for number in stop_signals():
-        signal.signal(number, leave)
+        signal.signal(number, raise_interrupted)
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
