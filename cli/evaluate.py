@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cli.flags import (
     DASHBOARD_RULES,
+    HARDWARE_RULES,
     OPTIMIZER_RULES,
     add_backbone_flags,
     add_checkpoint_key_flags,
@@ -26,7 +27,7 @@ DEFAULT_RUN_NAME = "evaluation"
 RULES: tuple[Rule, ...] = (
     *OPTIMIZER_RULES,
     *DASHBOARD_RULES,
-    (("gpus",), "--accelerator auto or cuda", lambda a: a.accelerator in ("auto", "cuda")),
+    *HARDWARE_RULES,
     (("baselines", "layer"), "an evaluation", lambda a: bool(a.evaluation)),
 )
 AddFlags = Callable[[FlagGroup], None]

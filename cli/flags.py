@@ -15,6 +15,9 @@ OPTIMIZER_RULES: tuple[Rule, ...] = (
     (("momentum",), "--optimizer sgd or lars", lambda a: a.optimizer != "adamw"),
     (("lr_decay_steps", "lr_decay_factor"), "--scheduler step", lambda a: a.scheduler == "step"),
 )
+HARDWARE_RULES: tuple[Rule, ...] = (
+    (("gpus",), "--accelerator auto or cuda", lambda a: a.accelerator in ("auto", "cuda")),
+)
 DASHBOARD_RULES: tuple[Rule, ...] = ((("entity", "offline"), "--wandb", lambda a: a.wandb),)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from cli.flags import (
     DASHBOARD_RULES,
+    HARDWARE_RULES,
     OPTIMIZER_RULES,
     add_backbone_flags,
     add_checkpoint_key_flags,
@@ -27,6 +28,7 @@ MULTI_CROP_VIEWS = {"crop_scale": [0.14, 1.0]}  # SwAV, sec. 3.3: large crops be
 RULES: tuple[Rule, ...] = (
     *OPTIMIZER_RULES,
     *DASHBOARD_RULES,
+    *HARDWARE_RULES,
     (("small_size", "small_scale"), "--small_views", lambda a: bool(a.small_views)),
     (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
     (
@@ -35,7 +37,6 @@ RULES: tuple[Rule, ...] = (
         lambda a: bool(a.pretrained_feature_extractor),
     ),
     (PREDICTOR_FLAGS, "a predictor", has_predictor),
-    (("gpus",), "--accelerator auto or cuda", lambda a: a.accelerator in ("auto", "cuda")),
 )
 
 

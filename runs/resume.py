@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from runs.checkpoint import LAST, PREVIOUS
 from runs.folder import AUTO
 from utils.errors import UserError
 from utils.files import OUTPUT, read_json
@@ -38,7 +39,7 @@ def pop_resume_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run left a checkpoint in its folder, the last one or the one before."""
-    return any((folder / name).exists() for name in ("last.ckpt", "previous.ckpt"))
+    return any((folder / name).exists() for name in (LAST, PREVIOUS))
 
 
 def _value(argv: list[str], flag: str) -> str | None:
