@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 import threading
 
@@ -44,6 +45,19 @@ def default_signals():
     reset()
     yield
     reset()
+
+
+@pytest.fixture(autouse=True)
+def environment_stays():
+    """A test leaves no variable of the environment behind: a later test would start processes with it."""
+    before = dict(os.environ)
+    yield
+    left = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+    left -= {"PYTEST_CURRENT_TEST"}
+    os.environ.update(before)
+    for name in left - before.keys():
+        del os.environ[name]
+    assert not left, f"the test left these variables of the environment changed: {sorted(left)}"
 
 
 @pytest.fixture

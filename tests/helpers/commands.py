@@ -76,8 +76,10 @@ def words(method, output, *more):
 
 
 def start(argv, **kwargs):
-    """python3 with these words, on one thread and without a GPU; its output in one stream."""
+    """python3 with these words, on one thread, without a GPU and with a Weights & Biases client of its own; its
+    output in one stream."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env.pop("WANDB_SERVICE", None)
     return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
 
