@@ -49,14 +49,21 @@ def default_signals():
 
 @pytest.fixture(autouse=True)
 def environment_stays():
-    """A test leaves no variable of the environment behind: a later test would start processes with it."""
+    """A test leaves no variable of the environment behind: a later test would start processes with it.
+
+    What Lightning's seed_everything sets is taken back here, and a client of Weights & Biases is ended.
+    """
     before = dict(os.environ)
     yield
+    if "WANDB_SERVICE" in os.environ.keys() - before.keys():
+        import wandb
+
+        wandb.teardown()
     left = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
-    left -= {"PYTEST_CURRENT_TEST"}
     os.environ.update(before)
     for name in left - before.keys():
         del os.environ[name]
+    left -= {"PYTEST_CURRENT_TEST", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"}
     assert not left, f"the test left these variables of the environment changed: {sorted(left)}"
 
 

@@ -16,8 +16,6 @@ def no_login(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    yield
-    dashboard._close_client()  # else its address, WANDB_SERVICE, stays for the processes that later tests start
 
 
 class Page:
