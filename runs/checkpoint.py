@@ -182,7 +182,7 @@ class CheckpointCallback(Callback):
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = batch_idx + 1 == trainer.num_training_batches or trainer.global_step == trainer.max_steps
         if stepped and not last and self._is_due(trainer, pl_module):
-            self._begin(trainer, pl_module)
+            self.begin(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs = trainer.current_epoch + 1
@@ -194,7 +194,7 @@ class CheckpointCallback(Callback):
     def save_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to save the end of an epoch, in on_train_epoch_end."""
         self._epoch_ends = True
-        self._begin(trainer, pl_module)
+        self.begin(trainer, pl_module)
         self._epoch_ends = False
 
     def is_saved(self, trainer: Trainer) -> bool:
@@ -204,7 +204,7 @@ class CheckpointCallback(Callback):
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Return when the current step is on the disk; a failure leaves what was there and is an error on all ranks."""
         if not self.is_saved(trainer):
-            self._begin(trainer, pl_module)
+            self.begin(trainer, pl_module)
         if failure := self._finish(trainer, pl_module):
             raise UserError(failure)
 
@@ -234,7 +234,7 @@ class CheckpointCallback(Callback):
         every = self.config.keep_every
         return bool(every) and trainer.is_last_batch and (trainer.current_epoch + 1) % every == 0
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check and copy the state of the current step, and let the writer write it."""
         self.before_save(trainer, pl_module)
         _writer(trainer).wait()
