@@ -222,12 +222,15 @@ class CheckpointCallback(Callback):
         """Whether time or steps ask for a save now, on every rank alike."""
         if self.config.unit == "steps":
             return trainer.global_step % self.config.every == 0
-        compared = world_size() == 1 or is_logged(trainer, self.log_every) or trainer.is_last_batch
-        if self.config.unit != "seconds" or not compared:
+        if self.config.unit != "seconds":
             return False
         late = time.monotonic() - self._last_save >= self.config.every and _writer(trainer).is_idle
+        if world_size() == 1:
+            return late
+        if not (is_logged(trainer, self.log_every) or trainer.is_last_batch):
+            return False
         first_rank_says = torch.tensor(float(late and trainer.is_global_zero), device=pl_module.device)
-        return bool(sum_over_ranks(first_rank_says) > 0) if world_size() > 1 else late
+        return bool(sum_over_ranks(first_rank_says) > 0)
 
     def _is_kept(self, trainer: Trainer) -> bool:
         """Whether the epoch that ends now is one of --keep_every; the last step of a run may cut an epoch short."""
