@@ -1,6 +1,8 @@
 """Cost of a checkpoint a minute: the application's whole run for a minute, with a save at its beginning or without.
 
-The writer's thread shares the cores of the row with the training; with one core its work is counted in full.
+The writer's thread shares the one core of the row with the training, so its work is counted in full. On a CPU time is
+processor time of all threads: on that one core it is what a clock shows where nothing else runs, and other work on the
+machine changes it less.
 """
 
 import logging
@@ -32,16 +34,14 @@ ONLY_WHEN_ASKED = CheckpointConfig(1e9, "seconds")
 class Minute(Callback):
     """Count the images of a minute after the first few steps; save at its beginning where `checkpoint` is given.
 
-    rate: images per second. cpu_rate: images per second of processor time of all threads, which other work on the
-    machine changes less. blocked: seconds that the training thread spent on the save. written: seconds until the files
-    were on the disk.
+    rate: images per second. blocked: seconds that the training thread spent on the save.
     """
 
-    def __init__(self, batch_size: int, checkpoint: CheckpointCallback | None):
+    def __init__(self, batch_size: int, cuda: bool, checkpoint: CheckpointCallback | None):
         self.batch_size, self.checkpoint = batch_size, checkpoint
-        self.done, self.start, self.cpu_start = 0, 0.0, 0.0
-        self.rate = self.cpu_rate = 0.0
-        self.blocked = self.written = 0.0
+        self.clock = time.perf_counter if cuda else time.process_time
+        self.own_clock = time.perf_counter if cuda else time.thread_time
+        self.done, self.start, self.rate, self.blocked = 0, 0.0, 0.0, 0.0
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.rate:  # Lightning finishes what it began
@@ -49,20 +49,14 @@ class Minute(Callback):
         self.done += 1
         if self.done == WARM:
             synchronize()
-            self.start, self.cpu_start = time.perf_counter(), time.process_time()
+            self.start, before = self.clock(), self.own_clock()
             if self.checkpoint:
                 self.checkpoint.begin(trainer, pl_module)
-                self.blocked = time.perf_counter() - self.start
-        elif self.done > WARM:
-            seconds = time.perf_counter() - self.start
-            if self.checkpoint and not self.written and trainer.strategy.checkpoint_io.writer.is_idle:
-                self.written = seconds
-            if seconds >= MINUTE:
-                synchronize()
-                images = (self.done - WARM) * self.batch_size
-                self.rate = images / (time.perf_counter() - self.start)
-                self.cpu_rate = images / (time.process_time() - self.cpu_start)
-                trainer.should_stop = True
+                self.blocked = self.own_clock() - before
+        elif self.done > WARM and self.clock() - self.start >= MINUTE:
+            synchronize()
+            self.rate = (self.done - WARM) * self.batch_size / (self.clock() - self.start)
+            trainer.should_stop = True
 
 
 def minute(settings: Settings, task: Task, save: bool) -> Work:
@@ -83,19 +77,21 @@ def minute(settings: Settings, task: Task, save: bool) -> Work:
             write_json(folder / "args.json", {"run": name})
             finite = NonFiniteLossCheck(plan.logging.log_every, folder)
             checkpoint = CheckpointCallback(folder, {}, ONLY_WHEN_ASKED, before_save=finite.check_before_save)
-            clock = Minute(plan.batch.global_batch, checkpoint if save else None)
+            clock = Minute(plan.batch.global_batch, accelerator == "cuda", checkpoint if save else None)
             callbacks = [finite, *([checkpoint] if save else []), clock]
             with expected_messages_hidden():
                 trainer = build_trainer(plan, folder, callbacks, [MetricsCSV(folder)], validate=False)
                 trainer.fit(method, datamodule=module)
-            clocks.append(clock)
             if save:
+                clocks.append(clock)
                 sizes.append((folder / LAST).stat().st_size)
         return clock.rate
 
     def facts() -> dict[str, Any]:
-        names = ("cpu_rate", "blocked", "written") if save else ("cpu_rate",)
-        medians = {name: statistics.median(getattr(clock, name) for clock in clocks[1:] or clocks) for name in names}
-        return medians | {"precision": plan.hardware.precision} | ({"checkpoint_bytes": sizes[-1]} if save else {})
+        about: dict[str, Any] = {"precision": plan.hardware.precision}
+        if save:
+            blocked = statistics.median(clock.blocked for clock in clocks)
+            about |= {"seconds_blocked": blocked, "checkpoint_bytes": sizes[-1]}
+        return about
 
     return Work(once, facts)

@@ -84,7 +84,7 @@ def test_run_killed_and_resumed_from_its_last_checkpoint_equals_the_whole_run(
 
 def test_kept_epoch_can_be_evaluated(tmp_path, few):
     main_contrastive.main(["custom", *words("simclr", tmp_path, *few, "--run_id", "r", "--keep_every", "2")[1:]])
-    evaluate_run(tmp_path, "r/epoch-00002.ckpt", few, "--evaluation", "knn")
+    evaluate_run(tmp_path, "r/epoch-00002.ckpt", few)
     tensors = torch.load(tmp_path / "r" / "epoch-00002.ckpt", weights_only=True)
     assert tensors["global_step"] == 10
     assert not equal(tensors["state_dict"], checkpoint(tmp_path / "r")["state_dict"])
