@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from backbones.build import choose_stem
 from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
@@ -53,9 +53,13 @@ def backbone_metadata(plan: Mapping[str, Any]) -> dict[str, str]:
 
 def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> None:
     """Write the backbone's tensors atomically as .safetensors, under the names of its own library."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
+    save_tensors(path, backbone.state_dict(), metadata)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors atomically as .safetensors."""
     with replaced_atomically(path) as part:
-        save_file(tensors, part, metadata)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
 
 
 def find_weights(source: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bench import dali, lightly, train, usual, views
+from bench import checkpoints, dali, lightly, train, usual, views
 from bench.evaluation import evaluation
 from bench.kmeans import kmeans
 from bench.sides import Make, Settings, Work
@@ -137,6 +137,14 @@ def train_rows(cuda: bool) -> dict[str, Row]:
     }
 
 
+def checkpoint_rows() -> dict[str, Row]:
+    """The same training with and without a save, on one core, which the writer then shares with the training."""
+    task = Task("--method simclr --optimizer adamw --lr 0.001", 16, 10**6)
+    sides = [partial(checkpoints.minute, task=task, save=save) for save in (True, False)]
+    row = Row("images/s", ("a checkpoint a minute", sides[0]), ("no checkpoint", sides[1]), cores=1, reads="cifar")
+    return {"checkpoint-minute": row}
+
+
 def evaluation_rows() -> dict[str, Row]:
     def clusters(n: int, d: int, k: int) -> Row:
         ours, theirs = (partial(kmeans, backend=b, n=n, d=d, k=k) for b in ("torch", "faiss"))
@@ -153,4 +161,4 @@ def evaluation_rows() -> dict[str, Row]:
 
 
 def all_rows() -> dict[str, Row]:
-    return view_rows() | growth_rows() | train_rows(torch.cuda.is_available()) | evaluation_rows()
+    return view_rows() | growth_rows() | train_rows(torch.cuda.is_available()) | checkpoint_rows() | evaluation_rows()

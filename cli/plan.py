@@ -12,6 +12,7 @@ from utils.optim import OptimizerConfig, ScheduleConfig
 from utils.plan import (
     BackboneConfig,
     BatchConfig,
+    CheckpointConfig,
     DashboardConfig,
     HardwareConfig,
     LoggingConfig,
@@ -48,6 +49,7 @@ def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -
             knn_k=tuple(k for k in args.knn_k if k <= training_set.labelled_images),
             dashboard=dashboard_config(args, args.method),
         ),
+        checkpoint=CheckpointConfig(args.checkpoint_every[0], args.checkpoint_every[1], args.keep_every),
     )
 
 
@@ -151,6 +153,7 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
         f"({optimizer.name}, weight decay {optimizer.weight_decay:g})",
         "schedule": schedule.name + warmup,
         "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
+        "checkpoints": _checkpoints(plan.checkpoint),
     }
     if batch.accumulate > 1:
         rows["accumulation"] = f"negatives, batch norm and correlations see {batch.forward_batch} images at a time"
@@ -175,6 +178,18 @@ def _augmentations(views: ViewsConfig) -> str:
         f"crop {_text(views.crop_scale)}, flip {views.flip:g}, jitter {views.jitter:g} ({strengths}), "
         f"gray {views.gray:g}, blur {_text(views.blur)}, solarize {_text(views.solarize)}"
     )
+
+
+def _checkpoints(checkpoint: CheckpointConfig) -> str:
+    """When checkpoints are written, in words."""
+    number, unit = checkpoint.every, checkpoint.unit
+    if unit == "seconds":
+        length, unit = next((n, name) for n, name in ((3600, "h"), (60, "min"), (1, "s")) if number >= n or n == 1)
+        number /= length
+    elif number == 1:
+        unit = unit.removesuffix("s")
+    kept = checkpoint.keep_every
+    return f"every {number:g} {unit}, and at the end of the run" + f"; one is kept every {kept} epochs" * bool(kept)
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ from cli.flags import (
     view_size,
 )
 from cli.parser import Parser, Rule, check_used
-from utils.arg_types import area_share, count, nonnegative_float, positive_float, positive_int, probability
+from utils.arg_types import area_share, count, interval, nonnegative_float, positive_float, positive_int, probability
 from utils.errors import UserError, did_you_mean
 from utils.heads import PREDICTOR_FLAGS, has_predictor
 from utils.optim import FlagGroup, add_optimizer_flags
@@ -187,6 +187,12 @@ def _add_logging_flags(g: FlagGroup) -> None:
     g.add_argument("--knn_every", type=count, default=5, help="epochs between two kNN evaluations; 0 for none")
     g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K",
                    help="numbers of nearest neighbours of the kNN evaluation")  # fmt: skip
+    g.add_argument("--checkpoint_every", type=interval, default="1epoch", metavar="INTERVAL",
+                   help="time, steps or epochs between two checkpoints, such as 15m (or s, h), 500steps or 1epoch; the "
+                   "end of the run is saved too")  # fmt: skip
+    g.add_argument("--keep_every", type=count, default=0, metavar="EPOCHS",
+                   help="epochs between two checkpoints that stay in the run folder as epoch-00010.ckpt; 0 for "
+                   "none")  # fmt: skip
     add_dashboard_flags(g, "the method")
 
 

@@ -3,8 +3,11 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import struct
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,17 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from backbones.load import save_backbone
+from backbones.load import save_tensors
+from runs.background import BackgroundWriter, copy_to_cpu
+from runs.callbacks import is_logged
 from runs.lightning_internals import mark_epoch_completed
-from utils.distributed import rank_zero_print, sum_over_ranks
+from utils.distributed import rank_zero_print, sum_over_ranks, world_size
 from utils.errors import UserError
 from utils.files import read_json, replaced_atomically, sync
+from utils.plan import CheckpointConfig
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+BACKBONE = "backbone."  # what the names of the backbone's tensors begin with
 DIGEST_BYTES = 64  # SHA-256 in hexadecimal, as the comment of the zip archive that a checkpoint is
 BLOCK_BYTES = 2**22
 
@@ -57,26 +64,37 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints of tensors and plain values: written beside the old one and moved over it, read without code.
 
     The one that last.ckpt replaces is kept as previous.ckpt, and read where last.ckpt is damaged or missing.
+    Saving copies the state and returns; the thread of `writer` writes, and `writer.wait` tells whether that failed.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.failure: str | None = None  # why the newest save failed; an error here would leave the other ranks waiting
+        self.writer = BackgroundWriter()
         self._intact: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path, self.failure = Path(path), None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced_atomically(path) as part:
-                with part.open("wb") as f:
-                    torch.save(checkpoint, f)
-                seal(part)
-                sync(part)
-                self._keep(path)
-            self._intact.add(path)
-        except UserError as e:
-            self.failure = str(e)
+        """Begin a save, after the end of the one before.
+
+        storage_options: functions of the copied checkpoint, or None, called in their order once it is on the disk.
+        """
+        self.writer.clear()
+        state = copy_to_cpu(checkpoint)
+        afterwards = [partial(job, state) for job in storage_options or ()]
+        self.writer.start(partial(self._write, state, Path(path)), *afterwards)
+
+    def teardown(self) -> None:
+        """Wait for the save that is under way, whatever ends the run."""
+        self.writer.wait()
+
+    def _write(self, state: dict[str, Any], path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_atomically(path) as part:
+            with part.open("wb") as f:
+                torch.save(state, f)
+            seal(part)
+            sync(part)
+            self._keep(path)
+        self._intact.add(path)
 
     def _keep(self, path: Path) -> None:
         """Make last.ckpt previous.ckpt, unless it is damaged: then the older one is the better one."""
@@ -123,8 +141,10 @@ def read_checkpoint(path: Path, map_location: Any = None) -> dict[str, Any]:
 
 
 class CheckpointCallback(Callback):
-    """Save last.ckpt and backbone.safetensors after every epoch, and when `save` is called.
+    """Save last.ckpt and backbone.safetensors when `config` says so, at the end of the run, and when `save` is called.
 
+    Ranks agree without a message: on steps and epochs by counting. By time the first rank's clock decides; several
+    ranks ask it only where numbers are logged (every `log_every` steps) and where an epoch ends.
     metadata: written into backbone.safetensors, with the numbers of completed epochs and optimizer steps.
     before_save: called on every rank; its error prevents the save.
     """
@@ -133,11 +153,16 @@ class CheckpointCallback(Callback):
         self,
         folder: Path,
         metadata: dict[str, str],
+        config: CheckpointConfig | None = None,
+        log_every: int = 1,
         before_save: Callable[[Trainer, LightningModule], None] = lambda *_: None,
     ):
-        self.folder, self.metadata, self.before_save = folder, metadata, before_save
+        self.folder, self.metadata, self.config = folder, metadata, config or CheckpointConfig()
+        self.log_every, self.before_save = log_every, before_save
         self._epoch_ends = False
-        self._failure: str | None = None
+        self._saved_step = 0  # the step that the newest save holds, also while it is written
+        self._last_save = 0.0  # seconds on the clock
+        self._is_reported = True
         self._run: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -145,41 +170,99 @@ class CheckpointCallback(Callback):
         settings = self.folder / "args.json"
         self._run = read_json(settings).get("run") if trainer.is_global_zero or settings.exists() else None
 
-    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both files for the current step; a failure leaves what was there and is an error on every rank."""
-        self.before_save(trainer, pl_module)
-        self._failure = self._write(trainer, pl_module)
-        if self._failure:
-            raise UserError(self._failure)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step, self._last_save = trainer.global_step, time.monotonic()
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
-        """Write both files; why that failed, on every rank, or None."""
-        trainer.save_checkpoint(self.folder / LAST)
-        failure: str | None = getattr(trainer.strategy.checkpoint_io, "failure", None)
-        if trainer.is_global_zero and not failure:
-            # Lightning counts an epoch only after its last hook; the last step of a run may cut an epoch short.
-            epochs = trainer.current_epoch + (self._epoch_ends and trainer.is_last_batch)
-            metadata = self.metadata | {"epochs": str(epochs), "steps": str(trainer.global_step)}
-            try:
-                save_backbone(self.folder / "backbone.safetensors", pl_module.get_submodule("backbone"), metadata)
-            except UserError as e:
-                failure = str(e)
-        failed = sum_over_ranks(torch.tensor(float(failure is not None), device=pl_module.device))
-        return (failure or "the first rank could not save") if failed > 0 else None
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch; what is due at its last step, or at that of the run, is saved by on_train_epoch_end."""
+        if _writer(trainer).is_idle:
+            self._report(trainer)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        last = batch_idx + 1 == trainer.num_training_batches or trainer.global_step == trainer.max_steps
+        if stepped and not last and self._is_due(trainer, pl_module):
+            self.begin(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save; a full disk does not end the training: the next save may find room."""
-        self.before_save(trainer, pl_module)
+        epochs = trainer.current_epoch + 1
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps or epochs == trainer.max_epochs
+        by_epochs = self.config.unit == "epochs" and epochs % self.config.every == 0
+        if ends or by_epochs or self._is_kept(trainer) or self._is_due(trainer, pl_module):
+            self.save_epoch(trainer, pl_module)
+
+    def save_epoch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to save the end of an epoch, in on_train_epoch_end."""
         self._epoch_ends = True
-        self._failure = self._write(trainer, pl_module)
+        self.begin(trainer, pl_module)
         self._epoch_ends = False
-        if self._failure:
-            rank_zero_print(f"  warning: {self._failure}; training goes on and saves again after the next epoch")
+
+    def is_saved(self, trainer: Trainer) -> bool:
+        """Whether the current step is in a checkpoint, or is being written; equal on all ranks."""
+        return self._saved_step == trainer.global_step
+
+    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Return when the current step is on the disk; a failure leaves what was there and is an error on all ranks."""
+        if not self.is_saved(trainer):
+            self.begin(trainer, pl_module)
+        if failure := self._finish(trainer, pl_module):
+            raise UserError(failure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run whose last save failed is not done."""
-        if self._failure:
-            raise UserError(f"the end of the run is not saved: {self._failure}; resume the run to train it again")
+        if failure := self._finish(trainer, pl_module):
+            raise UserError(f"the end of the run is not saved: {failure}; resume the run to train it again")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the save that is under way end, and tell if it failed."""
+        _writer(trainer).wait()
+        self._report(trainer, then="")
+
+    def _is_due(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Whether time or steps ask for a save now, on every rank alike."""
+        if self.config.unit == "steps":
+            return trainer.global_step % self.config.every == 0
+        if self.config.unit != "seconds":
+            return False
+        late = time.monotonic() - self._last_save >= self.config.every and _writer(trainer).is_idle
+        if world_size() == 1:
+            return late
+        if not (is_logged(trainer, self.log_every) or trainer.is_last_batch):
+            return False
+        first_rank_says = torch.tensor(float(late and trainer.is_global_zero), device=pl_module.device)
+        return bool(sum_over_ranks(first_rank_says) > 0)
+
+    def _is_kept(self, trainer: Trainer) -> bool:
+        """Whether the epoch that ends now is one of --keep_every; the last step of a run may cut an epoch short."""
+        every = self.config.keep_every
+        return bool(every) and trainer.is_last_batch and (trainer.current_epoch + 1) % every == 0
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check and copy the state of the current step, and let the writer write it."""
+        self.before_save(trainer, pl_module)
+        _writer(trainer).wait()
+        self._report(trainer)
+        # Lightning counts an epoch only after its last hook; the last step of a run may cut an epoch short.
+        epochs = trainer.current_epoch + (self._epoch_ends and trainer.is_last_batch)
+        metadata = self.metadata | {"epochs": str(epochs), "steps": str(trainer.global_step)}
+        jobs = [partial(_write_backbone, self.folder / "backbone.safetensors", metadata)]
+        if self._epoch_ends and self._is_kept(trainer):
+            jobs.append(partial(_link, self.folder / LAST, self.folder / f"epoch-{epochs:05}.ckpt"))
+        trainer.save_checkpoint(self.folder / LAST, storage_options=jobs)
+        self._saved_step, self._last_save, self._is_reported = trainer.global_step, time.monotonic(), False
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+        """Wait for the newest save, and try it once more where it failed; why it failed, on every rank, or None."""
+        failure = _writer(trainer).retry()
+        self._is_reported = True
+        failed = sum_over_ranks(torch.tensor(float(failure is not None), device=pl_module.device))
+        return (failure or "the first rank could not save") if failed > 0 else None
+
+    def _report(self, trainer: Trainer, then: str = "; training goes on, and the next save is tried") -> None:
+        """Tell once that a save failed; a full disk does not end the training: the next save may find room."""
+        if not self._is_reported and (failure := _writer(trainer).failure):
+            rank_zero_print(f"  warning: {failure}{then}")
+            self._is_reported = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self._run
@@ -193,3 +276,28 @@ class CheckpointCallback(Callback):
                 f"the checkpoint in {self.folder} belongs to another run; put back that of this run, or start a new "
                 f"run with --pretrained_feature_extractor"
             )
+
+
+def _writer(trainer: Trainer) -> BackgroundWriter:
+    """The writer of the run's checkpoints; on the other ranks one that is never at work."""
+    io = trainer.strategy.checkpoint_io
+    assert isinstance(io, AtomicCheckpointIO)
+    return io.writer
+
+
+def _write_backbone(path: Path, metadata: dict[str, str], checkpoint: dict[str, Any]) -> None:
+    """Write the backbone of a checkpoint under the names of its own library."""
+    tensors = {k.removeprefix(BACKBONE): v for k, v in checkpoint["state_dict"].items() if k.startswith(BACKBONE)}
+    save_tensors(path, tensors, metadata)
+
+
+def _link(source: Path, target: Path, _: dict[str, Any]) -> None:
+    """Keep a file under a second name, as a hard link; a file system without them gets a copy."""
+    if target.exists() and target.samefile(source):
+        return
+    with replaced_atomically(target) as part:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)

@@ -28,12 +28,13 @@ class NonFiniteLossCheck(Callback):
     def __init__(self, log_every: int, folder: Path) -> None:
         self.log_every, self.folder = log_every, folder
         self._step = 0  # optimizer steps that were seen
+        self._is_checked = False  # nothing was trained since `check`
         self._first_bad: dict[str, Tensor] = {}  # name -> step at which it first was not finite, on the device
         self._last_finite: dict[str, Tensor] = {}  # name -> its value before that
         self._batches: deque[tuple[int, float, Tensor]] = deque(maxlen=REMEMBERED)  # (step, learning rate, indices)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step
+        self._step, self._is_checked = trainer.global_step, False
         self._batches.clear()
         for name in ("loss", "gradient norm"):
             self._first_bad[name] = torch.tensor(NEVER, device=pl_module.device)
@@ -42,6 +43,7 @@ class NonFiniteLossCheck(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._is_checked = False
         stepped = trainer.global_step > self._step  # an accumulated batch belongs to the step that comes
         self._step = trainer.global_step
         step = self._step if stepped else self._step + 1
@@ -66,6 +68,12 @@ class NonFiniteLossCheck(Callback):
         now = torch.tensor(max(self._step, trainer.global_step), device=pl_module.device)
         weights = torch.where(_all_finite(held, pl_module.device), NEVER, now)
         self._stop_if_bad(trainer, pl_module, self._first_bad | {"state of weights and optimizer": weights})
+        self._is_checked = True
+
+    def check_before_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check, unless that was done since the last batch, as it is where an epoch ends."""
+        if not self._is_checked:
+            self.check(trainer, pl_module)
 
     def _watch(self, name: str, value: Tensor, step: int) -> None:
         """Add a value to the flags; nothing here waits for the device."""

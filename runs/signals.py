@@ -45,9 +45,10 @@ class SignalHandler(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop between two epochs, where the last one is evaluated, saved and logged, or before the first step."""
         number = self._signal_of_any_rank(pl_module)
-        if number and trainer.global_step:
+        if number and trainer.global_step and self.checkpoint.is_saved(trainer):
+            self.checkpoint.save(trainer, pl_module)  # waits until it is on the disk
             raise self._interrupted(trainer, number)
-        if number:
+        if number and not trainer.global_step:
             name = signal.Signals(number).name
             raise Interrupted(f"Stopped by {name} before the first step; nothing to save: start the run again", number)
 
@@ -67,6 +68,11 @@ class SignalHandler(Callback):
             write_step_metrics(trainer)  # Lightning would write this step's row after this hook
             self.checkpoint.save(trainer, pl_module)
             raise self._interrupted(trainer, number)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch, where CheckpointCallback did not, so that the run can stop before the next one."""
+        if not self.checkpoint.is_saved(trainer) and self._signal_of_any_rank(pl_module):
+            self.checkpoint.save_epoch(trainer, pl_module)
 
     def _interrupted(self, trainer: Trainer, number: int) -> Interrupted:
         return Interrupted(f"Interrupted at step {trainer.global_step}. Resume with: {self.resume_command}", number)

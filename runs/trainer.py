@@ -71,7 +71,7 @@ def training_callbacks(
     metadata: for backbone.safetensors. resume_command: printed when the run is interrupted.
     """
     finite = NonFiniteLossCheck(plan.logging.log_every, folder)
-    checkpoint = CheckpointCallback(folder, metadata, before_save=finite.check)
+    checkpoint = CheckpointCallback(folder, metadata, plan.checkpoint, plan.logging.log_every, finite.check_before_save)
     return [
         TruncateMetricsOnResume(),
         finite,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import usual, views
+from bench import checkpoints, usual, views
 from bench.rows import all_rows
 from bench.sides import Settings, SideError
 from bench.table import attempt, draw_digits, markdown, parse
@@ -91,6 +91,18 @@ def test_read_gives_the_run_that_the_baselines_train(tmp_path):
     assert settings == ("small", 32, 64, (0.0,))
     assert (args.hidden_mlp, args.proj_dim) == (usual.HIDDEN, usual.EMBEDDING)
     assert (len(data.train), data.classes) == (1797, 10)
+
+
+@pytest.mark.slow
+def test_round_with_a_save_writes_a_checkpoint_and_tells_what_it_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MINUTE", 0.0)
+    settings, task = Settings(None, draw_digits(tmp_path), 0.0), Task("--method simclr", 2, 10**6, quarter=True)
+    with_save, without = (checkpoints.minute(settings, task, save) for save in (True, False))
+    assert min(with_save.round(), without.round()) > 0
+    facts = with_save.facts()
+    assert facts["seconds_blocked"] > 0
+    assert facts["checkpoint_bytes"] > 2**20
+    assert set(without.facts()) == {"precision"}
 
 
 @pytest.mark.parametrize("stem", ["small", "imagenet"])

@@ -11,6 +11,7 @@ from data.pipelines.choose import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
+from runs.background import copy_to_cpu
 from tests.helpers.commands import small
 from tests.helpers.dali import with_dali
 from tests.helpers.images import class_folders, digit_files
@@ -95,3 +96,11 @@ def test_run_learns(tmp_path, method, more):
     knn = [float(row["knn_20"]) for row in rows if row.get("knn_20")]
     assert knn[-1] > 50
     assert all(np.isfinite(float(row["loss"])) for row in rows if row["loss"])
+
+
+def test_state_is_copied_into_pinned_memory_before_the_next_step_changes_it():
+    weights = [torch.full((1000, 1000), float(i), device="cuda") for i in range(5)]
+    copies = copy_to_cpu({"state": weights})["state"]
+    for weight in weights:
+        weight.zero_()
+    assert all(copied.is_pinned() and bool((copied == i).all()) for i, copied in enumerate(copies))

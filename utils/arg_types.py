@@ -1,12 +1,14 @@
-"""Types of command-line arguments: numbers within bounds and names of folders, with one form of error message."""
+"""Types of command-line arguments: numbers, intervals and names of folders, with one form of error message."""
 
 import argparse
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
 CONTROL = ("Cc", "Zl", "Zp")  # control characters, and the separators that end a line
+SECONDS = {"s": 1, "m": 60, "h": 3600}
 LONGEST_NAME = 200  # bytes; file systems allow 255, and files beside the folder have longer names
 
 
@@ -36,6 +38,19 @@ positive_float = number(float, 0, above=True)
 nonnegative_float = number(float, 0)
 probability = number(float, 0, 1)
 area_share = number(float, 0, 1, above=True)
+
+
+def interval(text: str) -> tuple[float, str]:
+    """An argparse type: an interval as (number, unit); the unit is seconds (90s, 15m, 1.5h), steps or epochs."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh])|([0-9]+)(step|epoch)s?", text)
+    seconds, unit, whole, counted = match.groups() if match else ("0", "s", None, None)
+    number, name = (int(whole), f"{counted}s") if whole else (float(seconds) * SECONDS[unit], "seconds")
+    if not number:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, needs a number above 0 with its unit: s, m or h for a time, steps or epochs for a count, "
+            f"such as 15m, 500steps or 1epoch"
+        )
+    return number, name
 
 
 def folder_name(text: str) -> str:

@@ -118,6 +118,18 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written: every so many `unit` ("seconds", "steps" or "epochs"), and at the end of the run.
+
+    keep_every: epochs between two checkpoints that stay for later analysis, 0 for none.
+    """
+
+    every: float = 1
+    unit: str = "epochs"
+    keep_every: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
     """A whole pretraining run. probe_lr: learning rate of the online probe, not scaled to the batch."""
 
@@ -132,3 +144,4 @@ class Plan:
     training_set: TrainingSet
     backbone: BackboneConfig
     logging: LoggingConfig
+    checkpoint: CheckpointConfig

@@ -4,14 +4,15 @@ import signal
 import time
 
 import pytest
+import torch
 
 import main_contrastive
 from methods import METHODS
 from runs.callbacks import ProgressBar
-from tests.helpers.commands import start, words
+from tests.helpers.commands import evaluate_run, start, words
 from tests.helpers.runs import assert_same_run, checkpoint, equal, interrupt_at, refused
 from utils.errors import Interrupted
-from utils.files import read_metrics
+from utils.files import read_json, read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
 
@@ -58,9 +59,11 @@ def test_run_interrupted_at_the_edge_of_an_epoch_equals_the_whole_run(tmp_path, 
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("step", [6, 9, 13])
-def test_run_killed_and_resumed_from_the_last_epoch_equals_the_whole_run(tmp_path, monkeypatch, few, step):
-    """No warning, as by a power cut: the run goes on from the end of the epoch before."""
+@pytest.mark.parametrize(("step", "every", "saved"), [(6, "1epoch", 5), (9, "4steps", 8), (13, "1epoch", 10)])
+def test_run_killed_and_resumed_from_its_last_checkpoint_equals_the_whole_run(
+    tmp_path, monkeypatch, few, step, every, saved
+):
+    """No warning, as by a power cut: the run goes on from the end of the epoch before, or from within the epoch."""
     argv = ["custom", *words("nnclr", tmp_path, *few)[1:]]
     main_contrastive.main([*argv, "--run_id", "whole"])
 
@@ -71,10 +74,21 @@ def test_run_killed_and_resumed_from_the_last_epoch_equals_the_whole_run(tmp_pat
     with monkeypatch.context() as m:
         m.setattr(ProgressBar, "on_train_batch_end", die)
         with pytest.raises(RuntimeError, match="power cut"):
-            main_contrastive.main([*argv, "--run_id", "killed"])
-    assert checkpoint(tmp_path / "killed")["global_step"] == step // 5 * 5
-    main_contrastive.main(["--resume", str(tmp_path / "killed")])
+            main_contrastive.main([*argv, "--run_id", "killed", "--checkpoint_every", every, "--keep_every", "1"])
+    assert checkpoint(tmp_path / "killed")["global_step"] == saved
+    main_contrastive.main(["--resume", str(tmp_path / "killed"), "--checkpoint_every", "15m", "--keep_every", "3"])
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    kept = {f"epoch-{epoch:05}.ckpt" for epoch in (*range(1, step // 5 + 1), 3)}
+    assert {path.name for path in (tmp_path / "killed").glob("epoch-*")} == kept
+
+
+def test_kept_epoch_can_be_evaluated(tmp_path, few):
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *few, "--run_id", "r", "--keep_every", "2")[1:]])
+    evaluate_run(tmp_path, "r/epoch-00002.ckpt", few)
+    tensors = torch.load(tmp_path / "r" / "epoch-00002.ckpt", weights_only=True)
+    assert tensors["global_step"] == 10
+    assert not equal(tensors["state_dict"], checkpoint(tmp_path / "r")["state_dict"])
+    assert read_json(tmp_path / "evaluated" / "summary.json")
 
 
 def test_finished_run_resumes_without_training(tmp_path, few):

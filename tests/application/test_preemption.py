@@ -91,8 +91,9 @@ def test_handlers_are_put_back_when_a_run_stops_or_fails(tmp_path, monkeypatch, 
     assert {number: signal.getsignal(number) for number in STOP_SIGNALS} == before
 
 
-def test_run_of_one_step_per_epoch_stops_after_the_epoch_and_equals_the_whole_run(tmp_path, monkeypatch, argv):
-    argv = [*argv, "--batch_size", "60", "--epochs", "6"]
+@pytest.mark.parametrize("every", ["1epoch", "2h"])
+def test_run_of_one_step_per_epoch_stops_after_the_epoch_and_equals_the_whole_run(tmp_path, monkeypatch, argv, every):
+    argv = [*argv, "--batch_size", "60", "--epochs", "6", "--checkpoint_every", every]
     main_contrastive.main([*argv, "--run_id", "whole"])
     stopped([*argv, "--run_id", "r"], monkeypatch, 2, signal.SIGUSR1)
     assert checkpoint(tmp_path / "r")["global_step"] == 2
@@ -165,7 +166,8 @@ def test_other_logging_and_evaluation_intervals_give_equal_weights(tmp_path, mon
     argv = [*argv, "--method", "nnclr", "--queue_size", "40", "--hidden_mlp", "16", "--pred_hidden_mlp", "16"]
     main_contrastive.main([*argv, "--run_id", "whole"])
     stopped([*argv, "--run_id", "r"], monkeypatch, 7, signal.SIGTERM)
-    main_contrastive.main(["--resume", str(tmp_path / "r"), "--log_every", "3", "--knn_every", "0"])
+    main_contrastive.main(["--resume", str(tmp_path / "r"), "--log_every", "3", "--knn_every", "0",
+                           "--checkpoint_every", "0.001s"])  # fmt: skip
     whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "r")
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert equal(whole[part], resumed[part]), part

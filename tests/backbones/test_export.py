@@ -15,7 +15,7 @@ from torch import nn
 from backbones.build import TORCHVISION, build_backbone
 from backbones.export import check_target, export_backbone, run_card
 from backbones.load import open_weights, read_metadata, save_backbone
-from runs.checkpoint import CheckpointCallback
+from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from utils.errors import UserError
 from utils.files import write_json
 from utils.plan import BackboneConfig
@@ -273,7 +273,8 @@ class Tiny(pl.LightningModule):
 
 def fit(folder, *callbacks, **limits):
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                         enable_model_summary=False, callbacks=list(callbacks), **limits)  # fmt: skip
+                         enable_model_summary=False, callbacks=list(callbacks), plugins=[AtomicCheckpointIO()],
+                         **limits)  # fmt: skip
     write_json(folder / "args.json", {"run": "0123"})
     trainer.fit(Tiny())
     return open_weights(str(folder))

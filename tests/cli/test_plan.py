@@ -55,6 +55,21 @@ def test_resolve_refuses_impossible_plans(words, message):
         plan_of("simclr", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "every 1 epoch, and at the end of the run"),
+        (["--checkpoint_every", "500steps"], "every 500 steps, and at the end of the run"),
+        (["--checkpoint_every", "15m", "--keep_every", "10"], "every 15 min, and at the end of the run; one is kept"),
+        (["--checkpoint_every", "5400s"], "every 1.5 h, and"),
+        (["--checkpoint_every", "90s"], "every 1.5 min, and"),
+        (["--checkpoint_every", "0.5s"], "every 0.5 s, and"),
+    ],
+)
+def test_plan_says_when_checkpoints_are_written(words, text):
+    assert f"checkpoints      {text}" in text_of("simclr", *words)
+
+
 def test_resolve_under_a_launcher_counts_all_processes(monkeypatch):
     for key, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)

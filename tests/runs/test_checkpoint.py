@@ -4,14 +4,20 @@ import errno
 import os
 import pickle
 import random
+import signal
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, seal
+from backbones.load import save_tensors
+from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, read_checkpoint, seal
 from utils.errors import UserError
+from utils.plan import CheckpointConfig
 
 
 def full_disk(*args, **kwargs):
@@ -21,7 +27,7 @@ def full_disk(*args, **kwargs):
 def save(folder, step):
     io = AtomicCheckpointIO()
     io.save_checkpoint({"step": step, "weight": torch.full((50,), float(step))}, folder / "last.ckpt")
-    return io.failure
+    return io.writer.wait()
 
 
 def load(folder):
@@ -157,25 +163,51 @@ def test_unreadable_and_malicious_checkpoints_are_refused(tmp_path):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "z.ckpt")
 
 
-def saving(folder):
-    """(a callback, a trainer whose checkpoints are one number, a module)."""
-    io, module = AtomicCheckpointIO(), SimpleNamespace(device="cpu", get_submodule=lambda name: nn.Linear(1, 1))
+def saving(folder, every=1, unit="epochs", keep_every=0, **more):
+    """(a callback, the trainer of a run of 3 epochs of 5 steps, a module)."""
+    io, module, config = AtomicCheckpointIO(), nn.Module(), CheckpointConfig(every, unit, keep_every)
+    module.device, module.backbone = "cpu", nn.Linear(1, 1)
+
+    def save_checkpoint(path, storage_options):
+        checkpoint = {"step": trainer.global_step, "state_dict": module.state_dict()}
+        io.save_checkpoint(checkpoint, path, storage_options)
+
     trainer = SimpleNamespace(
-        global_step=1, current_epoch=0, is_last_batch=True, is_global_zero=True,
+        global_step=5, current_epoch=0, is_last_batch=True, is_global_zero=True, should_stop=False, max_epochs=3,
+        max_steps=15, num_training_batches=5, accumulate_grad_batches=1, save_checkpoint=save_checkpoint,
         strategy=SimpleNamespace(checkpoint_io=io),
-        save_checkpoint=lambda path: io.save_checkpoint({"step": trainer.global_step}, path),
     )  # fmt: skip
-    return CheckpointCallback(folder, {}), trainer, module
+    return CheckpointCallback(folder, {}, config, **more), trainer, module
 
 
-@pytest.mark.parametrize("broken", ["torch.save", "backbones.load.save_file"])
+def train(callback, trainer, module, steps=15):
+    """Let the callback see `steps` steps; the steps and epochs at which a save began."""
+    begun, whole = [], trainer.save_checkpoint
+    trainer.save_checkpoint = lambda *args, **more: (begun.append(trainer.global_step), whole(*args, **more))
+    trainer.global_step = 0
+    callback.on_train_start(trainer, module)
+    for step in range(steps):
+        trainer.current_epoch, batch = divmod(step, 5)
+        trainer.global_step, trainer.is_last_batch = step + 1, batch == 4
+        callback.on_train_batch_end(trainer, module, None, None, batch)
+        if trainer.is_last_batch or step + 1 == trainer.max_steps:
+            callback.on_train_epoch_end(trainer, module)
+    callback.on_train_end(trainer, module)
+    return begun
+
+
+@pytest.mark.parametrize("broken", ["torch.save", "runs.checkpoint.save_tensors"])
 def test_full_disk_at_the_end_of_an_epoch_is_one_line_and_the_next_save_is_tried(tmp_path, monkeypatch, capsys, broken):
     callback, trainer, module = saving(tmp_path)
     callback.on_train_epoch_end(trainer, module)
+    trainer.strategy.checkpoint_io.writer.wait()
     before = files(tmp_path)
     with monkeypatch.context() as m:
         m.setattr(broken, full_disk)
         callback.on_train_epoch_end(trainer, module)
+        trainer.strategy.checkpoint_io.writer.wait()
+        for batch in range(2):
+            callback.on_train_batch_end(trainer, module, None, None, batch)
         printed = capsys.readouterr().out
         assert printed.count("\n") == 1
         assert "No space left on device" in printed
@@ -184,10 +216,29 @@ def test_full_disk_at_the_end_of_an_epoch_is_one_line_and_the_next_save_is_tried
         with pytest.raises(UserError, match="the end of the run is not saved: .*No space left on device"):
             callback.on_train_end(trainer, module)
     assert set(files(tmp_path)) <= {*before, "previous.ckpt"}
-    trainer.global_step = 2
+    trainer.global_step = 10
     callback.on_train_epoch_end(trainer, module)
     callback.on_train_end(trainer, module)
-    assert load(tmp_path) == 2
+    assert load(tmp_path) == 10
+
+
+@pytest.mark.parametrize("broken", ["torch.save", "runs.checkpoint.save_tensors"])
+def test_last_save_is_tried_once_more_before_it_is_an_error(tmp_path, monkeypatch, broken):
+    callback, trainer, module = saving(tmp_path)
+    callback.on_train_epoch_end(trainer, module)
+    whole, tried = {"torch.save": torch.save, "runs.checkpoint.save_tensors": save_tensors}[broken], []
+
+    def full_once(*args):
+        tried.append(args)
+        return full_disk() if len(tried) == 1 else whole(*args)
+
+    trainer.strategy.checkpoint_io.writer.wait()
+    monkeypatch.setattr(broken, full_once)
+    trainer.global_step = 10
+    callback.on_train_epoch_end(trainer, module)
+    callback.on_train_end(trainer, module)
+    assert len(tried) == 2
+    assert [torch.load(tmp_path / f"{name}.ckpt")["step"] for name in ("previous", "last")] == [5, 10]
 
 
 def test_error_before_a_save_prevents_it(tmp_path):
@@ -201,3 +252,127 @@ def test_error_before_a_save_prevents_it(tmp_path):
         with pytest.raises(UserError, match="not finite"):
             save_now(trainer, module)
     assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "begun"),
+    [
+        ({}, 15, [5, 10, 15]),
+        ({"every": 2}, 15, [10, 15]),
+        ({"every": 4, "unit": "steps"}, 15, [4, 8, 12, 15]),
+        ({"every": 5, "unit": "steps"}, 15, [5, 10, 15]),
+        ({"every": 100, "unit": "steps", "keep_every": 2}, 15, [10, 15]),
+        ({"every": 3600, "unit": "seconds"}, 12, [12]),
+        ({"every": 7, "unit": "steps"}, 7, [7]),
+    ],
+)
+def test_saves_begin_where_the_interval_says_and_at_the_end_of_the_run(tmp_path, config, steps, begun):
+    callback, trainer, module = saving(tmp_path, **config)
+    trainer.max_steps = steps
+    assert train(callback, trainer, module, steps) == begun
+    assert load(tmp_path) == steps
+
+
+def test_accumulated_batches_are_saved_after_the_step_that_they_make(tmp_path):
+    callback, trainer, module = saving(tmp_path, 1, "steps")
+    trainer.accumulate_grad_batches, trainer.global_step = 2, 1
+    callback.on_train_batch_end(trainer, module, None, None, 2)
+    assert not files(tmp_path)
+    trainer.global_step = 2
+    callback.on_train_batch_end(trainer, module, None, None, 3)
+    callback.save(trainer, module)
+    assert load(tmp_path) == 2
+
+
+def test_saves_by_time_begin_when_the_clock_says_and_never_two_at_once(tmp_path, monkeypatch):
+    now, goes_on = [0.0], threading.Event()
+    monkeypatch.setattr("runs.checkpoint.time.monotonic", lambda: now[0])
+    callback, trainer, module = saving(tmp_path, 60, "seconds")
+    whole, begun = torch.save, []
+    monkeypatch.setattr("torch.save", lambda *args: (begun.append(args[0]["step"]), goes_on.wait(10), whole(*args)))
+    callback.on_train_start(trainer, module)
+    trainer.is_last_batch = False
+    for step, now[0] in enumerate((30.0, 59.0, 61.0, 130.0, 150.0), start=6):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+    goes_on.set()
+    trainer.strategy.checkpoint_io.writer.wait()
+    assert begun == [8], "the next save waits until the disk is free"
+    trainer.global_step = 11
+    callback.on_train_batch_end(trainer, module, None, None, 0)
+    callback.save(trainer, module)
+    assert begun == [8, 11]
+
+
+def test_training_goes_on_while_the_writer_writes_the_state_of_before(tmp_path, monkeypatch):
+    callback, trainer, module = saving(tmp_path)
+    weight, written = module.backbone.weight, threading.Event()
+    nn.init.ones_(weight)
+    whole = torch.save
+    monkeypatch.setattr("torch.save", lambda *args: (written.wait(10), whole(*args)))
+    callback.on_train_epoch_end(trainer, module)  # returns, or the test waits for ten seconds
+    nn.init.zeros_(weight)  # as an optimizer does, in place
+    assert not files(tmp_path)
+    written.set()
+    callback.on_train_end(trainer, module)
+    assert torch.load(tmp_path / "last.ckpt")["state_dict"]["backbone.weight"] == 1
+    assert load_file(tmp_path / "backbone.safetensors")["weight"] == 1
+
+
+def test_process_that_is_killed_while_it_writes_leaves_the_old_checkpoint_whole(tmp_path):
+    if (child := os.fork()) == 0:
+        try:
+            save(tmp_path, 1)
+            whole = torch.save
+            torch.save = lambda content, f: (whole(content, f), f.truncate(500), f.flush(), time.sleep(60))
+            save(tmp_path, 2)
+        finally:
+            os._exit(1)
+    part, deadline = tmp_path / ".last.ckpt.part", time.monotonic() + 30
+    while not (part.exists() and load_step(tmp_path) == 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert part.exists()
+    assert load(tmp_path) == 1
+    save(tmp_path, 3)
+    assert (load(tmp_path), files(tmp_path)) == (3, ["last.ckpt", "previous.ckpt"])
+
+
+def load_step(folder):
+    return torch.load(folder / "last.ckpt")["step"] if (folder / "last.ckpt").exists() else None
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_kept_epochs_stay_and_are_hard_links_where_the_file_system_knows_them(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr("os.link", full_disk)
+    callback, trainer, module = saving(tmp_path, keep_every=2)
+    for _ in range(2):  # the second time as after a resume from before the epoch
+        train(callback, trainer, module, 10)
+        same = (tmp_path / "epoch-00002.ckpt").samefile(tmp_path / "last.ckpt")
+        assert same == links
+    trainer.global_step, trainer.current_epoch = 15, 2
+    callback.on_train_epoch_end(trainer, module)
+    callback.on_train_end(trainer, module)
+    assert files(tmp_path) == ["backbone.safetensors", "epoch-00002.ckpt", "last.ckpt", "previous.ckpt"]
+    assert (load(tmp_path), read_checkpoint(tmp_path / "epoch-00002.ckpt")["step"]) == (15, 10)
+
+
+def first_ranks_clock(rank, world, folder, late):
+    """The steps at which a rank begins a save by time, where the clock of one rank alone is late."""
+    callback, trainer, module = saving(folder, 60, "seconds", log_every=3)
+    trainer.is_global_zero, trainer.is_last_batch = rank == 0, False
+    begun = []
+    callback.begin = lambda *args: begun.append(trainer.global_step)
+    callback.on_train_start(trainer, module)
+    callback._last_save -= 100 * (rank == late)
+    for step in range(1, 7):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+    return begun
+
+
+def test_clock_of_the_first_rank_decides_for_all_where_numbers_are_logged(tmp_path, ranks):
+    assert ranks(2).run(first_ranks_clock, tmp_path, 0) == [[3, 6], [3, 6]]
+    assert ranks(2).run(first_ranks_clock, tmp_path, 1) == [[], []]

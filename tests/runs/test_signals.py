@@ -12,9 +12,12 @@ from utils.errors import STOP_SIGNALS, Interrupted
 MODULE = SimpleNamespace(device=torch.device("cpu"))
 
 
-def handler(folder=None, log_every=1):
+def handler(folder=None, log_every=1, saved=True):
+    """A handler of signals, and a run whose epochs are saved as they end, or not."""
     batch, logging = SimpleNamespace(accumulate=1), SimpleNamespace(log_every=log_every)
-    return SignalHandler(SimpleNamespace(folder=folder), batch, logging, "COMMAND")
+    checkpoint = SimpleNamespace(folder=folder, saved=[0] * saved, is_saved=lambda trainer: bool(checkpoint.saved))
+    checkpoint.save = checkpoint.save_epoch = lambda *args: checkpoint.saved.append(1)
+    return SignalHandler(checkpoint, batch, logging, "COMMAND")
 
 
 def test_signal_handler_puts_the_old_handlers_back():
@@ -63,6 +66,19 @@ def test_signal_before_the_first_step_frees_the_name_of_the_run(tmp_path):
     assert (tmp_path / "r").exists()
     callback.on_exception(trainer, None, e.value)
     assert not (tmp_path / "r").exists()
+
+
+def test_run_stops_between_two_epochs_only_where_the_last_one_is_saved():
+    callback, trainer = handler(saved=False), SimpleNamespace(global_step=5)
+    callback.on_train_epoch_end(trainer, MODULE)
+    assert not callback.checkpoint.saved, "no signal came"
+    callback._on_signal(signal.SIGTERM, None)
+    callback.on_train_epoch_start(trainer, MODULE)  # it came after the end of the epoch: the next step will be saved
+    callback.on_train_epoch_end(trainer, MODULE)
+    assert callback.checkpoint.saved
+    with pytest.raises(Interrupted, match="at step 5"):
+        callback.on_train_epoch_start(trainer, MODULE)
+    assert len(callback.checkpoint.saved) == 2, "it waits for the writer before it says so"
 
 
 def left_by(rank, world, came):

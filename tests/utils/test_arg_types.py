@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from utils.arg_types import count, folder_name, number, positive_float, positive_int, probability
+from utils.arg_types import count, folder_name, interval, number, positive_float, positive_int, probability
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,19 @@ def test_folder_name_refuses_names_that_are_too_long_or_not_utf8():
     with pytest.raises(argparse.ArgumentTypeError, match="needs a name in UTF-8"):
         folder_name("a\udcff")
     assert folder_name("simclr 4: caf\u00e9") == "simclr 4: caf\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("90s", (90, "seconds")), ("15m", (900, "seconds")), ("1.5h", (5400, "seconds")), ("500steps", (500, "steps")),
+     ("1step", (1, "steps")), ("1epoch", (1, "epochs")), ("10epochs", (10, "epochs"))],
+)  # fmt: skip
+def test_interval_is_a_number_with_its_unit(text, value):
+    assert interval(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "15", "m", "0m", "0.0s", "0steps", "-1epoch", "1.5epochs", "15min", "1e3s", "1d"])
+def test_interval_refuses_what_is_no_time_and_no_count(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="such as 15m, 500steps or 1epoch") as e:
+        interval(text)
+    assert str(e.value).startswith(f"got {text!r}, needs")

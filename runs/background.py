@@ -1,0 +1,113 @@
+"""Writing beside the training thread: a copy of the state on the CPU, and one thread that writes it."""
+
+import copy
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+Job = Callable[[], None]
+_writing: set[threading.Thread] = set()  # the threads that write now
+
+
+def _wait_before_fork() -> None:
+    """Let no process be forked while a thread writes: the child would wait forever for a lock that the thread holds."""
+    for thread in _writing - {threading.current_thread()}:
+        thread.join()
+
+
+os.register_at_fork(before=_wait_before_fork)
+
+
+class BackgroundWriter:
+    """One thread that does the jobs of a save in their order; there are never two.
+
+    failure: why the newest save failed, None for a save that is under way or done. The jobs that are left of a failed
+    save are kept, with the memory that they need, until `retry` or the next save.
+    """
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self._jobs: deque[Job] = deque()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> str | None:
+        """Wait for the end of the save that is under way; why it failed, or None."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        return self.failure
+
+    def clear(self) -> None:
+        """Wait for the end of the save that is under way, and forget it."""
+        self.wait()
+        self._jobs.clear()
+        self.failure = None
+
+    def start(self, *jobs: Job) -> None:
+        """Begin a save; the one before must be cleared."""
+        self._jobs.extend(jobs)
+        self._thread = threading.Thread(target=self._run, name="checkpoint writer")
+        _writing.add(self._thread)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread left: saving costs more time here, but it does not fail
+            _writing.discard(self._thread)
+            self._thread = None
+            self._run()
+
+    def retry(self) -> str | None:
+        """Do what is left of a save that failed once more, in this thread; why that failed, or None."""
+        if self.wait():
+            self._run()
+        return self.failure
+
+    def _run(self) -> None:
+        try:
+            while self._jobs:
+                self._jobs[0]()
+                self._jobs.popleft()
+            self.failure = None
+        except UserError as e:
+            self.failure = str(e)
+        except Exception as e:  # a defect, but the training is worth more than this save
+            self.failure = f"cannot save ({type(e).__name__}: {next(iter(str(e).splitlines()), '')})"
+        finally:
+            _writing.discard(threading.current_thread())
+
+
+def copy_to_cpu(state: Any) -> Any:
+    """Copy nested dictionaries, lists and tuples; every tensor gets memory of its own on the CPU.
+
+    The training thread changes weights and moments in place while the copy is written. From CUDA the copies are queued
+    into pinned memory, and there is one wait for all of them.
+    """
+    copied = _copy(state)
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return copied
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.detach()
+        if value.is_cuda:
+            return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+        return value.to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # keeps the attributes of a state_dict
+        copied.update((key, _copy(v)) for key, v in value.items())
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(map(_copy, value))
+    return copy.deepcopy(value)
