@@ -27,7 +27,7 @@ ANSWER = 10.0  # seconds in which the first process prints what another one told
 POLL = 0.2  # seconds between two looks at a child or a parent
 FIRST_PROCESS = "LOOKALIKE_FIRST_PROCESS"  # in the environment of the processes that the first one starts: its id
 GOODBYE = b"goodbye"
-LONGEST = 2**16  # bytes of a word
+LONGEST = 2**16  # bytes of a word; a sixteenth of it for the reason
 
 
 class Failure(NamedTuple):
@@ -134,6 +134,7 @@ class Peers:
 
     def tell(self, failure: Failure) -> bool:
         """Tell the others why this process fails; whether somebody prints it."""
+        failure = failure._replace(text=failure.text[: LONGEST // 16])
         with self._lock:
             if self.own:
                 return True
@@ -155,7 +156,7 @@ class Peers:
         sent = False
         for connection in list(self._connections):
             with contextlib.suppress(OSError, ValueError):
-                connection.send_bytes(word[:LONGEST])
+                connection.send_bytes(word)
                 sent = True
         return sent
 

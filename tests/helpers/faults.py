@@ -1,6 +1,9 @@
 """Two processes of the application of which one fails, started by Lightning or by torchrun."""
 
+import contextlib
+import os
 import re
+import selectors
 import signal
 import subprocess
 import time
@@ -49,11 +52,8 @@ def run_with_fault(
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = start([*(torchrun if launcher == "torchrun" else []), str(script), *argv], start_new_session=True)
     printed, failed_at, deadline = "", None, time.time() + seconds
+    waiting = selectors.DefaultSelector()
     try:
-        import os
-        import selectors
-
-        waiting = selectors.DefaultSelector()
         waiting.register(process.stdout, selectors.EVENT_READ)
         while time.time() < deadline:
             if waiting.select(0.1):
@@ -67,10 +67,11 @@ def run_with_fault(
     except subprocess.TimeoutExpired:
         code = None
     finally:
-        import contextlib
-
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        waiting.close()
     assert code is not None, f"it hangs: {printed}"
     return code, printed, time.time() - (failed_at or time.time())
 
