@@ -102,17 +102,18 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     leave_on_signals()
     outlive_readers()
     watch_parent()
+    processes = launched_size()  # Lightning removes it from the environment when it cleans up
     try:
         main(sys.argv[1:])
     except SystemExit:
         raise
     except BaseException as error:
-        _leave(error)
+        _leave(error, processes)
     if group := peers():
         group.goodbye()
 
 
-def _leave(error: BaseException) -> None:
+def _leave(error: BaseException, processes: int) -> None:
     """End the process after an error, with the line that says why."""
     if group := peers():
         announce(error)
@@ -125,7 +126,7 @@ def _leave(error: BaseException) -> None:
     elif not failure.stop:
         with contextlib.suppress(Interrupted):  # the first process may make the same mistake, and its launcher end all
             time.sleep(SAME_MISTAKE)
-            print(failure.line(launched_size()), file=sys.stderr)
+            print(failure.line(processes), file=sys.stderr)
         leave_at_once(failure.code)  # the others wait for it; Python would tidy up for seconds
     sys.exit(failure.code)
 

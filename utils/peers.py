@@ -60,7 +60,7 @@ class Peers:
         self.own: Failure | None = None
         self.other: Failure | None = None
         self._heard, self._leaving, self._first_gone = threading.Event(), threading.Event(), threading.Event()
-        self._connected = threading.Event()
+        self._connected, self._first_knows = threading.Event(), threading.Event()
         self._lock, self._last_words = threading.Lock(), threading.Lock()
         self._connections: list[Connection] = []
         self.leave_at_once = leave_at_once
@@ -100,6 +100,8 @@ class Peers:
         """Listen to one process until it leaves."""
         try:
             while (word := connection.recv_bytes(LONGEST)) != GOODBYE:
+                if rank == 0:
+                    self._first_knows.set()
                 self._end_with(Failure(*json.loads(word)))
             return
         except (EOFError, OSError, ValueError, TypeError):
@@ -145,20 +147,20 @@ class Peers:
             print(failure.line(self.world), file=sys.stderr, flush=True)
             self._send(json.dumps(failure).encode())
             return True
-        return self._send(json.dumps(failure).encode()) and (failure.stop or self._first_gone.wait(ANSWER))
+        self._send(json.dumps(failure).encode())
+        if not failure.stop:
+            self._first_gone.wait(ANSWER)  # it sends a word to all when it knows of a failure, prints it, and leaves
+        return failure.stop or self._first_knows.is_set()
 
     def goodbye(self) -> None:
         """Leave without a failure."""
         self._leaving.set()
         self._send(GOODBYE)
 
-    def _send(self, word: bytes) -> bool:
-        sent = False
+    def _send(self, word: bytes) -> None:
         for connection in list(self._connections):
             with contextlib.suppress(OSError, ValueError):
                 connection.send_bytes(word)
-                sent = True
-        return sent
 
 
 _peers: Peers | None = None  # of the group of this process

@@ -23,7 +23,7 @@ class Fleet:
 
     def __init__(self, monkeypatch, world=3):
         self.ended: queue.Queue = queue.Queue()
-        monkeypatch.setattr(peers, "GRACE", 0.3)
+        monkeypatch.setattr(peers, "GRACE", 0.15)
         monkeypatch.setattr(peers, "ANSWER", 5.0)
         self.all = [Peers(rank, world) for rank in range(world)]
         for each in self.all:
@@ -93,7 +93,7 @@ def test_goodbye_ends_nobody(fleet, capsys):
         each.goodbye()
         fleet.close(each)
     with pytest.raises(queue.Empty):
-        fleet.ended.get(timeout=0.6)
+        fleet.ended.get(timeout=0.3)
     assert capsys.readouterr().err == ""
 
 
@@ -115,11 +115,28 @@ def test_first_failure_is_the_one_that_is_named(fleet, capsys):
     assert capsys.readouterr().err == "error: process 2 of 3: a.png is broken; repair it\n"
 
 
+def test_processes_that_all_fail_alike_print_one_line(fleet, capsys):
+    for each in fleet.all[1:]:
+        each._leaving.set()  # they raise the same error at this moment
+    fleet.all[0].tell(Failure(0, 2, "the loss is not finite"))
+    fleet.kill(fleet.all[0])
+    assert all(each.tell(Failure(each.rank, 2, "the loss is not finite")) for each in fleet.all[1:])
+    assert capsys.readouterr().err == "error: process 0 of 3: the loss is not finite\n"
+
+
+def test_failure_is_not_lost_with_the_first_process(fleet):
+    """The first process is killed while another one tells it: that one has to print its reason itself."""
+    fleet.kill(fleet.all[0])
+    fleet.all[2]._leaving.set()
+    assert not fleet.all[2].tell(BROKEN)
+    assert fleet.statuses(1) == {1: 1}
+
+
 def test_signal_of_one_leaves_the_others_time_to_save(fleet):
     assert fleet.all[2].tell(Failure(2, 143, "Stopped by SIGTERM", stop=True))
     assert fleet.all[0].heard(5).code == 143
     with pytest.raises(queue.Empty):
-        fleet.ended.get(timeout=0.6)
+        fleet.ended.get(timeout=0.3)
 
 
 def test_stranger_without_the_key_is_not_listened_to(monkeypatch, capsys):
@@ -153,7 +170,7 @@ def test_child_ends_with_its_parent_before_the_group_forms(monkeypatch):
     monkeypatch.setenv(peers.FIRST_PROCESS, str(os.getppid()))
     watch_parent()
     with pytest.raises(queue.Empty):
-        left.get(timeout=0.5)
+        left.get(timeout=0.3)
     monkeypatch.setattr("os.getppid", lambda: 1)
     assert left.get(timeout=5) == 2
 
