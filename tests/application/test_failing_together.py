@@ -2,7 +2,9 @@
 that names the one that failed. `make test` proves the logic in tests/utils/test_peers.py."""
 
 import pytest
+import torch
 
+from tests.helpers.checkpoints import NAME, new_network
 from tests.helpers.commands import start, words
 from tests.helpers.faults import errors, run_with_fault
 
@@ -71,9 +73,9 @@ def test_evaluation_that_fails_on_one_process_ends_both(tmp_path, rank):
         f"def raise_together(error):\n    if rank() == {rank}:\n        error = {NOW} or UserError('a.png is broken')\n"
         "    whole(error)\nevaluation.features.raise_together = raise_together\n"
     )
-    start(["main_contrastive.py", *words("simclr", tmp_path, "--steps", "1", "--run_id", "r")]).communicate(timeout=120)
-    argv = ["digits", "test_resnet.r160_in1k", "--pretrained_feature_extractor", str(tmp_path / "r"), "--evaluation",
-            "knn", "--output", str(tmp_path), "--num_workers", "0", "--accelerator", "cpu"]  # fmt: skip
+    torch.save(new_network().state_dict(), tmp_path / "weights.pth")
+    argv = ["digits", NAME, "--pretrained_feature_extractor", str(tmp_path / "weights.pth"), "--evaluation", "knn",
+            "--output", str(tmp_path), "--num_workers", "0", "--accelerator", "cpu"]  # fmt: skip
     code, printed, seconds = run_with_fault(tmp_path, argv, fault, "torchrun", main="main_linear")
     assert code != 0
     assert seconds < SECONDS
