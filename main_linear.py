@@ -19,9 +19,10 @@ from evaluation.table import report
 from evaluation.target import RAW_PIXELS, EvaluationTarget, NetworkInfo, Networks, RawPixels, pretrained_info
 from runs.folder import new_run_id, temporary_on_error, write_bad_images, writes_run_folder
 from runs.loggers import log_results
-from utils.distributed import destroy_process_group, init_process_group, rank, rank_zero_print
+from utils.distributed import destroy_process_group, rank, rank_zero_print
 from utils.errors import run_cli
 from utils.hardware import choose_hardware, local_device, relaunch_with_torchrun
+from utils.peers import init_process_group
 from utils.plan import BackboneConfig
 from utils.scores import Rows, all_numbers
 

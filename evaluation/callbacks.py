@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
@@ -11,9 +11,20 @@ from evaluation import pictures
 from evaluation.features import FeatureSet, extract
 from evaluation.interfaces import Data, EvaluationData
 from evaluation.knn import knn_accuracy
+from utils.distributed import (
+    ProcessError,
+    broadcast_str,
+    is_communication_error,
+    raise_together,
+    rank_zero_print,
+    reason_of,
+    run_on_first_rank,
+)
+from utils.errors import UserError
 from utils.files import last_value, read_metrics
 from utils.plan import Plan
 
+T = TypeVar("T")
 LogPictures = Callable[[Sequence[Logger], Sequence[Path]], None]
 CURVES = ("loss", "probe_acc", "val_probe_acc", "knn_20", "knn_200", "nn_label_acc")
 MOST_IMAGES = 100_000  # training images above which no features are extracted for pictures alone
@@ -42,20 +53,69 @@ class FeatureCache:
         return self._features["train"], self._features.get("val")
 
 
-class OnlineKNN(Callback):
-    """kNN on features of evaluation views, every few epochs and after the last; needs labels and validation images."""
+def attempt(what: str, evaluation: Callable[[], T]) -> T | None:
+    """What an evaluation returns; None, and one line, where it fails: training goes on. Every rank must call.
 
-    def __init__(self, cache: FeatureCache, every: int, ks: Sequence[int], classes: int, total_epochs: int):
+    All ranks go on alike, also where it fails on one of them. A mistake of the user ends the run, as does the loss of
+    another process.
+    """
+    result, error = None, None
+    try:
+        result = evaluation()
+    except Exception as e:
+        error = e
+    try:
+        raise_together(error)
+    except Exception as e:
+        if getattr(e, "code", 1) == UserError.code or is_communication_error(e):
+            raise
+        whose = f" on process {e.rank}" if isinstance(e, ProcessError) else ""
+        rank_zero_print(f"  warning: {what} failed{whose}: {reason_of(e)}; the run goes on")
+        return None
+    return result
+
+
+class OnlineKNN(Callback):
+    """kNN on features of evaluation views, every few epochs and after the last; needs labels and validation images.
+
+    The epoch is saved before it is evaluated. folder: with metrics.csv.
+    """
+
+    def __init__(
+        self, cache: FeatureCache, every: int, ks: Sequence[int], classes: int, total_epochs: int, folder: Path
+    ):
         self.cache, self.every, self.ks, self.classes, self.total_epochs = cache, every, list(ks), classes, total_epochs
+        self.folder = folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the epoch with which a resumed run goes on, where the run was cut off between saving and that."""
+        epoch, step = trainer.current_epoch, trainer.global_step - 1
+        within_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if epoch and not within_epoch and epoch % self.every == 0 and broadcast_str(self._evaluated(step)) == "no":
+            accuracy = attempt(f"kNN of epoch {epoch}", lambda: self._accuracy(trainer, pl_module))
+            for logger in trainer.loggers if accuracy else []:
+                logger.log_metrics(accuracy, step)  # type: ignore[arg-type]  # Lightning's type is too narrow
+
+    def _evaluated(self, step: int) -> str:
+        rows = [row for row in read_metrics(self.folder / "metrics.csv") if int(row["step"]) == step]
+        return "no" if last_value(rows, f"knn_{self.ks[0]}") is None else "yes"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if epoch % self.every and epoch != self.total_epochs:
             return
+        accuracy = attempt(f"kNN of epoch {epoch}", lambda: self._accuracy(trainer, pl_module))
+        if accuracy is not None:
+            pl_module.log_dict(accuracy, on_step=False, on_epoch=True)
+            return
+        for k in self.ks:  # Lightning would show the accuracy of an earlier epoch
+            trainer.logged_metrics.pop(f"knn_{k}", None)
+
+    def _accuracy(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         train, val = self.cache.get(trainer, pl_module)
         assert val is not None
         accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device)
-        pl_module.log_dict({f"knn_{k}": a for k, a in accuracy.items()}, on_step=False, on_epoch=True)
+        return {f"knn_{k}": a for k, a in accuracy.items()}
 
 
 class Pictures(Callback):
@@ -65,16 +125,20 @@ class Pictures(Callback):
         self.cache, self.folder, self.seed, self.log_pictures = cache, folder, seed, log_pictures
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw; a picture that fails costs a line, and not the end of the run."""
         data = _data_module(trainer).data
-        # On every rank: the extraction is shared.
-        features = self.cache.get(trainer, pl_module) if len(data.train) <= MOST_IMAGES else None
+        drawings: list[Callable[[], Path | None]] = [self._curves]
+        if len(data.train) <= MOST_IMAGES:  # the extraction is shared by all ranks
+            features = attempt("the extraction of features", lambda: self.cache.get(trainer, pl_module))
+            drawings += self._of_features(*features, data) if features else []
+        paths = [
+            attempt("a picture", lambda draw=draw: run_on_first_rank(draw))  # type: ignore[misc]
+            for draw in drawings
+        ]
         if trainer.is_global_zero:
-            paths = self._curves()
-            if features is not None:
-                paths += self._feature_pictures(*features, data)
-            self.log_pictures(trainer.loggers, paths)
+            self.log_pictures(trainer.loggers, [path for path in paths if path])
 
-    def _curves(self) -> list[Path]:
+    def _curves(self) -> Path | None:
         rows = read_metrics(self.folder / "metrics.csv")
         columns = {
             name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]
@@ -82,21 +146,24 @@ class Pictures(Callback):
             if last_value(rows, name) is not None
         }
         if not columns:
-            return []
+            return None
         path = self.folder / "curves.png"
         pictures.curves(path, columns)
-        return [path]
+        return path
 
-    def _feature_pictures(self, train: FeatureSet, val: FeatureSet | None, data: Data) -> list[Path]:
-        paths = []
-        if len(train.x) > 1:
-            paths.append(self.folder / "neighbours.png")
-            pictures.neighbours(paths[-1], train, val, data, self.seed)
+    def _of_features(self, train: FeatureSet, val: FeatureSet | None, data: Data) -> list[Callable[[], Path]]:
+        def neighbours() -> Path:
+            path = self.folder / "neighbours.png"
+            pictures.neighbours(path, train, val, data, self.seed)
+            return path
+
+        def embedding() -> Path:
+            path = self.folder / "embedding.png"
+            pictures.embedding(path, shown, data.train.classes, self.seed)
+            return path
+
         shown = val or train
-        if len(shown.x) >= 4:
-            paths.append(self.folder / "embedding.png")
-            pictures.embedding(paths[-1], shown, data.train.classes, self.seed)
-        return paths
+        return [neighbours] * (len(train.x) > 1) + [embedding] * (len(shown.x) >= 4)
 
 
 def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: LogPictures) -> list[Callback]:
@@ -109,5 +176,6 @@ def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: 
     if plan.training_set.num_classes and has_val and plan.logging.knn_every and plan.logging.knn_k:
         logging = plan.logging
         classes = plan.training_set.num_classes
-        callbacks.append(OnlineKNN(cache, logging.knn_every, logging.knn_k, classes, plan.schedule.total_epochs))
+        epochs = plan.schedule.total_epochs
+        callbacks.append(OnlineKNN(cache, logging.knn_every, logging.knn_k, classes, epochs, folder))
     return [*callbacks, Pictures(cache, folder, plan.seed, log_pictures)]

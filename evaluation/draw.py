@@ -7,7 +7,7 @@ from evaluation import pictures
 from evaluation.knn import knn_predictions
 from evaluation.settings import Note, TrainingLabels
 from evaluation.target import EvaluationTarget
-from utils.distributed import rank
+from utils.distributed import barrier, rank
 from utils.optim import FlagGroup
 from utils.scores import Score
 
@@ -44,4 +44,5 @@ def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[S
             val = val.labelled()
             predicted = knn_predictions(train, val, [settings.k], target.classes, target.device)[settings.k]
             pictures.confusion(path["confusion"], val.y, predicted, data.train.classes)
+    barrier()
     return []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation.interfaces import EvalLoader
-from utils.distributed import gather, rank, sum_over_ranks
+from utils.distributed import gather, raise_together, rank, sum_over_ranks
 
 
 class FeatureSet(NamedTuple):
@@ -40,15 +40,19 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 def extract(network: nn.Module, loader: EvalLoader, title: str = "") -> FeatureSet:
     """Features of every image of the loader, from the network in evaluation mode; all ranks get all rows.
 
-    A rank may have no images. A title shows a progress bar on the first rank.
+    A rank may have no images. A title shows a progress bar on the first rank. An error of one rank is an error of all.
     """
-    x, y = None, torch.zeros(loader.images, dtype=torch.long)
-    with evaluation_mode(network):
-        for batch in tqdm(loader, title, leave=False, disable=None if title and rank() == 0 else True):
-            rows = batch.index.cpu()
-            features = network(batch.views[0]).float().cpu()
-            x = torch.zeros(loader.images, features.shape[1]) if x is None else x
-            x[rows], y[rows] = features, batch.labels.cpu()
+    x, y, error = None, torch.zeros(loader.images, dtype=torch.long), None
+    try:
+        with evaluation_mode(network):
+            for batch in tqdm(loader, title, leave=False, disable=None if title and rank() == 0 else True):
+                rows = batch.index.cpu()
+                features = network(batch.views[0]).float().cpu()
+                x = torch.zeros(loader.images, features.shape[1]) if x is None else x
+                x[rows], y[rows] = features, batch.labels.cpu()
+    except Exception as e:
+        error = e
+    raise_together(error)
     width = _largest_over_ranks(0 if x is None else x.shape[1], loader.device)
     x = torch.zeros(loader.images, width) if x is None else x
     return FeatureSet(_merge(x, loader.device), _merge(y, loader.device))

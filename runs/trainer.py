@@ -9,13 +9,14 @@ from pathlib import Path
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.strategies import Strategy
 
 from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
 from runs.signals import SignalHandler
+from runs.strategy import FailingTogetherDDP
 from utils.plan import Plan
 
 
@@ -27,7 +28,7 @@ def build_trainer(
     strategy: Strategy | str = "auto"
     if hardware.processes > 1:
         # Batch norm is synchronized and queues are equal by construction: nothing to broadcast at each step.
-        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        strategy = FailingTogetherDDP(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Trainer(
         accelerator="gpu" if hardware.accelerator == "cuda" else hardware.accelerator,
         devices=hardware.devices,
@@ -66,7 +67,7 @@ def slurm_without_requeueing() -> list[SLURMEnvironment]:
 def training_callbacks(
     plan: Plan, folder: Path, evaluations: Sequence[Callback], metadata: dict[str, str], resume_command: str
 ) -> list[Callback]:
-    """The callbacks of a run in their order: the epoch is evaluated before it is saved, and checked before both.
+    """The callbacks of a run in their order: the epoch is checked, then saved, then evaluated, and all of it printed.
 
     metadata: for backbone.safetensors. resume_command: printed when the run is interrupted.
     """
@@ -77,9 +78,9 @@ def training_callbacks(
         finite,
         Throughput(plan.hardware.processes),
         ExpectedEnd(plan.schedule.total_steps),
+        checkpoint,
         *evaluations,
         ProgressBar(plan.schedule, plan.logging),
-        checkpoint,
         SignalHandler(checkpoint, plan.batch, plan.logging, resume_command),
     ]
 

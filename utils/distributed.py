@@ -5,11 +5,34 @@ for being distributed: a reduction without gradient gives the right loss and a g
 """
 
 import os
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+WAIT = 0.1  # seconds between two looks for the other ranks
+_barriers = 0  # calls of barrier(): each has keys of its own in the store
+COMMUNICATION = ("gloo", "NCCL", "c10d", "TCPStore", "Connection closed by peer", "Connection reset by peer")
+
+
+class ProcessError(RuntimeError):
+    """The error of another rank, on the ranks that have none. rank: whose it is. code: the exit status that it has."""
+
+    def __init__(self, rank: int, reason: str, code: int):
+        super().__init__(reason)
+        self.rank, self.code = rank, code
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason in one line, also where a worker process has passed its error on with a traceback in the message."""
+    lines = str(error).strip().splitlines() or [""]
+    if not hasattr(error, "code"):  # no error of this application: its type is a part of the reason
+        return lines[-1] if "Traceback" in str(error) else f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+    return lines[-1].removeprefix("utils.errors.UserError: ")
 
 
 def world_size() -> int:
@@ -25,6 +48,11 @@ def rank() -> int:
 def launched_rank() -> int:
     """The rank that the launcher gave this process, known before the process group is: who may write files."""
     return next((int(os.environ[k]) for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), 0)
+
+
+def launched_size() -> int:
+    """Number of processes that the launcher started, known before the process group is."""
+    return next((int(os.environ[k]) for k in ("WORLD_SIZE", "SLURM_NTASKS") if k in os.environ), 1)
 
 
 def rank_zero_print(text: str) -> None:
@@ -46,9 +74,31 @@ def destroy_process_group() -> None:
 
 
 def barrier() -> None:
-    """Wait for the other ranks."""
-    if world_size() > 1:
-        dist.barrier()
+    """Wait for the other ranks as long as it takes; a collective would end at the time limit of the group.
+
+    The first rank leaves last, since the store through which the others look for each other may be its own.
+    """
+    global _barriers
+    if world_size() == 1:
+        return
+    _barriers += 1
+    store, key = _store(), f"barrier/{_barriers}"
+    store.set(f"{key}/{rank()}", "")
+    _wait_for([f"{key}/{number}" for number in range(world_size())])
+    if rank() == 0:
+        _wait_for([f"{key}/{number}/left" for number in range(1, world_size())])
+    else:
+        store.set(f"{key}/{rank()}/left", "")
+
+
+def _store() -> Any:
+    """The store through which the ranks have found each other; torch has no public name for it."""
+    return dist.distributed_c10d._get_default_store()
+
+
+def _wait_for(keys: list[str]) -> None:
+    while not _store().check(keys):
+        time.sleep(WAIT)
 
 
 def broadcast_str(text: str) -> str:
@@ -65,6 +115,45 @@ def all_equal(text: str) -> bool:
     if world_size() > 1:
         dist.all_gather_object(box, text)
     return len(set(box)) == 1
+
+
+def is_communication_error(error: BaseException) -> bool:
+    """Whether a collective failed: most often since another rank ended, which is then the one to be named."""
+    known = isinstance(error, RuntimeError) and any(word in str(error) for word in COMMUNICATION)
+    return world_size() > 1 and not hasattr(error, "code") and (known or isinstance(error, dist.DistError))
+
+
+def raise_together(error: Exception | None) -> None:
+    """Raise on every rank when one has an error: its own, or a ProcessError; every rank must call.
+
+    For work that each rank does alone before a collective, in which the others would wait for a rank that failed.
+    """
+    if error is not None and (world_size() == 1 or is_communication_error(error)):
+        raise error  # nobody to agree with
+    found: list[tuple[str, int] | None] = [None] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, None if error is None else (reason_of(error), getattr(error, "code", 1)))
+    if error is not None:
+        raise error
+    for number, failed in enumerate(found):
+        if failed is not None:
+            raise ProcessError(number, *failed)
+
+
+def run_on_first_rank(function: Callable[[], T]) -> T | None:
+    """function() on the first rank, for which the others wait as long as it takes; every rank must call.
+
+    The first rank gets the result, the others None; an error of the first rank is a ProcessError on the others.
+    """
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = function()
+        except Exception as e:
+            error = e
+    barrier()
+    raise_together(error)
+    return result
 
 
 class _Sum(torch.autograd.Function):

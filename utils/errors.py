@@ -1,20 +1,38 @@
 """User errors: one line that says what came, what was needed and what to do, never a traceback."""
 
+import contextlib
 import difflib
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from utils.distributed import launched_rank
+import torch
+
+from utils.distributed import (
+    ProcessError,
+    is_communication_error,
+    launched_rank,
+    launched_size,
+    rank,
+    reason_of,
+    world_size,
+)
+from utils.output import outlive_readers
+from utils.peers import ANSWER, Failure, leave_at_once, peers, watch_parent
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+SAME_MISTAKE = 1.5  # seconds before another process than the first says what the first may be saying too
 NEAR = 0.75  # similarity from which a known name is suggested for an unknown one
 
 
 class UserError(ValueError):
     """A mistake that a user can cause and correct; the message is one line."""
+
+    code = 2  # exit status
 
 
 class Interrupted(BaseException):
@@ -78,21 +96,81 @@ def stop_signals() -> tuple[signal.Signals, ...]:
 def run_cli(main: Callable[[list[str]], None]) -> None:
     """Call a command with the arguments of the shell; a user's mistake ends it with one line and status 2.
 
-    A signal to stop ends it with one line too, and the status of that signal.
+    A signal to stop ends it with one line too, and the status of that signal. Of several processes all end, and the
+    line names the one that failed. A reader of the output that goes away (`| head`) changes nothing.
     """
     leave_on_signals()
+    outlive_readers()
+    watch_parent()
+    processes = launched_size()  # Lightning removes it from the environment when it cleans up
     try:
         main(sys.argv[1:])
-    except UserError as e:
-        # A worker process passes its error on with the whole traceback in the message; the last line is the reason.
-        print(f"error: {str(e).strip().splitlines()[-1].removeprefix('utils.errors.UserError: ')}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as e:
-        if launched_rank() == 0:
-            print(f"\n{e}", file=sys.stderr)
-        sys.exit(e.code)
-    except KeyboardInterrupt:
-        print("\nInterrupted; unfinished work was not saved", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of the output went away (`| head`): nothing is wrong
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        raise
+    except BaseException as error:
+        _leave(error, processes)
+    if group := peers():
+        group.goodbye()
+
+
+def _leave(error: BaseException, processes: int) -> None:
+    """End the process after an error, with the line that says why."""
+    if group := peers():
+        announce(error)
+        leave_at_once(group.own.code if group.own else 1)
+    failure = failure_of(error)
+    if failure.bug:
+        raise error
+    if launched_rank() == 0:
+        print(failure.line(1), file=sys.stderr)
+    elif not failure.stop:
+        with contextlib.suppress(Interrupted):  # the first process may make the same mistake, and its launcher end all
+            time.sleep(SAME_MISTAKE)
+            print(failure.line(processes), file=sys.stderr)
+        leave_at_once(failure.code)  # the others wait for it; Python would tidy up for seconds
+    sys.exit(failure.code)
+
+
+def announce(error: BaseException) -> None:
+    """Tell the other processes why this one fails, so that they end too; once, and as early as it is known.
+
+    Where another one failed first, and this error only follows from that, this process ends here.
+    """
+    group = peers()
+    if group is None or group.own:
+        return
+    failure = failure_of(error)
+    other = group.heard(ANSWER if is_communication_error(error) else 0)
+    if other and (failure.stop or is_communication_error(error)):
+        group.leave_now(other)
+    if failure.bug:
+        traceback.print_exception(error)
+    if not group.tell(failure):
+        print(failure.line(group.world), file=sys.stderr)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """How the process ends that has this error: whose it is, exit status, and the reason in one line."""
+    number = rank() if world_size() > 1 else launched_rank()
+    if isinstance(error, ProcessError):
+        return Failure(error.rank, error.code, reason_of(error))
+    if isinstance(error, Interrupted):
+        return Failure(number, error.code, str(error), stop=True)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(number, 130, "Interrupted; unfinished work was not saved", stop=True)
+    if isinstance(error, UserError):
+        return Failure(number, error.code, reason_of(error))
+    if is_communication_error(error):
+        return Failure(number, 1, f"lost the connection to another process ({reason_of(error)})")
+    if advice := _resource_advice(error):
+        return Failure(number, 1, f"{reason_of(error)}; {advice}")
+    return Failure(number, 1, reason_of(error), bug=True)
+
+
+def _resource_advice(error: BaseException) -> str | None:
+    """What to do where the machine has no memory or no threads left; None for other errors."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "take smaller batches or views"
+    if "can't start new thread" in str(error) or isinstance(error, BlockingIOError):  # BlockingIOError: fork
+        return "take fewer workers, or raise the limit of processes (ulimit -u)"
+    return None

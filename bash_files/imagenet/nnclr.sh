@@ -17,7 +17,7 @@
 : "${DATA_FOLDER:?set DATA_FOLDER}"
 code=0
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500
-srun python3 main_contrastive.py imagenet resnet50 \
+srun --kill-on-bad-exit=1 python3 main_contrastive.py imagenet resnet50 \
     --method nnclr --data_folder "$DATA_FOLDER" --num_nodes 8 \
     --epochs 1000 --batch_size 64 --temperature 0.1 --queue_size 98304 \
     --hidden_mlp 2048 --proj_dim 256 --pred_hidden_mlp 4096 \

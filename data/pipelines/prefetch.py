@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Barrier
+from contextlib import contextmanager, suppress
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,8 @@ def thread_pool(threads: int) -> Iterator[Submit]:
     def begin() -> None:
         torch.get_num_threads()  # torch gives a thread the number of the process when it first asks: let that be now
         torch.set_num_threads(1)
-        ready.wait()
+        with suppress(BrokenBarrierError):
+            ready.wait()
 
     pool = ThreadPoolExecutor(threads, "views", begin)
     try:
@@ -105,6 +106,7 @@ def thread_pool(threads: int) -> Iterator[Submit]:
         torch.set_num_threads(number)  # a part of this number belongs to the process, and the threads have changed it
         yield pool.submit
     finally:
+        ready.abort()  # where a thread could not start, the others wait for it
         pool.shutdown(wait=True, cancel_futures=True)
 
 

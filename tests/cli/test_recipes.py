@@ -20,7 +20,7 @@ def commands(text, main="main_contrastive"):
     joined = re.sub(r"\\\n\s*", " ", text)
     joined = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", joined)
     joined = re.sub(r"\$\{[^}]*\}|\$\w+", "FOLDER", joined)
-    found = re.findall(rf"^\s*(?:srun |torchrun [^\n]*?)?(?:python3 )?{main}\.py ([^\n`|>]*)", joined, re.M)
+    found = re.findall(rf"^\s*(?:srun [^\n]*?|torchrun [^\n]*?)?(?:python3 )?{main}\.py ([^\n`|>]*)", joined, re.M)
     return [shlex.split(c) for c in found if "..." not in c and "RUN_ID" not in c and "--resume trained" not in c]
 
 

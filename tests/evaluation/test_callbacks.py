@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, evaluation_callbacks
+from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, attempt, evaluation_callbacks
+from evaluation.features import extract
 from evaluation.knn import knn_accuracy
 from tests.helpers.commands import plan_of
 from tests.helpers.evaluation import CPU, Pixels, digits_module
+from utils.errors import Interrupted, UserError
 
 
 class Module(Pixels):
@@ -32,7 +34,9 @@ class Module(Pixels):
 def trainer_at(step, epoch=0):
     precision = SimpleNamespace(forward_context=contextlib.nullcontext)
     module = digits_module(batch_size=2000, images=200)
-    return SimpleNamespace(global_step=step, current_epoch=epoch, datamodule=module, precision_plugin=precision)
+    return SimpleNamespace(
+        global_step=step, current_epoch=epoch, datamodule=module, precision_plugin=precision, logged_metrics={}
+    )
 
 
 def test_feature_cache_extracts_once_per_step():
@@ -45,9 +49,9 @@ def test_feature_cache_extracts_once_per_step():
     assert module.batches == 4
 
 
-def test_online_knn_logs_at_its_epochs_and_after_the_last():
+def test_online_knn_logs_at_its_epochs_and_after_the_last(tmp_path):
     module, cache = Module(), FeatureCache()
-    callback = OnlineKNN(cache, 2, [5], 10, total_epochs=5)
+    callback = OnlineKNN(cache, 2, [5], 10, 5, tmp_path)
     for epoch in range(5):
         callback.on_train_epoch_end(trainer_at(epoch + 1, epoch), module)
     assert len(module.logged) == 3, "after epochs 2, 4 and 5"
@@ -78,3 +82,60 @@ def test_pictures_are_drawn_when_training_ends(tmp_path, monkeypatch):
     module, shown[:] = Module(), []
     callback.on_train_end(trainer, module)
     assert ([path.name for path in shown], module.batches) == (["curves.png"], 0)
+
+
+def test_knn_that_fails_costs_a_line_and_not_the_run(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise RuntimeError("CUDA error: out of luck\nhints")
+
+    module, cache, trainer = Module(), FeatureCache(), trainer_at(3, epoch=2)
+    trainer.logged_metrics = {"knn_5": 1.0, "loss": 2.0}
+    with monkeypatch.context() as m:
+        m.setattr("evaluation.callbacks.knn_accuracy", fail)
+        OnlineKNN(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer, module)
+    line = "  warning: kNN of epoch 3 failed: RuntimeError: CUDA error: out of luck; the run goes on\n"
+    assert capsys.readouterr().out == line
+    assert not module.logged
+    assert trainer.logged_metrics == {"loss": 2.0}, "the accuracy of an earlier epoch is not shown as that of this one"
+    OnlineKNN(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer_at(4, epoch=3), module)
+    assert len(module.logged) == 1
+
+
+@pytest.mark.parametrize("error", [UserError("a.png is broken"), Interrupted("Interrupted at step 8")])
+def test_mistakes_of_the_user_and_signals_pass_through(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        attempt("kNN", fail)
+
+
+def _attempts(rank, world):
+    """What ranks go on with where an evaluation fails on one of them, before or after it shares features."""
+    first = attempt("kNN", lambda: 1 / (1 - rank))
+    loader = digits_module(batch_size=100, images=200).eval_dataloader("val", CPU)
+    second = attempt("kNN", lambda: len(extract(Broken() if rank else Pixels(), loader).x))
+    third = attempt("kNN", lambda: len(extract(Pixels(), loader).x))
+    return first, second, third
+
+
+class Broken(Pixels):
+    def forward(self, x):
+        raise RuntimeError("broken")
+
+
+def test_evaluation_that_fails_on_one_process_is_left_out_by_all(ranks):
+    assert ranks(2).run(_attempts) == [(None, None, 359)] * 2
+
+
+def test_picture_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("evaluation.pictures.neighbours", fail)
+    monkeypatch.setattr("evaluation.pictures.embedding", lambda path, *args: path.write_bytes(b"x"))
+    trainer, shown = trainer_at(1), []
+    trainer.is_global_zero, trainer.loggers = True, []
+    Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths: shown.extend(paths)).on_train_end(trainer, Module())
+    assert [path.name for path in shown] == ["embedding.png"]
+    assert "No space left on device; the run goes on" in capsys.readouterr().out

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import sys
 
 import pytest
+import torch
 
-from utils.errors import STOP_SIGNALS, Interrupted, UserError, did_you_mean, leave_on_signals, run_cli
+from utils.distributed import ProcessError
+from utils.errors import STOP_SIGNALS, Interrupted, UserError, announce, did_you_mean, leave_on_signals, run_cli
+from utils.peers import Failure
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +56,112 @@ def test_forked_worker_dies_of_the_signal_without_a_line():
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("can't start new thread"), "can't start new thread; take fewer workers"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "unavailable; take fewer workers"),
+        (MemoryError("cannot allocate 7 GiB"), "MemoryError: cannot allocate 7 GiB; take smaller batches"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nhint"), "CUDA out of memory. Tried; take smaller batches"),
+    ],
+)
+def test_machine_without_threads_or_memory_is_an_error_of_one_line(capsys, error, said):
+    def fail(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as e:
+        run_cli(fail)
+    assert e.value.code == 1
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_unexpected_error_keeps_its_traceback():
+    def fail(argv):
+        raise KeyError("defect")
+
+    with pytest.raises(KeyError):
+        run_cli(fail)
+
+
+def test_another_process_than_the_first_names_itself(monkeypatch, capsys):
+    def fail(argv):
+        os.environ.pop("WORLD_SIZE")  # Lightning does, when it cleans up
+        raise UserError("a.png is broken")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("utils.errors.SAME_MISTAKE", 0)
+    monkeypatch.setattr("utils.errors.leave_at_once", sys.exit)
+    with pytest.raises(SystemExit) as e:
+        run_cli(fail)
+    assert e.value.code == 2
+    assert capsys.readouterr().err == "error: process 1 of 2: a.png is broken\n"
+
+
+class Group:
+    """What run_cli needs of the other processes."""
+
+    world, own, other = 2, None, None
+
+    def __init__(self):
+        self.told, self.left = [], []
+
+    def heard(self, seconds):
+        return self.other if seconds else None
+
+    def leave_now(self, failure):
+        self.left.append(failure)
+        sys.exit(failure.code)
+
+    def tell(self, failure):
+        self.told.append(failure)
+        self.own = failure
+        return True
+
+
+@pytest.fixture
+def group(monkeypatch):
+    group = Group()
+    monkeypatch.setattr("utils.errors.peers", lambda: group)
+    monkeypatch.setattr("utils.errors.leave_at_once", sys.exit)
+    return group
+
+
+def test_failure_in_a_group_is_told_once_with_its_traceback_here(group, capsys):
+    def fail(argv):
+        try:
+            raise KeyError("defect")
+        except KeyError as error:
+            announce(error)  # as Lightning does, which cleans up before it raises the error
+            raise
+
+    with pytest.raises(SystemExit) as e:
+        run_cli(fail)
+    assert e.value.code == 1
+    assert [(failure.text, failure.bug) for failure in group.told] == [("KeyError: 'defect'", True)]
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_error_that_follows_from_another_process_gives_way_to_the_reason(group, monkeypatch, capsys):
+    monkeypatch.setattr("utils.errors.is_communication_error", lambda e: isinstance(e, RuntimeError))
+    group.other = Failure(1, 2, "a.png is broken")
+    with pytest.raises(SystemExit) as e:
+        announce(RuntimeError("Connection closed by peer"))
+    assert e.value.code == 2
+    assert group.left == [group.other]
+    group.other = None
+    announce(RuntimeError("Connection closed by peer"))
+    assert "lost the connection to another process" in group.told[0].text
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_error_of_another_process_is_told_as_its_own(group):
+    announce(ProcessError(1, "a.png is broken", 2))
+    assert group.told == [Failure(1, 2, "a.png is broken")]
 
 
 @pytest.mark.parametrize(

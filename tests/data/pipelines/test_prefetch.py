@@ -88,3 +88,34 @@ def test_thread_pool_without_threads_computes_in_the_caller_on_one_core():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(number)
+
+
+def test_thread_that_cannot_start_is_an_error_and_not_a_hang(monkeypatch):
+    """The threads that have started wait for the one that has not."""
+    start, started = threading.Thread.start, []
+
+    def fail_at_the_third(thread):
+        if thread.name.startswith("views"):
+            started.append(thread)
+            if len(started) == 3:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def use():
+        with thread_pool(4):
+            pytest.fail("a thread is missing")
+
+    found = []
+
+    def catch():
+        try:
+            use()
+        except RuntimeError as e:
+            found.append(e)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_at_the_third)
+    watched = threading.Thread(target=catch, daemon=True)
+    watched.start()
+    watched.join(10)
+    assert [str(e) for e in found] == ["can't start new thread"]
+    assert not any(thread.is_alive() for thread in started)
