@@ -86,7 +86,7 @@ def disk_errors_named(path: Path, needed: int | None = None) -> Iterator[None]:
         if isinstance(e, UserError) or not (reason := _reason_of_disk(e)):
             raise
         size = "" if needed is None else f"{needed / 2**30:.2f} GiB are needed; "
-        advice = "free some space" if _is_full(e) else "make the folder writable, or name another file"
+        advice = "free some space" if _is_full(e) else "name another file, or make the folder writable"
         raise UserError(f"cannot write {path} ({reason}); {size}{advice}; what was there is untouched") from e
 
 

@@ -77,7 +77,10 @@ def test_create_json_leaves_nothing_on_a_full_disk(tmp_path):
 def test_full_disk_leaves_the_old_file_and_no_part(tmp_path):
     path = tmp_path / "a.txt"
     write_text_atomically(path, "old")
-    with largest_file(1000), pytest.raises(UserError, match=r"a.txt \(File too large\); free some space; what was there"):
+    with (
+        largest_file(1000),
+        pytest.raises(UserError, match=r"a.txt \(File too large\); free some space; what was there"),
+    ):
         write_text_atomically(path, "x" * 2000)
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
@@ -88,7 +91,7 @@ def test_folder_that_cannot_be_written_is_not_called_full(tmp_path, monkeypatch)
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("os.replace", denied)
-    with pytest.raises(UserError, match=r"Permission denied\); make the folder writable"):
+    with pytest.raises(UserError, match=r"Permission denied\); name another file, or make"):
         write_text_atomically(tmp_path / "a.txt", "new")
 
 
@@ -143,7 +146,9 @@ def test_created_together_makes_all_files_or_none(tmp_path, monkeypatch, failing
 
     replace, calls = os.replace, []
     with monkeypatch.context() as m:
-        m.setattr("os.replace", lambda *args: (calls.append(args), replace(*args) if len(calls) < failing else full_disk()))
+        m.setattr(
+            "os.replace", lambda *args: (calls.append(args), replace(*args) if len(calls) < failing else full_disk())
+        )
         with pytest.raises(UserError, match=r"net.onnx \(No space left on device\)"):
             write()
     assert not any(tmp_path.iterdir())
