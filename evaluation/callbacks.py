@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
@@ -11,6 +11,8 @@ from evaluation import pictures
 from evaluation.features import FeatureSet, extract
 from evaluation.interfaces import Data, EvaluationData
 from evaluation.knn import knn_accuracy
+from utils.distributed import rank_zero_print
+from utils.errors import UserError
 from utils.files import last_value, read_metrics
 from utils.plan import Plan
 
@@ -81,22 +83,25 @@ class Pictures(Callback):
             for name in CURVES
             if last_value(rows, name) is not None
         }
-        if not columns:
-            return []
-        path = self.folder / "curves.png"
-        pictures.curves(path, columns)
-        return [path]
+        return self._draw("curves.png", pictures.curves, columns) if columns else []
 
     def _feature_pictures(self, train: FeatureSet, val: FeatureSet | None, data: Data) -> list[Path]:
         paths = []
         if len(train.x) > 1:
-            paths.append(self.folder / "neighbours.png")
-            pictures.neighbours(paths[-1], train, val, data, self.seed)
+            paths += self._draw("neighbours.png", pictures.neighbours, train, val, data, self.seed)
         shown = val or train
         if len(shown.x) >= 4:
-            paths.append(self.folder / "embedding.png")
-            pictures.embedding(paths[-1], shown, data.train.classes, self.seed)
+            paths += self._draw("embedding.png", pictures.embedding, shown, data.train.classes, self.seed)
         return paths
+
+    def _draw(self, name: str, draw: Callable[..., None], *content: Any) -> list[Path]:
+        """The path of a picture, or none where it cannot be written: the run goes on without it."""
+        try:
+            draw(self.folder / name, *content)
+        except UserError as e:
+            rank_zero_print(f"  warning: {e}; the run goes on without this picture")
+            return []
+        return [self.folder / name]
 
 
 def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: LogPictures) -> list[Callback]:

@@ -34,7 +34,7 @@ def write_features(network: nn.Module, loader: EvalLoader, split: str, folder: P
     """Write features (N, D) float32, labels (N,) and indices (N,) int64 as <folder>/<name>.npy; returns the folder.
 
     loader: evaluation batches that hold every image of the split once over all ranks. cache_key: what the features
-    depend on (weights, data, size), kept beside them; a folder of other features, or of damaged ones, is refused, and an
+    depend on (weights, data, size), kept beside them; a folder of other or damaged features is refused, and an
     incomplete one of these features is completed.
     """
     files = _open(network, loader, folder, cache_key)

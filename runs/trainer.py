@@ -15,6 +15,7 @@ from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
+from runs.resume import LearningRateOfPlan
 from runs.signals import SignalHandler
 from utils.plan import Plan
 
@@ -74,6 +75,7 @@ def training_callbacks(
     checkpoint = CheckpointCallback(folder, metadata, before_save=finite.check)
     return [
         TruncateMetricsOnResume(),
+        LearningRateOfPlan(),
         finite,
         Throughput(plan.hardware.processes),
         ExpectedEnd(plan.schedule.total_steps),

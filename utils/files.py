@@ -133,7 +133,7 @@ def create_allocated(path: Path, size: int, header: bytes = b"") -> None:
 
 
 def allocate(file: int, size: int) -> None:
-    """Extend an open file to `size` bytes with blocks on the disk, the new ones zero; OSError where there is no room."""
+    """Extend an open file to `size` bytes with blocks on the disk, the new ones zero; OSError without room for them."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file, 0, size)

@@ -145,10 +145,13 @@ def test_created_together_makes_all_files_or_none(tmp_path, monkeypatch, failing
             path.with_suffix(".md").write_text("card")
 
     replace, calls = os.replace, []
+
+    def fail_once(*args):
+        calls.append(args)
+        return replace(*args) if len(calls) < failing else full_disk()
+
     with monkeypatch.context() as m:
-        m.setattr(
-            "os.replace", lambda *args: (calls.append(args), replace(*args) if len(calls) < failing else full_disk())
-        )
+        m.setattr("os.replace", fail_once)
         with pytest.raises(UserError, match=r"net.onnx \(No space left on device\)"):
             write()
     assert not any(tmp_path.iterdir())
@@ -169,8 +172,13 @@ def test_read_json_refuses_what_is_no_object(tmp_path, text):
 def test_entry_names_what_is_missing_or_of_another_type(tmp_path):
     content = {"a": {"b": 3, "c": True}, "d": None}
     assert entry(tmp_path, content, "a.b", int) == 3
-    for key, kind, message in [("a.x", int, "has no a.x"), ("d.x", int, "has no d.x"), ("a.b", str, "a.b is int, not str"),
-                               ("a.c", int, "a.c is bool, not int")]:  # fmt: skip
+    cases = [
+        ("a.x", int, "has no a.x"),
+        ("d.x", int, "has no d.x"),
+        ("a.b", str, "a.b is int, not str"),
+        ("a.c", int, "a.c is bool, not int"),
+    ]
+    for key, kind, message in cases:
         with pytest.raises(UserError, match=f"damaged: .*{message}"):
             entry(tmp_path, content, key, kind)
 
