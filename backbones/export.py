@@ -17,7 +17,7 @@ from backbones.build import TORCHVISION, first_line
 from backbones.load import Weights
 from backbones.model_card import model_card, portable_command, scores_of
 from utils.errors import UserError, did_you_mean
-from utils.files import created_together, read_json, refuse_existing
+from utils.files import created_together, entry, read_json, refuse_existing
 
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".ckpt")
 ENDINGS = {"torchvision": TENSOR_FILES, "timm": TENSOR_FILES, "onnx": (".onnx",)}
@@ -65,14 +65,18 @@ def run_card(
     card = weights.metadata | {"backbone": backbone, "stem": stem}
     folder = weights.path.parent
     if weights.metadata and (folder / "args.json").is_file():
-        args = read_json(folder / "args.json")
-        card["command"] = f"{program} {portable_command(args.get('argv', []))}".strip()
+        path = folder / "args.json"
+        args = read_json(path)
+        argv = [str(word) for word in entry(path, args, "argv", list)]
+        card["command"] = f"{program} {portable_command(argv)}".strip()
         card["commit"] = str(args.get("commit", ""))
-        card["images"] = str(args.get("plan", {}).get("training_set", {}).get("images", ""))
+        card["images"] = str(entry(path, args, "plan.training_set.images", int))
     if weights.metadata and (folder / "summary.json").is_file():
         summary = read_json(folder / "summary.json")
         card["seconds"] = str(summary.get("seconds", ""))
-        online = {key: value for key, value in summary.items() if key.startswith(ONLINE_SCORES)}
+        online = {
+            key: entry(folder / "summary.json", summary, key, float) for key in summary if key.startswith(ONLINE_SCORES)
+        }
         card |= scores_of(online, "online, top-1 in %")
     return card | scores_of(scores)
 

@@ -209,6 +209,8 @@ def entry(path: Path, content: Mapping[str, Any], key: str, kind: type[T]) -> T:
         if not isinstance(value, Mapping) or name not in value:
             raise UserError(f"{path} is damaged: it has no {key}; restore it from a backup")
         value = value[name]
+    if kind is float and isinstance(value, int):  # JSON writes 80.0 as 80 in some tools
+        kind = int  # type: ignore[assignment]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         found = type(value).__name__
         raise UserError(f"{path} is damaged: {key} is {found}, not {kind.__name__}; restore it from a backup")

@@ -1,14 +1,22 @@
 """The command of a resumed run."""
 
 import dataclasses
+import json
 import math
+import shutil
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from backbones.build import choose_stem
+from backbones.export import run_card
+from backbones.load import Weights, check_classes, check_compatible, choose_size, initial_config, read_metadata, stem_of
 from cli.plan import resolve
 from cli.pretrain import parse_pretraining, parse_resumed
 from data.datasets import DATASETS
@@ -17,6 +25,7 @@ from runs.folder import record_extension
 from runs.resume import LearningRateOfPlan, continued_plan, pop_resume_flag, read_run, resume_argv
 from tests.helpers.commands import TINY, plan_of, small
 from tests.helpers.disk import largest_file
+from tests.helpers.mutations import apply, apply_to_json, json_mutations, mutations
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.optim import ScheduleConfig, build_scheduler, lr_factor
@@ -211,3 +220,78 @@ def test_learning_rate_of_the_plan_takes_the_place_of_that_of_the_checkpoint():
     trainer = SimpleNamespace(lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)])
     LearningRateOfPlan().on_train_start(trainer, None)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return recorded_run(tmp_path_factory.mktemp("run"), "--epochs", "3")[0]
+
+
+def mutated_args_go_on_or_are_refused_in_one_line(original, text):
+    """Write a text as the args.json of a run and resume it: an error of one line, or the plan of the run."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(shutil.copytree(original, Path(parent) / "run"))
+        (folder / "args.json").write_bytes(text)
+        try:
+            plan = resumed(folder)[1]
+            card_of(folder)
+        except UserError as e:
+            return str(e)
+    assert plan.schedule.total_steps > 0
+    return None
+
+
+def card_of(folder):
+    """What an evaluation and an export of the run read there."""
+    metadata = read_metadata(folder / "last.ckpt")
+    weights = Weights(folder / "last.ckpt", {}, metadata)
+    choose_size(None, [weights], 32)
+    initial_config("auto", TINY[1], weights, 32)
+    check_compatible(weights, TINY[1], "auto", stem_of("auto", TINY[1], weights, 32))
+    check_classes("digits", metadata, 10, 10)
+    run_card(weights, TINY[1], "imagenet", {}, "python3 train.py")
+
+
+def check_fuzz(message):
+    assert message is None or len(message.splitlines()) == 1
+    assert message is None or "Traceback" not in message
+
+
+@settings(max_examples=150, deadline=5000, derandomize=True)
+@given(json_mutations())
+def test_mutated_args_json_is_one_line_or_harmless(original, changes):
+    content = apply_to_json(changes, read_json(original / "args.json"))
+    check_fuzz(mutated_args_go_on_or_are_refused_in_one_line(original, json.dumps(content).encode()))
+
+
+@settings(max_examples=100, deadline=5000, derandomize=True)
+@given(mutations())
+def test_args_json_with_mutated_bytes_is_one_line_or_harmless(original, changes):
+    content = apply(changes, (original / "args.json").read_bytes())
+    check_fuzz(mutated_args_go_on_or_are_refused_in_one_line(original, content))
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None)
+@given(json_mutations(), mutations() | st.just([]))
+def test_thousands_of_mutated_args_json_are_one_line_or_harmless(original, changes, bytes_changed):
+    content = json.dumps(apply_to_json(changes, read_json(original / "args.json"))).encode()
+    check_fuzz(mutated_args_go_on_or_are_refused_in_one_line(original, apply(bytes_changed, content)))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("argv", "digits resnet18", "argv is str, not list"),
+        ("argv", ["digits", 18], "argv is not the command of a run"),
+        ("argv", ["digits", "resnet18", "--help"], "argv is not the command of a run"),
+        ("plan", None, "has no plan.batch.batch_size"),
+        ("plan", {"schedule": []}, "has no plan.batch.batch_size"),
+        ("extensions", {}, "extensions is no list"),
+    ],
+)
+def test_damaged_args_json_is_named_with_what_is_wrong(tmp_path, key, value, message):
+    folder, _ = recorded_run(tmp_path)
+    write_json(folder / "args.json", read_json(folder / "args.json") | {key: value})
+    with pytest.raises(UserError, match=f"args.json is damaged: .*{message}"):
+        resume_argv(folder, [])
