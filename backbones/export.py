@@ -67,10 +67,10 @@ def run_card(
     if weights.metadata and (folder / "args.json").is_file():
         path = folder / "args.json"
         args = read_json(path)
-        argv = [str(word) for word in entry(path, args, "argv", list)]
-        card["command"] = f"{program} {portable_command(argv)}".strip()
+        argv = entry(path, args, "argv", list) if "argv" in args else []
+        card["command"] = f"{program} {portable_command([str(word) for word in argv])}".strip()
         card["commit"] = str(args.get("commit", ""))
-        card["images"] = str(entry(path, args, "plan.training_set.images", int))
+        card["images"] = str(entry(path, args, "plan.training_set.images", int)) if "plan" in args else ""
     if weights.metadata and (folder / "summary.json").is_file():
         summary = read_json(folder / "summary.json")
         card["seconds"] = str(summary.get("seconds", ""))

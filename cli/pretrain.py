@@ -91,7 +91,11 @@ def parse_resumed(
     """
     started = parse_pretraining(before, methods, datasets)
     same_method = _method_name(argv, methods) == started.method
-    if not same_method or parse_pretraining(argv, methods, datasets).epochs == started.epochs:
+    if (
+        list(argv) == list(before)
+        or not same_method
+        or parse_pretraining(argv, methods, datasets).epochs == started.epochs
+    ):
         return started, list(argv)
     names = methods[started.method].length_defaults(started.epochs)
     return started, [*(f"--{name}={getattr(started, name)}" for name in names), *argv]

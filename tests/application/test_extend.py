@@ -17,9 +17,9 @@ pytestmark = pytest.mark.usefixtures("no_embedding")
 @pytest.mark.parametrize(
     ("short", "long"),
     [
-        (["--epochs", "1"], ["--epochs", "2"]),
+        pytest.param(["--epochs", "1"], ["--epochs", "2"], marks=pytest.mark.slow),
         (["--steps", "7"], ["--steps", "12"]),
-        (["--steps", "4"], ["--epochs", "2"]),
+        pytest.param(["--steps", "4"], ["--epochs", "2"], marks=pytest.mark.slow),
     ],
 )
 def test_finished_run_that_is_extended_equals_a_long_one_where_the_rate_is_constant(tmp_path, few, short, long):
@@ -37,7 +37,7 @@ def test_finished_run_that_is_extended_equals_a_long_one_where_the_rate_is_const
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("rule", ["stretch", "constant"])
+@pytest.mark.parametrize("rule", ["stretch", pytest.param("constant", marks=pytest.mark.slow)])
 def test_extended_and_interrupted_run_equals_one_that_is_extended_in_one_go(tmp_path, monkeypatch, few, rule):
     argv = ["custom", *words("byol", tmp_path, *few, "--run_id", "a", "--epochs", "2", "--resume", "auto")[1:]]
     main_contrastive.main(argv)

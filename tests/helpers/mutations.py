@@ -48,7 +48,8 @@ def json_mutations() -> SearchStrategy[list[JSONMutation]]:
 def apply_to_json(changes: list[JSONMutation], content: Any) -> Any:
     """The content after every change; the content itself is replaced where the way is empty."""
     root = [copy.deepcopy(content)]
-    for way, what, value in changes:
+    for way, what, shared in changes:
+        value = copy.deepcopy(shared)  # hypothesis hands out the same list again
         parent: Any = root
         key: Any = 0
         for turn in way:
