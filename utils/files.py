@@ -214,7 +214,8 @@ def entry(path: Path, content: Mapping[str, Any], key: str, kind: type[T]) -> T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         found = type(value).__name__
         raise UserError(f"{path} is damaged: {key} is {found}, not {kind.__name__}; restore it from a backup")
-    return value
+    result: T = value
+    return result
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
