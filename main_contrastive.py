@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from backbones.build import build_backbone, choose_stem
 from backbones.load import backbone_metadata, load_pretrained
 from cli.plan import describe, notes, resolve
-from cli.pretrain import method_args, parse_pretraining
+from cli.pretrain import method_args, parse_pretraining, parse_resumed
 from data.datasets import DATASETS, read_dataset, training_set
 from data.pipelines.choose import build_pipeline, choose_pipeline, worker_notes
 from data.views import view_specs
@@ -21,7 +21,7 @@ from evaluation.callbacks import evaluation_callbacks
 from methods import METHODS
 from runs.folder import open_run_folder, write_bad_images, write_summary, writes_run_folder
 from runs.loggers import build_loggers, log_pictures
-from runs.resume import check_same_data, check_same_flags, pop_resume_flag, resume_argv
+from runs.resume import continued_plan, pop_resume_flag, resume_argv
 from runs.trainer import build_trainer, expected_messages_hidden, training_callbacks
 from utils.distributed import rank_zero_print
 from utils.errors import run_cli
@@ -35,11 +35,13 @@ def main(argv: list[str]) -> None:
     """Parse, read the data, build the backbone and the method, fit, and leave a run folder."""
     started, (resume, argv) = time.time(), pop_resume_flag(argv)
     if resume:
-        before, argv = resume_argv(resume, argv)
-        check_same_flags(parse_pretraining(before, METHODS, DATASETS), parse_pretraining(argv, METHODS, DATASETS))
+        recorded, argv = resume_argv(resume, argv)
+        flags, argv = parse_resumed(recorded.argv, argv, METHODS, DATASETS)
     args = parse_pretraining(argv, METHODS, DATASETS)
     data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
     plan = resolve(args, training_set(args.dataset, data), choose_stem(args.stem, args.backbone, args.large_size))
+    if resume:
+        plan = continued_plan(recorded, flags, args, plan)
     accelerator = plan.hardware.accelerator
     pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache, accelerator)
     pl.seed_everything(plan.seed, verbose=False)
@@ -57,8 +59,6 @@ def main(argv: list[str]) -> None:
         rank_zero_print(f"  note: {note}")
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
                             plan.seed, args.num_workers, args.cache, accelerator)  # fmt: skip
-    if resume:
-        check_same_data(resume, plan)
     folder = open_run_folder(resume, args, plan, argv)
     write_bad_images(folder, data.bad)
     rank_zero_print(f"  {'run folder':<16} {folder}")

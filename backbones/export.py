@@ -5,8 +5,6 @@ import copy
 import importlib.util
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from backbones.build import TORCHVISION, first_line
 from backbones.load import Weights
 from backbones.model_card import model_card, portable_command, scores_of
 from utils.errors import UserError, did_you_mean
-from utils.files import read_json
+from utils.files import created_together, entry, read_json, refuse_existing
 
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".ckpt")
 ENDINGS = {"torchvision": TENSOR_FILES, "timm": TENSOR_FILES, "onnx": (".onnx",)}
@@ -42,22 +40,18 @@ def export_backbone(kind: str, path: Path, network: nn.Module, card: Mapping[str
     """
     check_target(kind, path)
     card_text = {**card, "size": str(size)}
-    try:
-        # Every file has its final name from the start: an ONNX file refers to its file of weights by name.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.part") as folder:
-            file = Path(folder) / path.name
-            if kind == "onnx":
-                card_text["note"] = _write_onnx(file, network, card["backbone"], size)
-                card_text["load"] = _onnx_code(path.name, size)
-            else:
-                tensors, constructor = _library_tensors(kind, network, card, size)
-                _write_tensors(file, tensors, card)
-                card_text["note"] = FC_NOTE if kind == "torchvision" else ""
-                card_text["load"] = _library_code(path.name, kind, constructor)
-            file.with_suffix(".md").write_text(model_card(card_text), encoding="utf-8")
-            return _move_all(file, path)
-    except OSError as e:
-        raise UserError(f"cannot write {path} ({e.strerror or e}); choose another path") from e
+    with created_together(path) as file:
+        if kind == "onnx":
+            card_text["note"] = _write_onnx(file, network, card["backbone"], size)
+            card_text["load"] = _onnx_code(path.name, size)
+        else:
+            tensors, constructor = _library_tensors(kind, network, card, size)
+            _write_tensors(file, tensors, card)
+            card_text["note"] = FC_NOTE if kind == "torchvision" else ""
+            card_text["load"] = _library_code(path.name, kind, constructor)
+        file.with_suffix(".md").write_text(model_card(card_text), encoding="utf-8")
+        written = sorted(file.parent.iterdir(), key=lambda part: (part != file, part.name))
+    return [path.with_name(part.name) for part in written]
 
 
 def run_card(
@@ -71,14 +65,18 @@ def run_card(
     card = weights.metadata | {"backbone": backbone, "stem": stem}
     folder = weights.path.parent
     if weights.metadata and (folder / "args.json").is_file():
-        args = read_json(folder / "args.json")
-        card["command"] = f"{program} {portable_command(args.get('argv', []))}".strip()
+        path = folder / "args.json"
+        args = read_json(path)
+        argv = entry(path, args, "argv", list) if "argv" in args else []
+        card["command"] = f"{program} {portable_command([str(word) for word in argv])}".strip()
         card["commit"] = str(args.get("commit", ""))
-        card["images"] = str(args.get("plan", {}).get("training_set", {}).get("images", ""))
+        card["images"] = str(entry(path, args, "plan.training_set.images", int)) if "plan" in args else ""
     if weights.metadata and (folder / "summary.json").is_file():
         summary = read_json(folder / "summary.json")
         card["seconds"] = str(summary.get("seconds", ""))
-        online = {key: value for key, value in summary.items() if key.startswith(ONLINE_SCORES)}
+        online = {
+            key: entry(folder / "summary.json", summary, key, float) for key in summary if key.startswith(ONLINE_SCORES)
+        }
         card |= scores_of(online, "online, top-1 in %")
     return card | scores_of(scores)
 
@@ -110,23 +108,7 @@ def check_target(kind: str, path: Path) -> None:
         raise UserError(
             f"{path} ends in {path.suffix or 'nothing'}, but {kind} needs a file name that ends in {ends}; rename it"
         )
-    _refuse_existing([path, path.with_suffix(".md")])
-
-
-def _refuse_existing(paths: list[Path]) -> None:
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path} exists and is not overwritten; move it away, or choose another path")
-
-
-def _move_all(file: Path, path: Path) -> list[Path]:
-    """Move every file in the folder of `file` beside `path`, `file` itself last, so that it is never incomplete."""
-    parts = sorted(file.parent.iterdir(), key=lambda part: (part == file, part.name))
-    targets = [path.with_name(part.name) for part in parts]
-    _refuse_existing(targets)
-    for part, target in zip(parts, targets, strict=True):
-        os.replace(part, target)
-    return targets[::-1]
+    refuse_existing([path, path.with_suffix(".md")])
 
 
 def _library_tensors(

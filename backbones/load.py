@@ -17,13 +17,22 @@ from backbones.build import choose_stem
 from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
-from utils.files import read_json, replaced_atomically
+from utils.files import entry, read_json, replaced_atomically
 from utils.plan import BackboneConfig
 
 # Facts about a backbone that its file carries, as text.
 METADATA_KEYS = (
     "method", "dataset", "backbone", "stem", "zero_init_residual", "large_size", "num_classes", "seed",
 )  # fmt: skip
+METADATA_VALUES = {  # key -> pattern of its values; a file without the key is of another tool
+    "stem": "small|imagenet", "zero_init_residual": "True|False", "large_size": "[1-9][0-9]{0,4}",
+    "num_classes": "[0-9]{1,9}", "seed": "[0-9]{1,18}",
+}  # fmt: skip
+PLAN_KEYS: dict[str, type] = {  # keys of args.json that the facts are taken from -> type
+    "plan.method": str, "plan.seed": int, "plan.training_set.name": str, "plan.training_set.num_classes": int,
+    "plan.backbone.name": str, "plan.backbone.stem": str, "plan.backbone.zero_init_residual": bool,
+    "plan.views.large_size": int,
+}  # fmt: skip
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
 SAFE_GLOBALS: list[Any] = [
     Namespace,
@@ -79,7 +88,11 @@ def read_tree(path: Path) -> Mapping[str, Any]:
     """Read the (nested) dictionary of tensors in a .safetensors file or a torch checkpoint, without running code."""
     if path.suffix == ".safetensors":
         read_metadata(path)  # raises a UserError for a file that cannot be read
-        return load_file(path)
+        try:
+            return load_file(path)
+        except Exception as e:  # a type that torch does not have: safetensors raises many kinds
+            reason = next(iter(str(e).splitlines()), type(e).__name__)
+            raise UserError(f"{path} is not a readable .safetensors file ({reason}); copy it again") from e
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             tree = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,13 +124,34 @@ def read_metadata(path: Path) -> dict[str, str]:
         beside = path.parent / "args.json"
         if path.suffix != ".ckpt" or not beside.is_file():
             return {}
-        plan = read_json(beside).get("plan")
-        return backbone_metadata(plan) if plan else {}
+        return _checked(_recorded_metadata(beside), beside)
     try:
         with safe_open(path, "pt") as f:
-            return f.metadata() or {}
-    except (SafetensorError, OSError) as e:
+            return _checked(f.metadata() or {}, path)
+    except (SafetensorError, OSError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
         raise UserError(f"{path} is not a readable .safetensors file ({e}); it may be truncated, copy it again") from e
+
+
+def _recorded_metadata(path: Path) -> dict[str, str]:
+    """The facts of METADATA_KEYS in the args.json of a pretraining run; {} in that of another command."""
+    content = read_json(path)
+    if not content.get("plan"):
+        return {}
+    for key, kind in PLAN_KEYS.items():
+        entry(path, content, key, kind)
+    return backbone_metadata(content["plan"])
+
+
+def _checked(metadata: dict[str, str], path: Path) -> dict[str, str]:
+    """The metadata of a file, whose numbers are numbers; a damaged or forged one is a UserError that names the file."""
+    for key, pattern in METADATA_VALUES.items():
+        value = metadata.get(key, "")
+        if value and not re.fullmatch(pattern, value):
+            shown = " ".join(value.split())[:50]
+            raise UserError(f"{path} is damaged: its metadata has {key} {shown!r}; copy it again, or write it again")
+    return metadata
 
 
 def guess_stem(tree: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from cli.flags import DEFAULT_PROJECT, gpu_list
 from utils.errors import UserError
 from utils.hardware import choose_hardware, choose_precision
-from utils.optim import OptimizerConfig, ScheduleConfig
+from utils.optim import OptimizerConfig, ScheduleConfig, lr_factor
 from utils.plan import (
     BackboneConfig,
     BatchConfig,
@@ -151,13 +151,21 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
         f"= {batch.global_batch} images",
         "learning rate": f"{per_256:g} x {batch.global_batch} / 256 = {optimizer.lr:g} "
         f"({optimizer.name}, weight decay {optimizer.weight_decay:g})",
-        "schedule": schedule.name + warmup,
+        "schedule": schedule.name + warmup + _extension(schedule),
         "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
         "checkpoints": _checkpoints(plan.checkpoint),
     }
     if batch.accumulate > 1:
         rows["accumulation"] = f"negatives, batch norm and correlations see {batch.forward_batch} images at a time"
     return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())
+
+
+def _extension(schedule: ScheduleConfig) -> str:
+    """What follows the schedule in a run that is longer."""
+    if schedule.length == schedule.total_steps:
+        return ""
+    share = lr_factor(schedule)(schedule.length)
+    return f", to its end after {schedule.length} steps, then constant at {share:.2g} of the learning rate"
 
 
 def notes(plan: Plan, args: Namespace) -> list[str]:

@@ -82,6 +82,25 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     return args
 
 
+def parse_resumed(
+    before: Sequence[str], argv: Sequence[str], methods: Methods, datasets: Datasets
+) -> tuple[Namespace, list[str]]:
+    """(flags that a run was started with, arguments to resume it with, for parse_pretraining).
+
+    A run that is extended keeps the defaults of its first number of epochs: they are added to its arguments.
+    """
+    started = parse_pretraining(before, methods, datasets)
+    same_method = _method_name(argv, methods) == started.method
+    if (
+        list(argv) == list(before)
+        or not same_method
+        or parse_pretraining(argv, methods, datasets).epochs == started.epochs
+    ):
+        return started, list(argv)
+    names = methods[started.method].length_defaults(started.epochs)
+    return started, [*(f"--{name}={getattr(started, name)}" for name in names), *argv]
+
+
 def method_args(args: Namespace, methods: Methods) -> Namespace:
     """The flags that only the chosen method reads."""
     parser = ArgumentParser(add_help=False)
@@ -108,6 +127,10 @@ def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str,
     add_common_flags(common)
     common.add_argument("--resume", metavar="RUN",
                         help="resume the run in this folder; auto: start --run_id or go on with it")  # fmt: skip
+    common.add_argument("--extend_schedule", choices=["stretch", "constant"],
+                        help="with --resume and more --epochs or --steps: from now on the learning rate and the decay "
+                        "of teachers follow the schedule of the new length (stretch), or the old schedule to its end "
+                        "and then stay at its last value (constant); the warm-up stays as it was")  # fmt: skip
     description = (methods[name].__doc__ or "").partition("\n")[0]
     method_group = parser.add_argument_group(f"method {name}", description)
     _add_optimization_flags(parser.add_argument_group("optimizer and schedule"))

@@ -7,7 +7,6 @@ after any interruption the marked parts can be trusted, and the next run decodes
 
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from data.images import Images
 from utils.errors import UserError
-from utils.files import write_text_atomically
+from utils.files import create_allocated, replaced_atomically, write_text_atomically
 from utils.names import shown
 
 PART = 1024  # images
@@ -44,11 +43,9 @@ class DecodeCache:
             known = np.zeros((0, 2))
         if getattr(known, "shape", None) != (len(self.images), 2) or known.dtype.kind != "i" or (known <= 0).any():
             known = self.images.sizes()
-            part = path.with_suffix(".part")
-            with FileLock(self.folder / "lock"):  # other processes read the old file or the whole new one
-                with open(part, "wb") as file:
-                    np.save(file, known)
-                os.replace(part, path)
+            # Other processes read the old file or the whole new one.
+            with FileLock(self.folder / "lock"), replaced_atomically(path) as part, part.open("wb") as file:
+                np.save(file, known)
         return known
 
     def pixels(self, shape: tuple[int, int], fill: Callable[[Tensor, range], None]) -> Tensor:
@@ -74,17 +71,12 @@ class DecodeCache:
         self._note_older()
         try:
             for path, size in self._lengths().items():
-                path.unlink(missing_ok=True)
-                with open(path, "wb") as file:
-                    _allocate(file.fileno(), size)
-        except OSError as e:
+                path.unlink(missing_ok=True)  # first: the disk may not have room for both
+                create_allocated(path, size)
+        except UserError as e:
             for path in self._lengths():
                 path.unlink(missing_ok=True)
-            need = max(self._lengths().values()) / 2**30
-            raise UserError(
-                f"--cache: {need:.2f} GiB are needed in {self.folder.parent} ({e.strerror}); make room, name another "
-                f"folder, or remove --cache"
-            ) from e
+            raise UserError(f"--cache: {e}; or name another folder, or remove --cache") from e
 
     def _lengths(self) -> dict[Path, int]:
         pixels, done = (self.folder / f"{self.name}.{ending}" for ending in ("u8", "done"))
@@ -114,12 +106,3 @@ class DecodeCache:
                     names = shown(other.parent), shown(about["images"])
                     print("  note: {} holds {} as it was before it changed; remove it".format(*names), flush=True)
         write_text_atomically(self.folder / "about.json", json.dumps(about))
-
-
-def _allocate(file: int, size: int) -> None:
-    """Reserve blocks on the disk for `size` bytes, all zero."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-        return
-    for at in range(0, size, 2**24):  # macOS and Windows
-        os.write(file, bytes(min(2**24, size - at)))

@@ -53,11 +53,11 @@ class FeatureCache:
         return self._features["train"], self._features.get("val")
 
 
-def attempt(what: str, evaluation: Callable[[], T]) -> T | None:
+def attempt(what: str, evaluation: Callable[[], T], also_user_errors: bool = False) -> T | None:
     """What an evaluation returns; None, and one line, where it fails: training goes on. Every rank must call.
 
-    All ranks go on alike, also where it fails on one of them. A mistake of the user ends the run, as does the loss of
-    another process.
+    All ranks go on alike, also where it fails on one of them. A UserError ends the run (but with also_user_errors:
+    that of a full disk is one), as does the loss of another process.
     """
     result, error = None, None
     try:
@@ -67,7 +67,8 @@ def attempt(what: str, evaluation: Callable[[], T]) -> T | None:
     try:
         raise_together(error)
     except Exception as e:
-        if getattr(e, "code", 1) == UserError.code or is_communication_error(e):
+        user_error = getattr(e, "code", 1) == UserError.code
+        if (user_error and not also_user_errors) or is_communication_error(e):
             raise
         whose = f" on process {e.rank}" if isinstance(e, ProcessError) else ""
         rank_zero_print(f"  warning: {what} failed{whose}: {reason_of(e)}; the run goes on")
@@ -132,7 +133,7 @@ class Pictures(Callback):
             features = attempt("the extraction of features", lambda: self.cache.get(trainer, pl_module))
             drawings += self._of_features(*features, data) if features else []
         paths = [
-            attempt("a picture", lambda draw=draw: run_on_first_rank(draw))  # type: ignore[misc]
+            attempt("a picture", lambda draw=draw: run_on_first_rank(draw), also_user_errors=True)  # type: ignore[misc]
             for draw in drawings
         ]
         if trainer.is_global_zero:

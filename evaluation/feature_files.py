@@ -1,7 +1,10 @@
 """Features on disk: .npy files in data set order, of any size, written by any number of processes, resumable."""
 
 import hashlib
+import io
 import json
+import math
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,32 +20,38 @@ from evaluation.interfaces import EvalLoader
 from utils.batch import Batch
 from utils.distributed import barrier, rank, world_size
 from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.files import create_allocated, disk_errors_named, read_json, write_json
 
-DONE = "done"  # one byte per image: an interrupted extraction resumes with the images that are missing
+# A number per image, 0 where it is missing: an interrupted extraction resumes with the images that are missing, and a
+# damaged file is noticed.
+CHECKSUMS = "checksums"
+KINDS = {"features": "f4", "labels": "i8", "indices": "i8", CHECKSUMS: "u4"}  # in the order in which files are created
 KEY_FILE = "cache_key.json"
+REMEDY = "remove the folder to extract them again, or name another --features_dir"
 
 
 def write_features(network: nn.Module, loader: EvalLoader, split: str, folder: Path, cache_key: dict[str, Any]) -> Path:
     """Write features (N, D) float32, labels (N,) and indices (N,) int64 as <folder>/<name>.npy; returns the folder.
 
     loader: evaluation batches that hold every image of the split once over all ranks. cache_key: what the features
-    depend on (weights, data, size), kept beside them; a folder of other features is refused, and an incomplete one of
-    these features is completed.
+    depend on (weights, data, size), kept beside them; a folder of other or damaged features is refused, and an
+    incomplete one of these features is completed.
     """
     files = _open(network, loader, folder, cache_key)
-    todo = ~files[DONE].astype(bool)
+    todo = files[CHECKSUMS][:] == 0
     batches: Iterable[Batch] = loader if todo.any() else []  # where nothing is missing, no image is read
-    with evaluation_mode(network):
+    with evaluation_mode(network), torch.no_grad():
         for batch in tqdm(batches, f"features, {split}", leave=False, disable=True if rank() else None):
             rows = batch.index.cpu().numpy()
             if todo[rows].any():
-                with torch.no_grad():
-                    files["features"][rows] = network(batch.views[0]).float().cpu().numpy()
+                features = network(batch.views[0]).float().cpu().numpy()
+                if features.shape[1:] != files["features"].shape[1:]:
+                    raise _damaged(_path(folder, "features"), f"{files['features'].shape[1]} coordinates per image")
+                files["features"][rows] = features
                 files["labels"][rows], files["indices"][rows] = batch.labels.cpu().numpy(), rows
                 _flush(files, rows)
     barrier()
-    missing = int((np.load(_path(folder, DONE)) == 0).sum())
+    missing = int((np.load(_path(folder, CHECKSUMS)) == 0).sum())
     assert not missing, f"{missing} images were assigned to no process"
     return folder
 
@@ -59,42 +68,90 @@ def digest_of_key(cache_key: dict[str, Any]) -> str:
 
 
 def _flush(files: dict[str, NDArray], rows: NDArray) -> None:
-    """Write the rows to disk, and mark them as done after that."""
+    """Write the rows to disk, and their checksums after that."""
     for name in ("features", "labels", "indices"):
         files[name].flush()  # type: ignore[attr-defined]  # a memory map
-    files[DONE][rows] = 1
-    files[DONE].flush()  # type: ignore[attr-defined]
+    files[CHECKSUMS][rows] = _checksums(files, rows)
+    files[CHECKSUMS].flush()  # type: ignore[attr-defined]
+
+
+def _checksums(files: dict[str, NDArray], rows: NDArray) -> NDArray[np.uint32]:
+    """(n,) CRC-32 of feature, label and index of each row; never 0."""
+    facts = np.stack([files["labels"][rows], files["indices"][rows]], axis=1)
+    pairs = zip(files["features"][rows], facts, strict=True)
+    return np.array([zlib.crc32(fact, zlib.crc32(feature)) or 1 for feature, fact in pairs], np.uint32)
 
 
 def _path(folder: Path, name: str) -> Path:
     return folder / f"{name}.npy"
 
 
+def _short(value: object) -> str:
+    return " ".join(str(value).split())[:200]
+
+
+def _damaged(path: Path, found: str) -> UserError:
+    return UserError(f"{path} is damaged ({found}); {REMEDY}")
+
+
 def _open(network: nn.Module, loader: EvalLoader, folder: Path, cache_key: dict[str, Any]) -> dict[str, NDArray]:
-    """The memory-mapped files of a split, which the first rank creates."""
+    """The memory-mapped files of a split, which the first rank creates, or checks where they exist."""
     n = loader.images
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk_errors_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         _check_same(folder, cache_key)
-        if not _path(folder, DONE).exists():
-            width = _width(network, loader)
-            shapes = {
-                "features": ((n, width), "f4"),
-                "labels": ((n,), "i8"),
-                "indices": ((n,), "i8"),
-                DONE: ((n,), "u1"),
-            }
-            for name, (shape, kind) in shapes.items():  # DONE comes last: its presence means that all exist
-                np.lib.format.open_memmap(_path(folder, name), "w+", kind, shape).flush()
+        if _path(folder, CHECKSUMS).exists():
+            _verify(_map(folder, n), folder)
+        else:
+            _create(folder, n, _width(network, loader))
     barrier()
-    files: dict[str, NDArray] = {
-        name: np.load(_path(folder, name), mmap_mode="r+") for name in ("features", "labels", "indices", DONE)
-    }
-    if len(files[DONE]) != n:
-        raise UserError(
-            f"{folder} holds features of {len(files[DONE])} images, not of {n}; name another --features_dir"
-        )
+    return _map(folder, n)
+
+
+def _create(folder: Path, n: int, width: int) -> None:
+    """Create the files with their blocks on the disk; where there is no room, leave nothing that takes any."""
+    try:
+        for name, kind in KINDS.items():  # CHECKSUMS comes last: its presence means that all exist
+            shape = (n, width) if name == "features" else (n,)
+            header = io.BytesIO()
+            facts = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(header, facts)
+            size = len(header.getvalue()) + math.prod(shape) * np.dtype(kind).itemsize
+            create_allocated(_path(folder, name), size, header.getvalue())
+    except UserError:
+        for path in (*(_path(folder, name) for name in KINDS), folder / KEY_FILE):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _map(folder: Path, n: int) -> dict[str, NDArray]:
+    """The files as writable memory maps; one that is short, long, or of another kind is a UserError that names it."""
+    files: dict[str, NDArray] = {}
+    for name, kind in KINDS.items():
+        path = _path(folder, name)
+        try:
+            # "r" first: with "r+" a file that is too short would be extended by zeros.
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            start, size = found.offset, path.stat().st_size
+            whole = found.flags.c_contiguous and found.ndim == (2 if name == "features" else 1)
+        except Exception as e:  # missing, truncated, another file altogether: numpy raises many kinds
+            raise _damaged(path, _short(e)) from e
+        if not whole or found.dtype != np.dtype(kind) or start + found.nbytes != size:
+            raise _damaged(path, f"{found.dtype} of {found.shape} in {size} bytes")
+        if len(found) != n:
+            raise UserError(f"{path} holds {len(found)} images, not {n}; {REMEDY}")
+        files[name] = np.load(path, mmap_mode="r+", allow_pickle=False)
     return files
+
+
+def _verify(files: dict[str, NDArray], folder: Path, at_once: int = 2**12) -> None:
+    """Compare the rows that were extracted with their checksums."""
+    done = np.flatnonzero(files[CHECKSUMS])
+    for first in range(0, len(done), at_once):
+        rows = done[first : first + at_once]
+        if len(wrong := rows[_checksums(files, rows) != files[CHECKSUMS][rows]]):
+            raise _damaged(_path(folder, "features"), f"the checksum of image {wrong[0]} does not fit")
 
 
 def _check_same(folder: Path, cache_key: dict[str, Any]) -> None:
@@ -106,7 +163,7 @@ def _check_same(folder: Path, cache_key: dict[str, Any]) -> None:
         if differing:
             name = differing[0]
             raise UserError(
-                f"{folder} holds features of another {name} ({found.get(name)}, not {cache_key[name]}); "
+                f"{folder} holds features of another {name} ({_short(found.get(name))}, not {cache_key[name]}); "
                 f"name another --features_dir"
             )
         return

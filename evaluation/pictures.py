@@ -14,6 +14,7 @@ from evaluation.features import FeatureSet
 from evaluation.interfaces import Data, Images
 from evaluation.knn import neighbours as nearest
 from utils.errors import UserError
+from utils.files import replaced_atomically
 
 POINTS = 2000  # at most, in an embedding
 FEW = 25  # classes whose names and numbers fit a confusion matrix
@@ -223,4 +224,5 @@ def nearest_rows(bank: FeatureSet, queries: FeatureSet, k: int, count: int, seed
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    with replaced_atomically(path) as part:
+        figure.savefig(part, dpi=110, format="png")

@@ -178,7 +178,8 @@ class Method(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.after_optimizer_step(self.trainer.global_step / self.plan.schedule.total_steps)
+        schedule = self.plan.schedule
+        self.after_optimizer_step(schedule.position(self.trainer.global_step) / schedule.length)
 
     def after_optimizer_step(self, progress: float) -> None:
         """Flush the queues and update the moving averages.

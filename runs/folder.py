@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from utils.distributed import broadcast_str, launched_rank, rank_zero_print
 from utils.errors import UserError
-from utils.files import create_json, last_value, read_metrics, write_json, write_text_atomically
+from utils.files import create_json, entry, last_value, read_json, read_metrics, write_json, write_text_atomically
 from utils.hardware import peak_memory
 from utils.plan import Plan
 from utils.provenance import provenance
@@ -186,6 +186,7 @@ def open_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: lis
         return resumed or Path(args.output) / run_id
     if resumed:
         lock_folder(resumed)
+        record_extension(resumed, args, plan, argv)
         return resumed
     folder = create_run_folder(args.output, run_id, automatic=not args.run_id)
     plan_values = dataclasses.asdict(plan)
@@ -197,6 +198,23 @@ def open_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: lis
     except OSError as e:
         raise UserError(f"cannot write to the run folder {folder} ({e.strerror}); choose another --output") from e
     return folder
+
+
+def record_extension(folder: Path, args: Namespace, plan: Plan, argv: list[str]) -> None:
+    """Let args.json hold the command and the plan of a run that is made longer, and under "extensions" those before."""
+    path = folder / "args.json"
+    recorded = read_json(path)
+    before = entry(path, recorded, "plan.schedule.total_steps", int)
+    if plan.schedule.total_steps > before:
+        extension = {
+            "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "total_steps": [before, plan.schedule.total_steps],
+            "extend_schedule": args.extend_schedule,
+            "argv_before": recorded["argv"],
+        }
+        extensions = [*recorded.get("extensions", []), extension]
+        longer = {"argv": argv, "flags": vars(args), "plan": dataclasses.asdict(plan), "extensions": extensions}
+        write_json(path, recorded | longer)
 
 
 def write_bad_images(folder: Path, bad: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Loggers of a run: metrics.csv and Weights & Biases."""
 
-import csv
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,25 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
 from runs.dashboard import Dashboard
-from utils.distributed import launched_rank, rank
-from utils.files import read_metrics, write_text_atomically
+from utils.distributed import launched_rank, rank, rank_zero_print
+from utils.errors import UserError
+from utils.files import append_text, read_metrics, write_text_atomically
 from utils.plan import DashboardConfig
 
 
 class MetricsCSV(Logger):
-    """metrics.csv: one row per logged point, a column per metric, empty where a point does not have it."""
+    """metrics.csv: one row per logged point, a column per metric, empty where a point does not have it.
+
+    A row that cannot be written, because the disk is full, waits in memory and is written with the next one.
+    """
 
     def __init__(self, folder: Path):
         super().__init__()
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
+        self._waiting: list[dict[str, Any]] = []  # rows that are not in the file yet
+        self._drop_from: int | None = None  # the step from which rows of the file are to be dropped
+        self._failed = False  # whether the newest attempt to write failed: it is said once
 
     @property
     def name(self) -> str:
@@ -34,27 +41,52 @@ class MetricsCSV(Logger):
         """Nothing: args.json holds the settings."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if rank() != 0:
-            return
-        row = {"step": step, **metrics}
-        if set(row) - set(self._columns):
-            rows = read_metrics(self.path)
-            self._columns = list(dict.fromkeys([*(rows[0] if rows else []), *self._columns, *row]))
-            self._write([*rows, row])
-        else:
-            with self.path.open("a", newline="") as f:
-                csv.DictWriter(f, self._columns).writerow(row)
+        """Write a row; where the disk is full, say so once and go on."""
+        self._go_on_after_failure(lambda: self.write(metrics, step))
+
+    def finalize(self, status: str) -> None:
+        """Try once more to write the rows that wait."""
+        self._failed = False
+        self._go_on_after_failure(self._write_waiting)
+
+    def write(self, metrics: dict[str, float], step: int | None) -> None:
+        """Write a row, and before it those that wait; a full disk is a UserError and the file stays as it was."""
+        if rank() == 0:
+            self._waiting.append({"step": step, **metrics})
+            self._write_waiting()
 
     def truncate_from_step(self, step: int) -> None:
         """Drop the rows of `step` and later, which a resumed run makes again."""
         rows = read_metrics(self.path)
         self._columns = list(rows[0]) if rows else []
         if rows and rank() == 0:
-            self._write([row for row in rows if int(row["step"]) < step])
+            self._drop_from = step
+            self._go_on_after_failure(self._write_waiting)
 
-    def _write(self, rows: list[dict]) -> None:
-        lines = [self._columns, *([row.get(c, "") for c in self._columns] for row in rows)]
-        write_text_atomically(self.path, "".join(",".join(str(v) for v in line) + "\n" for line in lines))
+    def _go_on_after_failure(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except UserError as e:
+            if not self._failed:
+                count = f"{len(self._waiting)} rows wait in memory" if self._waiting else "old rows stay"
+                rank_zero_print(f"  warning: {e}; {count} until there is room")
+            self._failed = True
+
+    def _write_waiting(self) -> None:
+        """Write the rows that wait, all or none."""
+        if self._drop_from is not None or any(set(row) - set(self._columns) for row in self._waiting):
+            before = sys.maxsize if self._drop_from is None else self._drop_from
+            rows = [*(row for row in read_metrics(self.path) if int(row["step"]) < before), *self._waiting]
+            columns = list(dict.fromkeys([*self._columns, *(name for row in rows for name in row)]))
+            write_text_atomically(self.path, ",".join(columns) + "\n" + _lines(columns, rows))
+            self._columns, self._drop_from = columns, None
+        elif self._waiting:
+            append_text(self.path, _lines(self._columns, self._waiting))
+        self._waiting, self._failed = [], False
+
+
+def _lines(columns: list[str], rows: list[dict[str, Any]]) -> str:
+    return "".join(",".join(str(row.get(c, "")) for c in columns) + "\n" for row in rows)
 
 
 class TruncateMetricsOnResume(Callback):
@@ -80,11 +112,17 @@ def build_loggers(dashboard: DashboardConfig, settings: Mapping[str, Any], folde
 def log_results(
     dashboard: DashboardConfig, settings: Mapping[str, Any], folder: Path, numbers: Mapping[str, float]
 ) -> None:
-    """Write numbers as one point, and the folder's pictures to the dashboard; then close the loggers."""
+    """Write numbers as one point, and the folder's pictures to the dashboard; then close the loggers.
+
+    Unlike the metrics of a training, numbers that cannot be written are an error: nothing comes after them.
+    """
     loggers = build_loggers(dashboard, settings, folder, resumed=False)
     log_pictures(loggers, sorted(folder.glob("*.png")))
     for logger in loggers:
-        logger.log_metrics(dict(numbers), 0)
+        if isinstance(logger, MetricsCSV):
+            logger.write(dict(numbers), 0)
+        else:
+            logger.log_metrics(dict(numbers), 0)
         logger.finalize("success")
 
 

@@ -1,19 +1,24 @@
 """Resume a run: find its command again, and refuse what would change its result."""
 
 from argparse import Namespace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import LambdaLR
 
 from runs.checkpoint import LAST, PREVIOUS
 from runs.folder import AUTO
 from utils.errors import UserError
-from utils.files import OUTPUT, read_json
+from utils.files import OUTPUT, entry, read_json
 from utils.plan import BatchConfig, Plan
 
 MAY_CHANGE = {  # flags that cannot change the result of a run
     "resume", "accelerator", "gpus", "num_nodes", "num_workers", "batch_size", "data_folder", "cache", "wandb",
     "entity", "offline", "log_every", "knn_every", "checkpoint_every", "keep_every",
 }  # fmt: skip
+LENGTH = {"epochs", "steps", "extend_schedule"}  # flags that may change together, to extend a run
 PLACE = {"output", "run_id"}  # with --resume auto they name the run to go on with
 
 
@@ -29,11 +34,10 @@ def pop_resume_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
             raise UserError("--resume auto needs --run_id: it starts the run of that name, or goes on with it; add it")
         folder = Path(_value(argv, "--output") or OUTPUT) / run_id
         return folder if has_checkpoint(folder) else None, argv
-    for i, argument in enumerate(argv):
-        if argument == "--resume" and i + 1 < len(argv):
-            return Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
-        if argument.startswith("--resume="):
-            return Path(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
+    if resume is not None:
+        return Path(resume), _without(argv, "--resume")
+    if _value(argv, "--extend_schedule"):
+        raise UserError("--extend_schedule has no effect without --resume; add that, or remove --extend_schedule")
     return None, argv
 
 
@@ -53,11 +57,53 @@ def _value(argv: list[str], flag: str) -> str | None:
     return value
 
 
-def resume_argv(folder: Path, argv: list[str]) -> tuple[list[str], list[str]]:
-    """(arguments that the run was started with, arguments to resume it with).
+def _without(argv: list[str], flag: str) -> list[str]:
+    """argv without a flag and its value."""
+    kept, skip = [], False
+    for argument in argv:
+        if not skip and argument != flag and not argument.startswith(f"{flag}="):
+            kept.append(argument)
+        skip = argument == flag and not skip
+    return kept
 
-    New flags are appended to the old arguments; a command that names its data set again, or with --resume auto, stands
-    alone.
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What args.json says of a run: its command, a hash of its images, its lengths in steps (those of extensions)."""
+
+    argv: list[str]
+    fingerprint: str
+    global_batch: int
+    total_steps: int
+    warmup_steps: int
+    schedule_steps: int | None
+
+
+def read_run(folder: Path) -> RecordedRun:
+    """Read and check the args.json of a run; a damaged one is a UserError that names it and what is wrong."""
+    path = folder / "args.json"
+    content = read_json(path)
+    argv = entry(path, content, "argv", list)
+    batch = [entry(path, content, f"plan.batch.{name}", int) for name in ("batch_size", "processes", "accumulate")]
+    total, warmup = (entry(path, content, f"plan.schedule.{name}", int) for name in ("total_steps", "warmup_steps"))
+    schedule_steps = content["plan"]["schedule"].get("schedule_steps")  # older runs have none
+    if schedule_steps is not None:
+        schedule_steps = entry(path, content, "plan.schedule.schedule_steps", int)
+    fingerprint = entry(path, content, "plan.training_set.fingerprint", str)
+    if not all(isinstance(word, str) for word in argv) or {"-h", "--help"} & {*argv}:
+        raise UserError(f"{path} is damaged: argv is not the command of a run; restore it from a backup")
+    if min(*batch, total - warmup, warmup + 1) < 1 or not 1 <= (schedule_steps or total) <= total:
+        raise UserError(f"{path} is damaged: the plan has impossible lengths; restore it from a backup")
+    if not isinstance(content.get("extensions", []), list):
+        raise UserError(f"{path} is damaged: extensions is no list; restore it from a backup")
+    return RecordedRun(argv, fingerprint, BatchConfig(*batch).global_batch, total, warmup, schedule_steps)
+
+
+def resume_argv(folder: Path, argv: list[str]) -> tuple[RecordedRun, list[str]]:
+    """(the run as its args.json has it, arguments to resume it with).
+
+    New flags are appended to the old arguments, where --epochs takes the place of --steps; a command that names its
+    data set again, or with --resume auto, stands alone.
     """
     if not has_checkpoint(folder) and (folder / "args.json").exists():
         raise UserError(
@@ -66,36 +112,82 @@ def resume_argv(folder: Path, argv: list[str]) -> tuple[list[str], list[str]]:
         )
     if not has_checkpoint(folder):
         raise UserError(f"--resume {folder}: it has no last.ckpt; name the folder of a pretraining run")
-    started: list[str] = read_json(folder / "args.json")["argv"]
-    alone = bool(argv) and (not argv[0].startswith("-") or _value(argv, "--resume") == AUTO)
-    return started, argv if alone else started + argv
+    recorded = read_run(folder)
+    if argv and (not argv[0].startswith("-") or _value(argv, "--resume") == AUTO):
+        return recorded, argv
+    before = recorded.argv
+    if _value(argv, "--epochs") or _value(argv, "--steps"):  # another length, which another extension must explain
+        before = _without(before, "--extend_schedule")
+        before = before if _value(argv, "--steps") else _without(before, "--steps")
+    return recorded, [*before, *argv]
 
 
-def check_same_flags(started: Namespace, resumed: Namespace) -> None:
-    """Refuse flags that would change the result of the resumed run, all of them in one line."""
+def continued_plan(recorded: RecordedRun, started: Namespace, resumed: Namespace, plan: Plan) -> Plan:
+    """The plan to go on with, which may be longer than the recorded one.
+
+    started, resumed: flags of the recorded command, and of the present one. plan: as the present flags resolve.
+    Everything that would change the result is refused in one line: flags, images and global batch together.
+    """
+    changed, rule = _changed_flags(started, resumed), getattr(resumed, "extend_schedule", None)
+    length = {name for name, _, _ in changed} & LENGTH
+    advice = "undo that, or start a new run"
+    if length == {"extend_schedule"} and rule is None:  # the command of a run that was extended, without that flag
+        changed, length = [flag for flag in changed if flag[0] not in LENGTH], set()
+    elif length == {"extend_schedule"}:
+        advice += "; --extend_schedule has no effect without a longer --epochs or --steps"
+    elif length and rule is None:
+        advice += "; to train longer, add --extend_schedule stretch or constant, see --help"
+    else:
+        changed = [flag for flag in changed if flag[0] not in LENGTH]
+    problems = _differences(recorded, changed, plan)
+    longer = plan.schedule.total_steps - recorded.total_steps
+    if not problems and length and longer <= 0:
+        problems = [f"{plan.schedule.total_steps} steps are not more than the run's {recorded.total_steps}"]
+        advice = "a run can be extended and not shortened: raise --epochs or --steps"
+    if problems:
+        raise UserError(f"{'; '.join(problems)}; a resumed run continues exactly as it began: {advice}")
+    if longer and not length:
+        raise UserError(f"the run's args.json is damaged: its plan has {recorded.total_steps} steps, its command gives "
+                        f"{plan.schedule.total_steps}; restore it from a backup")  # fmt: skip
+    steps = recorded.schedule_steps
+    if longer:
+        steps = None if rule == "stretch" else steps or recorded.total_steps
+    schedule = replace(plan.schedule, warmup_steps=recorded.warmup_steps, schedule_steps=steps)
+    return replace(plan, schedule=schedule)
+
+
+def _changed_flags(started: Namespace, resumed: Namespace) -> list[tuple[str, Any, Any]]:
+    """(name, value now, value before) of the flags that may not change."""
     free = MAY_CHANGE | (PLACE if getattr(resumed, "resume", None) == AUTO else set())
     pairs = ((name, getattr(resumed, name, None), before) for name, before in vars(started).items() if name not in free)
-    changed = [(name, now, before) for name, now, before in pairs if now != before]
+    return [(name, now, before) for name, now, before in pairs if now != before]
+
+
+def _differences(recorded: RecordedRun, changed: list[tuple[str, Any, Any]], plan: Plan) -> list[str]:
+    """What differs from the recorded run, a phrase for each kind."""
+    problems = []
     if changed:
         (name, now, before), *others = changed
-        more = "".join(f", --{name} {now} from {before}" for name, now, before in others)
-        raise UserError(
-            f"--{name} {now} differs from the run's {before}{more}; a resumed run continues exactly as it began: "
-            f"remove the flag{'s' if others else ''}, or start a new run"
+        problems.append(
+            f"--{name} {now} differs from the run's {before}" + "".join(f", --{n} {v} from {w}" for n, v, w in others)
         )
+    if plan.training_set.fingerprint != recorded.fingerprint:
+        problems.append("the training set changed since the run started (other files, order or labels): restore it")
+    if plan.batch.global_batch != recorded.global_batch:
+        problems.append(
+            f"a global batch of {plan.batch.global_batch} differs from the run's {recorded.global_batch}: choose "
+            f"--batch_size so that batch_size x processes stays the same"
+        )
+    return problems
 
 
-def check_same_data(folder: Path, plan: Plan) -> None:
-    """Refuse other training images, or another global batch, than those that the run began with."""
-    started: dict[str, Any] = read_json(folder / "args.json")["plan"]
-    if started["training_set"]["fingerprint"] != plan.training_set.fingerprint:
-        raise UserError(
-            "the training set changed since the run started (other files, order or labels); restore it, or start a "
-            "new run"
-        )
-    before = BatchConfig(**started["batch"]).global_batch
-    if before != plan.batch.global_batch:
-        raise UserError(
-            f"a global batch of {plan.batch.global_batch} differs from the run's {before}; "
-            f"change --batch_size so that batch_size x processes stays the same"
-        )
+class LearningRateOfPlan(Callback):
+    """Give each parameter group the rate of the plan at the first step; a checkpoint has that of a shorter run."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for config in trainer.lr_scheduler_configs:
+            scheduler = config.scheduler
+            assert isinstance(scheduler, LambdaLR)
+            rates = [b * f(scheduler.last_epoch) for b, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate

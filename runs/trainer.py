@@ -15,6 +15,7 @@ from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
+from runs.resume import LearningRateOfPlan
 from runs.signals import SignalHandler
 from runs.strategy import FailingTogetherDDP
 from utils.plan import Plan
@@ -75,6 +76,7 @@ def training_callbacks(
     checkpoint = CheckpointCallback(folder, metadata, plan.checkpoint, plan.logging.log_every, finite.check_before_save)
     return [
         TruncateMetricsOnResume(),
+        LearningRateOfPlan(),
         finite,
         Throughput(plan.hardware.processes),
         ExpectedEnd(plan.schedule.total_steps),

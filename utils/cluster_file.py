@@ -1,9 +1,9 @@
 """Cluster ids of images in an .npz file, which step 1 of ClusterFit writes and step 2 reads."""
 
-import contextlib
 import hashlib
 import json
-import os
+import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
+from utils.files import disk_errors_named, replaced_atomically
 
 VERSION = 1  # of the file format
 REMEDY = "make a new file, see docs/clusterfit.md"
 ARRAYS = ("ids", "val_ids", "centroids", "pca_mean", "pca_axes")
+MEMBERS = (*ARRAYS, "about", "version", "digest")
+LARGEST = 2**32  # bytes of all arrays: 100 million images in 250,000 clusters of 2,048 coordinates
+LONGEST_TEXT = 2**20  # bytes of `about`
 
 
 class Clusters(NamedTuple):
@@ -38,15 +42,10 @@ class Clusters(NamedTuple):
 def write_clusters(path: Path, clusters: Clusters) -> None:
     """Write a compressed .npz of plain arrays atomically, with a digest of its content."""
     content = {name: getattr(clusters, name) for name in ARRAYS} | {"about": np.array(json.dumps(dict(clusters.about)))}
-    part = path.with_name(f".{path.name}.part.npz")  # numpy appends .npz to every other name
-    try:
+    with disk_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(part, version=VERSION, digest=np.array(_digest(content)), **content)
-        os.replace(part, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(f"cannot write {path} ({e.strerror}); name another file") from e
+    with replaced_atomically(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, version=VERSION, digest=np.array(_digest(content)), **content)
 
 
 def read_clusters(path: Path) -> Clusters:
@@ -72,12 +71,35 @@ def read_clusters(path: Path) -> Clusters:
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray]:
-    """The arrays of an .npz by name."""
+    """The arrays of an .npz by name; what they claim to be is checked before memory is taken for them."""
     try:
+        with path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+            members = archive.infolist()
+            if not {member.filename for member in members} <= {f"{name}.npy" for name in MEMBERS}:
+                raise UserError(f"{path} is not a clusters file; {REMEDY}")
+            if len(members) > len(MEMBERS) or sum(member.file_size for member in members) > LARGEST:
+                raise UserError(f"{path} claims to hold more than {LARGEST / 2**30:.0f} GiB of clusters; {REMEDY}")
+            for member in members:
+                _check_claim(archive, member)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: np.asarray(file[name]) for name in file.files}
+    except UserError:
+        raise
     except Exception as e:  # truncated or no .npz at all: numpy and zipfile raise many kinds
         raise UserError(f"{path} is not a readable clusters file ({_one_line(e)}), perhaps truncated; {REMEDY}") from e
+
+
+def _check_claim(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError where the shape in an array's header is not that of the bytes behind it, or a text is long."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = read(file)
+        claimed, present = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    if claimed != present and not dtype.hasobject:
+        raise ValueError(f"{member.filename} claims {claimed} bytes and has {present}")
+    if member.filename.removesuffix(".npy") not in ARRAYS and member.file_size > LONGEST_TEXT:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes, more than {LONGEST_TEXT}")
 
 
 def _facts(path: Path, about: NDArray) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class ScheduleConfig:
     """A learning-rate schedule. warmup_cosine: linear warm-up, then half a cosine; cosine; step; none (constant).
 
     All lengths are optimizer steps; decay_epochs are the epochs after which "step" multiplies by decay_factor.
+    schedule_steps: the length that the schedules are made for, None for total_steps. It is shorter in a run that was
+    extended at a constant rate: from there on the settings of its last step hold.
     """
 
     name: str
@@ -50,6 +52,16 @@ class ScheduleConfig:
     warmup_steps: int = 0
     decay_epochs: tuple[int, ...] = ()
     decay_factor: float = 0.1
+    schedule_steps: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Steps that the schedules are made for."""
+        return self.schedule_steps or self.total_steps
+
+    def position(self, step: int) -> int:
+        """The step of the schedules at a step of the run: of all that depend on the length, as rates and EMA."""
+        return min(step, self.length - 1) if self.length < self.total_steps else step
 
     @property
     def total_epochs(self) -> int:
@@ -139,10 +151,11 @@ def lr_factor(config: ScheduleConfig) -> Callable[[int], float]:
     """
 
     def factor(step: int) -> float:
+        step = config.position(step)
         if step < config.warmup_steps:
             return (step + 1) / config.warmup_steps
         if config.name.endswith("cosine"):
-            progress = (step - config.warmup_steps) / max(1, config.total_steps - config.warmup_steps)
+            progress = (step - config.warmup_steps) / max(1, config.length - config.warmup_steps)
             return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         if config.name == "step":
             passed = sum(step >= epoch * config.steps_per_epoch for epoch in config.decay_epochs)

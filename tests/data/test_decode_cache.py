@@ -1,6 +1,5 @@
 """Decoded images on disk: written once, found again, never wrong."""
 
-import errno
 import os
 
 import numpy as np
@@ -11,6 +10,7 @@ from data import decode_cache as cache_module
 from data.datasets import read_dataset
 from data.pipelines.memory import DecodedImages
 from data.views import ViewSpec
+from tests.helpers.disk import largest_file
 from tests.helpers.images import class_folders, write_image
 from tests.helpers.pipelines import build, equal_views, training_batches
 from utils.errors import UserError
@@ -135,26 +135,25 @@ def test_cache_may_be_read_only_once_it_is_complete(folder):
             path.chmod(0o755)
 
 
-def test_cache_refuses_a_full_disk_and_leaves_nothing(folder, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(cache_module, "_allocate", full)
-    with pytest.raises(UserError, match=r"GiB are needed in .*cache \(No space left on device\); make room"):
+@pytest.mark.parametrize("name", ["64x64.u8", "sizes.npy"])
+def test_cache_refuses_a_full_disk_and_leaves_nothing(folder, name):
+    store(folder)
+    path = next((folder / "cache").rglob(name))
+    path.write_bytes(path.read_bytes()[:-1])
+    room = 64 if name == "sizes.npy" else 1000
+    with largest_file(room), pytest.raises(UserError, match=rf"cannot write .*{name} \(File too large\); .*free some"):
         store(folder)
-    assert not [name for name in files(folder) if name.endswith((".u8", ".done"))]
+    assert (
+        not [path for path in (folder / "cache").rglob("*") if path.suffix in (".u8", ".done", ".part")] or room == 64
+    )
+    whole, _ = store(folder)
+    assert torch.equal(whole.pixels, DecodedImages(images(folder), 32).load().pixels)
 
 
 def test_cache_refuses_a_folder_that_cannot_be_made(folder):
     (folder / "file").write_text("")
     with pytest.raises(UserError, match="name a folder that can be written to"):
         DecodedImages(images(folder), 32, folder / "file" / "cache")
-
-
-def test_allocate_reserves_blocks(tmp_path):
-    with open(tmp_path / "x", "wb") as file:
-        cache_module._allocate(file.fileno(), 10**6)
-    assert os.stat(tmp_path / "x").st_blocks * 512 >= 10**6
 
 
 def test_cache_refuses_images_in_memory(tmp_path):

@@ -10,6 +10,7 @@ from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, attempt, eva
 from evaluation.features import extract
 from evaluation.knn import knn_accuracy
 from tests.helpers.commands import plan_of
+from tests.helpers.disk import largest_file
 from tests.helpers.evaluation import CPU, Pixels, digits_module
 from utils.errors import Interrupted, UserError
 
@@ -139,3 +140,19 @@ def test_picture_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths: shown.extend(paths)).on_train_end(trainer, Module())
     assert [path.name for path in shown] == ["embedding.png"]
     assert "No space left on device; the run goes on" in capsys.readouterr().out
+
+
+def test_picture_that_cannot_be_written_is_one_line_and_the_others_are_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluation.pictures.embedding", lambda path, *args: path.write_bytes(b"x"))
+    trainer, shown = trainer_at(1), []
+    trainer.is_global_zero, trainer.loggers = True, []
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,2.0\n")
+    with largest_file(1000):
+        Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths: shown.extend(paths)).on_train_end(
+            trainer, Module()
+        )
+    assert [path.name for path in shown] == ["embedding.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["embedding.png", "metrics.csv"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.count("File too large") for line in lines] == [1, 1]
+    assert "the run goes on" in lines[0]

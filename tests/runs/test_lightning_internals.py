@@ -30,11 +30,26 @@ def test_mark_epoch_completed_finds_the_counters_of_a_checkpoint():
     for name in ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
         assert {"current", "total"} <= fit[name].keys(), f"{name} has no counters any more"
     fit["epoch_progress"]["current"]["processed"] = 3
+    fit["epoch_loop.batch_progress"]["is_last_batch"] = True
     before = fit["epoch_loop.state_dict"].setdefault("_batches_that_stepped", 0)
     mark_epoch_completed({"loops": loops})
     assert fit["epoch_progress"]["current"]["completed"] == 3
     assert fit["epoch_loop.state_dict"]["_batches_that_stepped"] == before - 1
     assert not fit["epoch_loop.batch_progress"]["is_last_batch"]
+
+
+def test_mark_epoch_completed_leaves_an_epoch_that_the_last_step_cut_short_to_be_continued():
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    fit = trainer.fit_loop.state_dict()
+    fit["epoch_loop.state_dict"]["_batches_that_stepped"] = 7
+    for name, count in (("epoch_progress", "processed"), ("epoch_loop.batch_progress", "completed")):
+        for counts in (fit[name]["current"], fit[name]["total"]):
+            counts[count] = 2
+    mark_epoch_completed({"loops": {"fit_loop": fit}})
+    assert fit["epoch_progress"]["current"]["processed"] == fit["epoch_progress"]["total"]["processed"] == 1
+    assert fit["epoch_progress"]["current"]["completed"] == 0
+    assert fit["epoch_loop.batch_progress"]["current"]["completed"] == 1, "a restart adds one"
+    assert fit["epoch_loop.state_dict"]["_batches_that_stepped"] == 6
 
 
 def test_a_restart_adds_one_to_the_logged_steps():

@@ -3,6 +3,7 @@
 import io
 import json
 import tempfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from tests.helpers.disk import full_disk
 from tests.helpers.mutations import apply, mutations
 from utils.cluster_file import ARRAYS, Clusters, _digest, check_same_images, read_clusters, write_clusters
 from utils.errors import UserError
@@ -180,3 +182,57 @@ def test_read_clusters_refuses_mutated_bytes_or_reads_the_same(changes):
 @given(mutations())
 def test_read_clusters_refuses_thousands_of_mutations_or_reads_the_same(changes):
     mutated_clusters_are_refused_or_equal(changes)
+
+
+@pytest.mark.parametrize("broken", ["os.replace", "os.fsync", "numpy.savez_compressed"])
+def test_write_clusters_on_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, broken):
+    write_clusters(tmp_path / "c.npz", some())
+    monkeypatch.setattr(broken, full_disk)
+    with pytest.raises(UserError, match=r"cannot write .*c.npz \(No space left on device\); free some space"):
+        write_clusters(tmp_path / "c.npz", some(ids=(0, 0, 0, 0)))
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+    assert read_clusters(tmp_path / "c.npz").ids.tolist() == [0, 1, 2, 1]
+
+
+def bomb(path, shape, zeros):
+    """A clusters file whose ids claim a shape, with that many zero bytes behind the claim, compressed to little."""
+    write_clusters(path, some())
+    with zipfile.ZipFile(path) as old:
+        content = {name: old.read(name) for name in old.namelist()}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in content.items():
+            file.writestr(name, header.getvalue() + bytes(zeros) if name == "ids.npy" else data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "zeros", "message"),
+    [
+        ((2**22,), 2**25, "claims to hold more than"),
+        ((2**40,), 80, "claims 8796093022208 bytes and has 80"),
+        ((2**19,), 80, "claims 4194304 bytes and has 80"),
+        ((-1,), 80, "is not a readable clusters file"),
+    ],
+)
+def test_read_clusters_refuses_a_bomb_before_it_takes_memory(tmp_path, monkeypatch, shape, zeros, message):
+    bomb(tmp_path / "c.npz", shape, zeros)
+    assert (tmp_path / "c.npz").stat().st_size < 2**17
+    monkeypatch.setattr("utils.cluster_file.LARGEST", 2**24)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=message):
+            read_clusters(tmp_path / "c.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_read_clusters_refuses_long_facts_and_arrays_of_another_name(tmp_path):
+    forged(tmp_path / "c.npz", about=np.array("x" * 2**19))
+    with pytest.raises(UserError, match="about.npy has .* bytes, more than"):
+        read_clusters(tmp_path / "c.npz")
+    np.savez(tmp_path / "c.npz", other=np.zeros(3))
+    with pytest.raises(UserError, match="is not a clusters file"):
+        read_clusters(tmp_path / "c.npz")
