@@ -1,6 +1,8 @@
 """Reading of weights from any tool's checkpoint into a backbone, and writing under the names of its own library."""
 
 import re
+import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,13 @@ from utils.plan import BackboneConfig
 METADATA_KEYS = (
     "method", "dataset", "backbone", "stem", "zero_init_residual", "large_size", "num_classes", "seed",
 )  # fmt: skip
+NUMBER = r"\d{1,18}"
+FACTS = {  # key -> (what it must be, as a pattern); the other values are names that are looked up
+    "stem": ("small or imagenet", "small|imagenet"), "zero_init_residual": ("True or False", "True|False"),
+    "large_size": ("a side of 1 to 4 digits", r"\d{1,4}"), "num_classes": ("a number", NUMBER),
+    "seed": ("a number", NUMBER),
+}  # fmt: skip
+CHECKSUM = "crc32"  # in the metadata of a .safetensors file, of everything else in it
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
 SAFE_GLOBALS: list[Any] = [
     Namespace,
@@ -55,7 +64,16 @@ def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> 
     """Write the backbone's tensors atomically as .safetensors, under the names of its own library."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in backbone.state_dict().items()}
     with replaced_atomically(path) as part:
-        save_file(tensors, part, metadata)
+        save_file(tensors, part, metadata | {CHECKSUM: _checksum(tensors, metadata)})
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """CRC-32 of names, bytes and metadata, in hexadecimal: it finds what a disk or a copy changed."""
+    crc = zlib.crc32(repr(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
 
 
 def find_weights(source: str) -> Path:
@@ -74,9 +92,12 @@ def find_weights(source: str) -> Path:
 def read_tree(path: Path) -> Mapping[str, Any]:
     """Read the (nested) dictionary of tensors in a .safetensors file or a torch checkpoint, without running code."""
     if path.suffix == ".safetensors":
-        read_metadata(path)  # raises a UserError for a file that cannot be read
-        return load_file(path)
+        return _read_safetensors(path)
     try:
+        if zipfile.is_zipfile(path):  # torch.load ignores the checksums of its archives
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # truncated, tampered with, or a pickle of code: torch raises many kinds
@@ -84,6 +105,18 @@ def read_tree(path: Path) -> Mapping[str, Any]:
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors; save a state_dict")
     return tree
+
+
+def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of the file; those of a file that a run wrote must have their checksum."""
+    metadata = _safetensors_metadata(path)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except Exception as e:  # a header that promises what the file does not hold: many kinds
+        raise UserError(f"{path} is not a readable .safetensors file ({e}); it may be truncated, copy it again") from e
+    if (expected := metadata.pop(CHECKSUM, None)) and expected != _checksum(tensors, metadata):
+        raise UserError(f"{path} is damaged or was changed: its checksum is not that of its content; copy it again")
+    return tensors
 
 
 def _unreadable(path: Path, reason: str) -> str:
@@ -109,11 +142,25 @@ def read_metadata(path: Path) -> dict[str, str]:
             return {}
         plan = read_json(beside).get("plan")
         return backbone_metadata(plan) if plan else {}
+    facts = _safetensors_metadata(path)
+    facts.pop(CHECKSUM, None)
+    _check_facts(path, facts)
+    return facts
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as f:
             return f.metadata() or {}
     except (SafetensorError, OSError) as e:
         raise UserError(f"{path} is not a readable .safetensors file ({e}); it may be truncated, copy it again") from e
+
+
+def _check_facts(path: Path, facts: Mapping[str, str]) -> None:
+    """Refuse numbers and words of METADATA_KEYS that no run writes."""
+    for name, (requirement, pattern) in FACTS.items():
+        if name in facts and not re.fullmatch(pattern, facts[name], re.ASCII):
+            raise UserError(f"{path} has {name} {facts[name][:40]!r}, needs {requirement}; copy it again")
 
 
 def guess_stem(tree: Mapping[str, Any]) -> str | None:

@@ -59,7 +59,8 @@ def dashboard_config(args: Namespace, default_name: str) -> DashboardConfig:
 def _hardware(args: Namespace) -> HardwareConfig:
     hardware = choose_hardware(args.accelerator, gpu_list(args), args.num_nodes)
     precision, reason = choose_precision(args.precision, hardware.accelerator)
-    return dataclasses.replace(hardware, precision=precision, precision_reason=reason, compile=args.compile)
+    return dataclasses.replace(hardware, precision=precision, precision_reason=reason, compile=args.compile,
+                               deterministic=args.deterministic)  # fmt: skip
 
 
 def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> OptimizerConfig:
@@ -140,7 +141,7 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
     stem = f"{plan.backbone.stem} stem ({plan.backbone.stem_reason})"
     rows = {
         "hardware": f"{hardware.processes} x {hardware.accelerator}, precision {hardware.precision} "
-        f"({hardware.precision_reason})",
+        f"({hardware.precision_reason})" + ", deterministic algorithms" * hardware.deterministic,
         "backbone": f"{plan.backbone.name}, {stem}" + ", zero-init residual" * plan.backbone.zero_init_residual,
         "method": ", ".join(f"{name} {_text(value)}" for name, value in method_settings.items()) or "no settings",
         "parameters": f"{parameters / 1e6:,.2f} M trainable; a checkpoint takes about {_size(checkpoint_bytes)}",

@@ -47,6 +47,9 @@ def default_signals():
     reset()
 
 
+SET_BY_SCIKIT_LEARN = ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")  # when it is first imported
+
+
 @pytest.fixture(autouse=True)
 def environment_stays():
     """A test leaves no variable of the environment behind: a later test would start processes with it.
@@ -63,7 +66,7 @@ def environment_stays():
     os.environ.update(before)
     for name in left - before.keys():
         del os.environ[name]
-    left -= {"PYTEST_CURRENT_TEST", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"}
+    left -= {"PYTEST_CURRENT_TEST", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", *SET_BY_SCIKIT_LEARN}
     assert not left, f"the test left these variables of the environment changed: {sorted(left)}"
 
 
