@@ -19,7 +19,8 @@ from backbones.build import choose_stem
 from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
-from utils.files import read_json, replaced_atomically
+from utils.files import read_json, replaced_atomically, typed_path
+from utils.names import shown
 from utils.plan import BackboneConfig
 
 # Facts about a backbone that its file carries, as text.
@@ -68,24 +69,27 @@ def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> 
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
-    """CRC-32 of names, bytes and metadata, in hexadecimal: it finds what a disk or a copy changed."""
+    """CRC-32 of metadata, names, types, shapes and bytes, in hexadecimal: finds what a disk or a copy changed."""
     crc = zlib.crc32(repr(sorted(metadata.items())).encode())
     for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        crc = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
+        tensor = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
 
 
 def find_weights(source: str) -> Path:
     """Return the file of weights behind a path: the file itself, or a run folder's backbone, else its checkpoint."""
-    path = Path(source).expanduser()
+    path = typed_path(source)
     if path.is_dir():
         files = [path / name for name in ("backbone.safetensors", "last.ckpt") if (path / name).is_file()]
         if not files:
-            raise UserError(f"{source} has no backbone.safetensors and no last.ckpt; name a run folder or a file")
+            raise UserError(
+                f"{shown(source)} has no backbone.safetensors and no last.ckpt; name a run folder or a file"
+            )
         return files[0]
     if not path.is_file():
-        raise UserError(f"{source} does not exist; name a run folder or a file of weights")
+        raise UserError(f"{shown(source)} does not exist; name a run folder or a file of weights")
     return path
 
 
@@ -94,10 +98,7 @@ def read_tree(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        if zipfile.is_zipfile(path):  # torch.load ignores the checksums of its archives
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
+        _check_archive(path)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # truncated, tampered with, or a pickle of code: torch raises many kinds
@@ -105,6 +106,16 @@ def read_tree(path: Path) -> Mapping[str, Any]:
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors; save a state_dict")
     return tree
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums in the archive that torch.save writes, which torch.load ignores."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # as older versions of torch wrote: there are none
+            return
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
 
 
 def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 from runs.checkpoint import LAST, PREVIOUS
 from runs.folder import AUTO
 from utils.errors import UserError
-from utils.files import OUTPUT, read_json
+from utils.files import OUTPUT, read_json, typed_path
 from utils.plan import BatchConfig, Plan
 
 MAY_CHANGE = {  # flags that cannot change the result of a run
@@ -27,13 +27,13 @@ def pop_resume_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
         run_id = _value(argv, "--run_id")
         if not run_id:
             raise UserError("--resume auto needs --run_id: it starts the run of that name, or goes on with it; add it")
-        folder = Path(_value(argv, "--output") or OUTPUT) / run_id
+        folder = typed_path(Path(_value(argv, "--output") or OUTPUT) / run_id)
         return folder if has_checkpoint(folder) else None, argv
     for i, argument in enumerate(argv):
         if argument == "--resume" and i + 1 < len(argv):
-            return Path(argv[i + 1]), argv[:i] + argv[i + 2 :]
+            return typed_path(argv[i + 1]), argv[:i] + argv[i + 2 :]
         if argument.startswith("--resume="):
-            return Path(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
+            return typed_path(argument.partition("=")[2]), argv[:i] + argv[i + 1 :]
     return None, argv
 
 

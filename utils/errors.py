@@ -1,6 +1,7 @@
 """User errors: one line that says what came, what was needed and what to do, never a traceback."""
 
 import difflib
+import io
 import os
 import signal
 import sys
@@ -81,6 +82,8 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     A signal to stop ends it with one line too, and the status of that signal.
     """
     leave_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal cannot print must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
     except UserError as e:

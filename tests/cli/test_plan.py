@@ -26,6 +26,11 @@ def test_resolve_scales_the_learning_rate_with_the_global_batch():
     assert "0.3 x 128 / 256 = 0.15" in text_of("simclr", *words)
 
 
+def test_describe_says_that_algorithms_are_deterministic():
+    assert "precision 32 (from the flag), deterministic algorithms\n" in text_of("simclr", "--deterministic")
+    assert "deterministic" not in text_of("simclr")
+
+
 @pytest.mark.parametrize(
     ("words", "steps", "epochs", "warmup"),
     [

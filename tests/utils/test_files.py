@@ -1,9 +1,11 @@
 """Atomic files, JSON, rows of metrics.csv."""
 
+from pathlib import Path
+
 import pytest
 
 from utils.errors import UserError
-from utils.files import create_json, last_value, read_json, read_metrics, write_json, write_text_atomically
+from utils.files import create_json, last_value, read_json, read_metrics, typed_path, write_json, write_text_atomically
 
 
 def test_write_text_atomically_keeps_the_old_file_when_moving_fails(tmp_path, monkeypatch):
@@ -49,3 +51,12 @@ def test_create_json_leaves_an_existing_file(tmp_path):
     with pytest.raises(FileExistsError):
         create_json(tmp_path / "a.json", {"a": 2})
     assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~no-such-user-here/x"])
+def test_typed_path_refuses_in_one_line_what_cannot_be_a_path(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be found") as e:
+        typed_path(name)
+    assert len(str(e.value).splitlines()) == 1
+    assert typed_path(tmp_path / "gone") == tmp_path / "gone"
+    assert typed_path("~") == Path.home()
