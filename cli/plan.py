@@ -96,10 +96,10 @@ def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> in
         return 0
     if args.warmup_epochs is None:
         return min(10 * steps_per_epoch, total_steps // 10)
-    steps = int(round(args.warmup_epochs * steps_per_epoch))
-    if steps >= total_steps:
-        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is {steps} of {total_steps} steps; lower it")
-    return steps
+    steps = args.warmup_epochs * steps_per_epoch
+    if round(min(steps, total_steps)) >= total_steps:
+        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is {steps:.0f} of {total_steps} steps; lower it")
+    return round(steps)
 
 
 def _views(args: Namespace) -> ViewsConfig:

@@ -52,6 +52,7 @@ def test_resolve_counts_steps_epochs_and_warmup(words, steps, epochs, warmup):
     [
         (["--batch_size", "2000"], "1438 images, fewer than one global batch of 2000 .* lower --batch_size to 1438"),
         (["--batch_size", "1"], "--batch_size 1: .*at least 2"),
+        (["--warmup_epochs", "1e308"], "--warmup_epochs 1e.308 is inf of .* steps; lower it"),
         (["--warmup_epochs", "200"], "--warmup_epochs 200 is .* steps; lower it"),
     ],
 )
