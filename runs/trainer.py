@@ -141,4 +141,7 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
         cudnn.deterministic, cudnn.benchmark = before
-        os.environ.pop(CUBLAS) if variable is None else os.environ.update({CUBLAS: variable})
+        if variable is None:
+            os.environ.pop(CUBLAS, None)
+        else:
+            os.environ[CUBLAS] = variable
