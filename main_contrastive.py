@@ -22,7 +22,7 @@ from methods import METHODS
 from runs.folder import open_run_folder, write_bad_images, write_summary, writes_run_folder
 from runs.loggers import build_loggers, log_pictures
 from runs.resume import continued_plan, pop_resume_flag, resume_argv
-from runs.trainer import build_trainer, expected_messages_hidden, training_callbacks
+from runs.trainer import build_trainer, deterministic_algorithms, expected_messages_hidden, training_callbacks
 from utils.distributed import rank_zero_print
 from utils.errors import run_cli
 from utils.sync_batchnorm import synchronize_batch_norm
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     evaluations = evaluation_callbacks(plan, folder, data.val is not None, log_pictures)
     callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), f"{RESUME} {folder}")
     loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)
-    with expected_messages_hidden():
+    with expected_messages_hidden(), deterministic_algorithms(plan.hardware.deterministic):
         trainer = build_trainer(plan, folder, callbacks, loggers, validate=data.val is not None and data.labelled)
         trainer.fit(method, datamodule=module, ckpt_path=resume and resume / "last.ckpt", weights_only=True)
     write_summary(folder, plan, time.time() - started)

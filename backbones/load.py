@@ -1,6 +1,8 @@
 """Reading of weights from any tool's checkpoint into a backbone, and writing under the names of its own library."""
 
 import re
+import zipfile
+import zlib
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,22 +19,26 @@ from backbones.build import choose_stem
 from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
-from utils.files import entry, read_json, replaced_atomically
+from utils.files import entry, read_json, replaced_atomically, typed_path
+from utils.names import shown
 from utils.plan import BackboneConfig
 
 # Facts about a backbone that its file carries, as text.
 METADATA_KEYS = (
     "method", "dataset", "backbone", "stem", "zero_init_residual", "large_size", "num_classes", "seed",
 )  # fmt: skip
-METADATA_VALUES = {  # key -> pattern of its values; a file without the key is of another tool
-    "stem": "small|imagenet", "zero_init_residual": "True|False", "large_size": "[1-9][0-9]{0,4}",
-    "num_classes": "[0-9]{1,9}", "seed": "[0-9]{1,18}",
-}  # fmt: skip
 PLAN_KEYS: dict[str, type] = {  # keys of args.json that the facts are taken from -> type
     "plan.method": str, "plan.seed": int, "plan.training_set.name": str, "plan.training_set.num_classes": int,
     "plan.backbone.name": str, "plan.backbone.stem": str, "plan.backbone.zero_init_residual": bool,
     "plan.views.large_size": int,
 }  # fmt: skip
+NUMBER = r"\d{1,18}"
+FACTS = {  # key -> (what it must be, as a pattern); the other values are names that are looked up
+    "stem": ("small or imagenet", "small|imagenet"), "zero_init_residual": ("True or False", "True|False"),
+    "large_size": ("a side of 1 to 4 digits", r"\d{1,4}"), "num_classes": ("a number", NUMBER),
+    "seed": ("a number", NUMBER),
+}  # fmt: skip
+CHECKSUM = "crc32"  # in the metadata of a .safetensors file, of everything else in it
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
 SAFE_GLOBALS: list[Any] = [
     Namespace,
@@ -68,32 +74,41 @@ def save_backbone(path: Path, backbone: nn.Module, metadata: dict[str, str]) -> 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors atomically as .safetensors."""
     with replaced_atomically(path) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
+        own = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(own, part, metadata | {CHECKSUM: _checksum(own, metadata)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """CRC-32 of metadata, names, types, shapes and bytes, in hexadecimal: finds what a disk or a copy changed."""
+    crc = zlib.crc32(repr(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()), crc)
+    return f"{crc:08x}"
 
 
 def find_weights(source: str) -> Path:
     """Return the file of weights behind a path: the file itself, or a run folder's backbone, else its checkpoint."""
-    path = Path(source).expanduser()
+    path = typed_path(source)
     if path.is_dir():
         files = [path / name for name in ("backbone.safetensors", "last.ckpt") if (path / name).is_file()]
         if not files:
-            raise UserError(f"{source} has no backbone.safetensors and no last.ckpt; name a run folder or a file")
+            raise UserError(
+                f"{shown(source)} has no backbone.safetensors and no last.ckpt; name a run folder or a file"
+            )
         return files[0]
     if not path.is_file():
-        raise UserError(f"{source} does not exist; name a run folder or a file of weights")
+        raise UserError(f"{shown(source)} does not exist; name a run folder or a file of weights")
     return path
 
 
 def read_tree(path: Path) -> Mapping[str, Any]:
     """Read the (nested) dictionary of tensors in a .safetensors file or a torch checkpoint, without running code."""
     if path.suffix == ".safetensors":
-        read_metadata(path)  # raises a UserError for a file that cannot be read
-        try:
-            return load_file(path)
-        except Exception as e:  # a type that torch does not have: safetensors raises many kinds
-            reason = next(iter(str(e).splitlines()), type(e).__name__)
-            raise UserError(f"{path} is not a readable .safetensors file ({reason}); copy it again") from e
+        return _read_safetensors(path)
     try:
+        _check_archive(path)
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # truncated, tampered with, or a pickle of code: torch raises many kinds
@@ -101,6 +116,28 @@ def read_tree(path: Path) -> Mapping[str, Any]:
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors; save a state_dict")
     return tree
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums in the archive that torch.save writes, which torch.load ignores."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # as older versions of torch wrote: there are none
+            return
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
+
+
+def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of the file; those of a file that a run wrote must have their checksum."""
+    metadata = _safetensors_metadata(path)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except Exception as e:  # a header that promises what the file does not hold: many kinds
+        raise UserError(f"{path} is not a readable .safetensors file ({e}); it may be truncated, copy it again") from e
+    if (expected := metadata.pop(CHECKSUM, None)) and expected != _checksum(tensors, metadata):
+        raise UserError(f"{path} is damaged or was changed: its checksum is not that of its content; copy it again")
+    return tensors
 
 
 def _unreadable(path: Path, reason: str) -> str:
@@ -124,13 +161,18 @@ def read_metadata(path: Path) -> dict[str, str]:
         beside = path.parent / "args.json"
         if path.suffix != ".ckpt" or not beside.is_file():
             return {}
-        return _checked(_recorded_metadata(beside), beside)
+        return _recorded_metadata(beside)
+    facts = _safetensors_metadata(path)
+    facts.pop(CHECKSUM, None)
+    _check_facts(path, facts)
+    return facts
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as f:
-            return _checked(f.metadata() or {}, path)
+            return f.metadata() or {}
     except (SafetensorError, OSError, ValueError) as e:
-        if isinstance(e, UserError):
-            raise
         raise UserError(f"{path} is not a readable .safetensors file ({e}); it may be truncated, copy it again") from e
 
 
@@ -141,17 +183,16 @@ def _recorded_metadata(path: Path) -> dict[str, str]:
         return {}
     for key, kind in PLAN_KEYS.items():
         entry(path, content, key, kind)
-    return backbone_metadata(content["plan"])
+    facts = backbone_metadata(content["plan"])
+    _check_facts(path, facts)
+    return facts
 
 
-def _checked(metadata: dict[str, str], path: Path) -> dict[str, str]:
-    """The metadata of a file, whose numbers are numbers; a damaged or forged one is a UserError that names the file."""
-    for key, pattern in METADATA_VALUES.items():
-        value = metadata.get(key, "")
-        if value and not re.fullmatch(pattern, value):
-            shown = " ".join(value.split())[:50]
-            raise UserError(f"{path} is damaged: its metadata has {key} {shown!r}; copy it again, or write it again")
-    return metadata
+def _check_facts(path: Path, facts: Mapping[str, str]) -> None:
+    """Refuse numbers and words of METADATA_KEYS that no run writes."""
+    for name, (requirement, pattern) in FACTS.items():
+        if name in facts and not re.fullmatch(pattern, facts[name], re.ASCII):
+            raise UserError(f"{path} has {name} {facts[name][:40]!r}, needs {requirement}; copy it again")
 
 
 def guess_stem(tree: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from utils.files import OUTPUT
 from utils.optim import FlagGroup
 
 DEFAULT_PROJECT = "lookalike"
+LARGEST_SEED = 2**32 - 1  # of numpy
 IGNORED_TENSORS = ("num_batches_tracked",)  # counters of batch norm, which not every checkpoint has
 OPTIMIZER_RULES: tuple[Rule, ...] = (
     (("lars_eta", "lars_clip"), "--optimizer lars", lambda a: a.optimizer == "lars"),
@@ -41,7 +42,9 @@ def add_common_flags(group: FlagGroup) -> None:
     group.add_argument("--output", default=OUTPUT, help="parent directory of run folders")
     group.add_argument("--run_id", type=folder_name,
                        help="name of the run folder; default: name, data set, backbone and time")  # fmt: skip
-    group.add_argument("--seed", type=count, default=0, help="random seed; the same seed gives the same run")
+    group.add_argument(
+        "--seed", type=number(int, 0, LARGEST_SEED), default=0, help="random seed; the same seed gives the same run"
+    )
 
 
 def add_loading_flags(parser: ArgumentParser) -> None:

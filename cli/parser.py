@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from utils.errors import UserError, did_you_mean
+from utils.names import escaped, shown
 
 # Flags of other tools and the ones that do the same here.
 FOREIGN_FLAGS = {
@@ -46,7 +47,7 @@ class Parser(ArgumentParser):
             choices = [str(c) for c in action.choices or ()]
             near = did_you_mean(match[2], choices)
             message = f"unknown {action.dest} {match[2]!r}{near}; choose one of {', '.join(choices)}"
-        raise UserError(message)
+        raise UserError(escaped(message))
 
     def parse_strictly(self, argv: Sequence[str], flags_of_others: Mapping[str, str]) -> Namespace:
         """Parse argv; an unknown flag is an error with a near known one. flags_of_others: flag -> its --method."""
@@ -58,7 +59,7 @@ class Parser(ArgumentParser):
                     f"{flag} is a flag of --method {flags_of_others[flag]}, not of {args.method}; remove it"
                 )
             known = [option for action in self._actions for option in action.option_strings]
-            raise UserError(f"unknown argument {flag}{_flag_hint(flag, known)}; --help lists all")
+            raise UserError(f"unknown argument {shown(flag)}{_flag_hint(flag, known)}; --help lists all")
         return args
 
     def typed_flags(self, argv: Sequence[str]) -> set[str]:

@@ -61,7 +61,8 @@ def dashboard_config(args: Namespace, default_name: str) -> DashboardConfig:
 def _hardware(args: Namespace) -> HardwareConfig:
     hardware = choose_hardware(args.accelerator, gpu_list(args), args.num_nodes)
     precision, reason = choose_precision(args.precision, hardware.accelerator)
-    return dataclasses.replace(hardware, precision=precision, precision_reason=reason, compile=args.compile)
+    return dataclasses.replace(hardware, precision=precision, precision_reason=reason, compile=args.compile,
+                               deterministic=args.deterministic)  # fmt: skip
 
 
 def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> OptimizerConfig:
@@ -97,10 +98,10 @@ def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> in
         return 0
     if args.warmup_epochs is None:
         return min(10 * steps_per_epoch, total_steps // 10)
-    steps = int(round(args.warmup_epochs * steps_per_epoch))
-    if steps >= total_steps:
-        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is {steps} of {total_steps} steps; lower it")
-    return steps
+    steps: float = args.warmup_epochs * steps_per_epoch
+    if round(min(steps, total_steps)) >= total_steps:
+        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} is {steps:.0f} of {total_steps} steps; lower it")
+    return round(steps)
 
 
 def _views(args: Namespace) -> ViewsConfig:
@@ -142,7 +143,7 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
     stem = f"{plan.backbone.stem} stem ({plan.backbone.stem_reason})"
     rows = {
         "hardware": f"{hardware.processes} x {hardware.accelerator}, precision {hardware.precision} "
-        f"({hardware.precision_reason})",
+        f"({hardware.precision_reason})" + ", deterministic algorithms" * hardware.deterministic,
         "backbone": f"{plan.backbone.name}, {stem}" + ", zero-init residual" * plan.backbone.zero_init_residual,
         "method": ", ".join(f"{name} {_text(value)}" for name, value in method_settings.items()) or "no settings",
         "parameters": f"{parameters / 1e6:,.2f} M trainable; a checkpoint takes about {_size(checkpoint_bytes)}",

@@ -15,6 +15,7 @@ from data.images import ArrayImages, Images
 from data.scan import unread_note
 from utils.distributed import all_equal
 from utils.errors import UserError
+from utils.files import typed_path
 from utils.names import escaped, shown
 from utils.plan import TrainingSet
 
@@ -153,7 +154,7 @@ def read_dataset(
     on_bad_image: corrupt and truncated files are an error ("stop"), or they are left out ("skip"); here and nowhere
     else, before anything is derived from the number of images.
     """
-    info, root = DATASETS[name], Path(data_folder).expanduser()
+    info, root = DATASETS[name], typed_path(data_folder)
     notes: list[str] = []
     if info.load and not (train_dir or val_dir):
         if on_bad_image == "skip":
@@ -232,14 +233,14 @@ def _folders(
     if not root.is_dir():
         raise UserError(f"--data_folder {root} is not a folder; name the folder that holds {name}")
     base = root / info.folder if not train_dir and (root / info.folder).is_dir() else root
-    train = root / train_dir if train_dir else base / "train"
+    train = typed_path(root / train_dir) if train_dir else base / "train"
     if not train_dir and not train.is_dir() and name == "custom":
         train = root  # the folder itself holds the images
     if not train.is_dir():
         given = "" if train_dir else "; name it with --train_dir, relative to --data_folder"
         raise UserError(f"no training images of {name}: {train} is not a folder{given}")
     if val_dir:
-        if not (root / val_dir).is_dir():
+        if not typed_path(root / val_dir).is_dir():
             raise UserError(f"no validation images of {name}: --val_dir {root / val_dir} is not a folder")
         return train, root / val_dir
     default = [base / "val", base / "test"] if not train_dir and train != root else []

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.images import Images
 from utils.errors import UserError
-from utils.files import create_allocated, replaced_atomically, write_text_atomically
+from utils.files import create_allocated, replaced_atomically, typed_path, write_text_atomically
 from utils.names import shown
 
 PART = 1024  # images
@@ -28,7 +28,7 @@ class DecodeCache:
     """The cached sizes and pixels of some images. Files that were written again, at any length, get another folder."""
 
     def __init__(self, root: Path, images: Images):
-        self.images, self.folder = images, root.expanduser() / images.state()
+        self.images, self.folder = images, typed_path(root) / images.state()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:

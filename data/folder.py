@@ -15,6 +15,7 @@ from data.scan import ENDINGS, ImageFile, entries, find_images, is_folder, is_im
 from utils.errors import UserError
 from utils.names import escaped, shown
 
+PUT_BACK = "put it back as it was and resume the run, or start a new one"
 CHECKED = 200_000  # files; with --on_bad_image stop, the files of a larger folder are not checked before the run
 
 
@@ -31,6 +32,7 @@ class FolderImages:
         self._files = files
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
         self._sizes: np.ndarray | None = None
+        self._warned = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -44,9 +46,33 @@ class FolderImages:
             (height, width), now = self._sizes[i], image.shape
             raise UserError(
                 f"{shown(self.path(i))} changed while the run went on (from {width} x {height} pixels to {now[2]} x "
-                f"{now[1]}); put it back as it was and resume the run, or start a new one"
+                f"{now[1]}); {PUT_BACK}"
             )
+        self.check_unchanged(i)
         return image
+
+    def check_unchanged(self, i: int) -> None:
+        """Refuse a file of another length than when the folder was read.
+
+        One that was written again at its old length is a warning, printed once: the pixels may be the same, as after
+        `touch`, and a resumed run would accept them.
+        """
+        path, file = self.path(i), self._files[i]
+        try:
+            now = os.stat(path)
+        except OSError:  # the decoder says why
+            return
+        if now.st_size != file.size:
+            raise UserError(
+                f"{shown(path)} changed while the run went on (from {file.size:,} to {now.st_size:,} bytes); {PUT_BACK}"
+            )
+        if now.st_mtime_ns != file.mtime_ns and not self._warned:
+            self._warned = True
+            print(
+                f"  warning: {shown(path)} was written again while the run went on, at its old length; if its pixels "
+                f"changed, the run has no single training set: put it back as it was",
+                flush=True,
+            )
 
     def fingerprint(self) -> str:
         rows = zip(self._files, self.labels.tolist(), strict=True)

@@ -65,6 +65,7 @@ class ArrayImages:
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # MPO is opened as JPEG
 FOREIGN = {"PostScript": (0, b"%!PS"), "HEIC or AVIF": (4, b"ftyp")}  # name -> where these bytes stand
 MAX_PIXELS = 89_478_485  # a quarter of a GiB of RGB; above it Pillow warns, and refuses twice as many
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels; make it smaller"
 # The errors that Pillow raises for a file that is not an image, or is damaged.
 DAMAGED = (
@@ -91,10 +92,17 @@ def open_image(source: str | BinaryIO) -> Image.Image:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Image.DecompressionBombError(TOO_LARGE) from None
-    if image.width * image.height > MAX_PIXELS:  # where somebody has switched the warning off
+    # The first is more where somebody has switched the warning off.
+    if max(image.width * image.height, _tile_pixels(image)) > MAX_PIXELS:
         image.close()
         raise Image.DecompressionBombError(TOO_LARGE)
     return image
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Pixels of one tile of a TIFF file, 0 without tiles: its decoder takes memory for a whole one, however large."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
 
 
 def _foreign(source: str | BinaryIO) -> str:

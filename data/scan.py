@@ -40,11 +40,18 @@ def entries(folder: str | Path) -> list["Entry[str]"]:
 
 
 def is_folder(entry: "Entry[str]") -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is an error."""
+    """Whether an entry is a folder or a link to one; a link to itself, or to what does not exist, is an error."""
     try:
-        return entry.is_dir()
+        folder = entry.is_dir()
+        dangling = not folder and entry.is_symlink() and not os.path.exists(entry.path)
     except OSError as e:
         raise UserError(f"{shown(entry.path)} cannot be read ({reason(e)}); remove it") from e
+    if dangling:  # whatever its name is, it may be an image or a whole class that is missing
+        raise UserError(
+            f"{shown(entry.path)} is a link to {shown(os.readlink(entry.path))}, which does not exist; put that back, "
+            f"or remove the link"
+        )
+    return folder
 
 
 def is_image(entry: "Entry[str]") -> bool:

@@ -11,12 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from runs.checkpoint import LAST, PREVIOUS
 from runs.folder import AUTO
 from utils.errors import UserError
-from utils.files import OUTPUT, entry, read_json
+from utils.files import OUTPUT, entry, read_json, typed_path
 from utils.plan import BatchConfig, Plan
 
 MAY_CHANGE = {  # flags that cannot change the result of a run
     "resume", "accelerator", "gpus", "num_nodes", "num_workers", "batch_size", "data_folder", "cache", "wandb",
-    "entity", "offline", "log_every", "knn_every", "checkpoint_every", "keep_every",
+    "entity", "offline", "log_every", "knn_every", "checkpoint_every", "keep_every", "deterministic",
 }  # fmt: skip
 LENGTH = {"epochs", "steps", "extend_schedule"}  # flags that may change together, to extend a run
 PLACE = {"output", "run_id"}  # with --resume auto they name the run to go on with
@@ -32,10 +32,10 @@ def pop_resume_flag(argv: list[str]) -> tuple[Path | None, list[str]]:
         run_id = _value(argv, "--run_id")
         if not run_id:
             raise UserError("--resume auto needs --run_id: it starts the run of that name, or goes on with it; add it")
-        folder = Path(_value(argv, "--output") or OUTPUT) / run_id
+        folder = typed_path(Path(_value(argv, "--output") or OUTPUT) / run_id)
         return folder if has_checkpoint(folder) else None, argv
     if resume is not None:
-        return Path(resume), _without(argv, "--resume")
+        return typed_path(resume), _without(argv, "--resume")
     if _value(argv, "--extend_schedule"):
         raise UserError("--extend_schedule has no effect without --resume; add that, or remove --extend_schedule")
     return None, argv

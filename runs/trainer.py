@@ -2,10 +2,13 @@
 
 import contextlib
 import logging
+import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -18,7 +21,11 @@ from runs.loggers import TruncateMetricsOnResume
 from runs.resume import LearningRateOfPlan
 from runs.signals import SignalHandler
 from runs.strategy import FailingTogetherDDP
+from utils.errors import UserError
 from utils.plan import Plan
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # of these two values cuBLAS adds in one order
+CUBLAS_DETERMINISTIC = (":4096:8", ":16:8")
 
 
 def build_trainer(
@@ -107,3 +114,37 @@ def expected_messages_hidden() -> Iterator[None]:
         finally:
             for logger, level in levels.items():
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Let torch, cuDNN and cuBLAS compute by deterministic algorithms only; every setting is put back.
+
+    An operation that has no such algorithm on the device is a UserError. cuBLAS reads its variable when the process
+    first multiplies matrices on a GPU, so this must begin before.
+    """
+    if not enabled:
+        yield
+        return
+    cudnn, variable = torch.backends.cudnn, os.environ.get(CUBLAS)
+    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = cudnn.deterministic, cudnn.benchmark
+    os.environ[CUBLAS] = variable if variable in CUBLAS_DETERMINISTIC else CUBLAS_DETERMINISTIC[0]
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as e:
+        if not (operation := re.search(r"(\S+) does not have a deterministic implementation", str(e))):
+            raise
+        raise UserError(
+            f"--deterministic: torch has no deterministic algorithm for {operation[1]} on this device; choose another "
+            f"backbone, or remove --deterministic"
+        ) from e
+    finally:
+        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+        cudnn.deterministic, cudnn.benchmark = before
+        if variable is None:
+            os.environ.pop(CUBLAS, None)
+        else:
+            os.environ[CUBLAS] = variable

@@ -16,6 +16,7 @@ from tests.helpers.commands import small
 from tests.helpers.dali import with_dali
 from tests.helpers.images import class_folders, digit_files
 from tests.helpers.networks import batched
+from tests.helpers.runs import assert_same_run
 from utils.files import read_metrics
 
 pytestmark = [
@@ -104,3 +105,13 @@ def test_state_is_copied_into_pinned_memory_before_the_next_step_changes_it():
     for weight in weights:
         weight.zero_()
     assert all(copied.is_pinned() and bool((copied == i).all()) for i, copied in enumerate(copies))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method):
+    queue = ["--queue_size", "300"] if method == "nnclr" else []
+    for run in ("once", "again"):
+        main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
+                               "--epochs", "2", "--optimizer", "sgd", "--gpus", "0", "--deterministic",
+                               "--output", str(tmp_path), "--run_id", run])  # fmt: skip
+    assert_same_run(tmp_path / "once", tmp_path / "again")

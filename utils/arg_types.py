@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 import unicodedata
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,16 +16,21 @@ LONGEST_NAME = 200  # bytes; file systems allow 255, and files beside the folder
 def number(
     kind: type[Number], low: float = float("-inf"), high: float = float("inf"), above: bool = False
 ) -> Callable[[str], Number]:
-    """An argparse type: a number of `kind` from `low` (with above: greater than low) to `high`."""
+    """An argparse type: a finite number of `kind` from `low` (with above: greater than low) to `high`.
+
+    Whole numbers have at most 63 bits, so that every product with a rate is a finite number.
+    """
+    largest = 2**63 - 1 if kind is int else sys.float_info.max
 
     def convert(text: str) -> Number:
         try:
             value: Number | None = kind(text)
         except ValueError:
             value = None
-        if value is None or not (low < value if above else low <= value) or not value <= high:
+        if value is None or not (low < value if above else low <= value) or not value <= min(high, largest):
             floor = "" if low == float("-inf") else f" {'above' if above else 'from'} {low:g}"
-            ceiling = "" if high == float("inf") else f" to {high:g}"
+            too_large = value is not None and value > largest
+            ceiling = f" to {min(high, largest):g}" if too_large or high != float("inf") else ""
             required = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"got {text!r}, needs {required}{floor}{ceiling}")
         return value

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import io
 import os
 import signal
 import sys
@@ -100,6 +101,8 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     line names the one that failed. A reader of the output that goes away (`| head`) changes nothing.
     """
     leave_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that the terminal cannot print must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     outlive_readers()
     watch_parent()
     processes = launched_size()  # Lightning removes it from the environment when it cleans up

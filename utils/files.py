@@ -14,11 +14,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UserError
+from utils.names import shown
 
 OUTPUT = "trained_models"  # the parent directory of run folders, where --output names no other
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room on the disk, in the quota, or below the limit of `ulimit -f`
 UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}  # by a file system that cannot reserve space
 T = TypeVar("T")
+
+
+def typed_path(path: str | Path) -> Path:
+    """A path that a user typed, with ~ for a home folder; one that cannot be looked up is a UserError."""
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, RuntimeError) as e:  # too long a name, a folder that may not be read, no such user after ~
+        raise UserError(f"{shown(path)} cannot be found ({getattr(e, 'strerror', None) or e}); correct the path") from e
+    return found
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ class HardwareConfig:
     precision: str = "32"
     precision_reason: str = ""
     compile: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

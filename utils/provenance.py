@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 VERSION = "0.1.0"
 
 
@@ -20,6 +22,7 @@ def provenance() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+        "threads": torch.get_num_threads(),  # another number rounds sums in another order
         "packages": {name: version(name) for name in PACKAGES},
     }
 

@@ -121,6 +121,8 @@ def graph_inputs(dataset: CropSource, key: BatchKey, params: list[ViewParams]) -
     rows, images = np.array(key[1]), dataset.headers.images
     on_host = dataset.headers.decode_on_host[rows]
     pixels = [np.zeros((1, 1, 3), np.uint8)] * len(rows)
+    for i in rows[~on_host]:
+        images.check_unchanged(i)
     for i in np.flatnonzero(on_host):
         pixels[i] = np.ascontiguousarray(images.decode(rows[i]).permute(1, 2, 0).numpy())
     paths = [np.frombuffer(os.fsencode(images.path(i)), np.uint8) for i in rows]

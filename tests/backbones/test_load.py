@@ -315,3 +315,52 @@ def test_guess_stem_looks_at_the_first_convolution(stem, side):
         tree = {"state_dict": {name: torch.ones(64, 3, side, side), "layer1.0.conv1.weight": torch.ones(4, 4, 3, 3)}}
         assert guess_stem(tree) == stem
     assert guess_stem({"patch_embed.proj.weight": torch.ones(8, 3, 16, 16)}) is None
+
+
+def written(path, **facts):
+    save_backbone(path, small_network(), METADATA | facts)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("large_size", "1e9"), ("large_size", "99999"), ("large_size", "-32"), ("num_classes", "ten"), ("stem", "big"),
+     ("num_classes", "\u0661"), ("seed", "9" * 30), ("zero_init_residual", "1"), ("stem", "small\n")],
+)  # fmt: skip
+def test_read_metadata_refuses_values_that_no_run_writes(tmp_path, key, value):
+    with pytest.raises(UserError, match=rf"backbone.safetensors has {key} .*, needs .*; copy it again") as e:
+        open_weights(str(written(tmp_path / "backbone.safetensors", **{key: value})))
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_weights_of_a_run_with_changed_metadata_or_tensors_are_refused(tmp_path):
+    path = written(tmp_path / "backbone.safetensors")
+    content = path.read_bytes()
+    changed = content.replace(b'"num_classes":"10"', b'"num_classes":"11"')
+    for other in (changed, content[:-1] + bytes([content[-1] ^ 1])):
+        assert other != content
+        path.write_bytes(other)
+        with pytest.raises(UserError, match="its checksum is not that of its content; copy it again"):
+            open_weights(str(path))
+    path.write_bytes(content)
+    assert open_weights(str(path)).metadata == METADATA
+
+
+def test_weights_that_an_older_version_wrote_have_no_checksum_and_are_read(tmp_path):
+    network = small_network()
+    save_file(network.state_dict(), tmp_path / "backbone.safetensors", METADATA)
+    weights = open_weights(str(tmp_path))
+    assert weights.metadata == METADATA
+    assert weights.tree.keys() == network.state_dict().keys()
+
+
+def test_a_flipped_bit_in_an_archive_of_torch_is_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"x": torch.ones(100)}, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.ones(100).numpy().tobytes()) + 40
+    content[at] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["x"], torch.ones(100)), "torch reads it without a word"
+    with pytest.raises(UserError, match="w.pth is not a readable checkpoint .*has a wrong checksum"):
+        open_weights(str(path))

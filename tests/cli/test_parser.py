@@ -70,3 +70,9 @@ def test_help_shows_every_default_in_plain_form():
     assert "compile (default: off)" in text
     assert "scale (default: 0.1 1.0)" in text
     assert "GPU ids --lr" in text, "no default is shown where there is none"
+
+
+def test_line_breaks_in_arguments_do_not_break_the_line():
+    assert r"unknown argument a\nb; --help" in refused("a\nb")
+    assert r"--x\u2028y" in refused("--x\u2028y")
+    assert "\n" not in refused("--gpus", "1\n2")

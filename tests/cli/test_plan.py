@@ -26,6 +26,11 @@ def test_resolve_scales_the_learning_rate_with_the_global_batch():
     assert "0.3 x 128 / 256 = 0.15" in text_of("simclr", *words)
 
 
+def test_describe_says_that_algorithms_are_deterministic():
+    assert "precision 32 (from the flag), deterministic algorithms\n" in text_of("simclr", "--deterministic")
+    assert "deterministic" not in text_of("simclr")
+
+
 @pytest.mark.parametrize(
     ("words", "steps", "epochs", "warmup"),
     [
@@ -47,6 +52,7 @@ def test_resolve_counts_steps_epochs_and_warmup(words, steps, epochs, warmup):
     [
         (["--batch_size", "2000"], "1438 images, fewer than one global batch of 2000 .* lower --batch_size to 1438"),
         (["--batch_size", "1"], "--batch_size 1: .*at least 2"),
+        (["--warmup_epochs", "1e308"], "--warmup_epochs 1e.308 is inf of .* steps; lower it"),
         (["--warmup_epochs", "200"], "--warmup_epochs 200 is .* steps; lower it"),
     ],
 )

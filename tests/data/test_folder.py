@@ -6,7 +6,9 @@ import pytest
 
 from data.datasets import read_dataset
 from data.folder import preview, read_folder
+from tests.helpers.dali import WITH_DALI
 from tests.helpers.images import class_folders, write_image
+from tests.helpers.pipelines import EVERY_PIPELINE, build, training_batches
 from utils.errors import UserError
 
 
@@ -80,6 +82,68 @@ def test_decode_names_a_file_that_changed_or_vanished_after_the_folder_was_read(
     (tmp_path / "a" / "c0" / "1.png").unlink()
     with pytest.raises(UserError, match=r"c0/1.png is not a readable image \(No such file or directory\); put it back"):
         images.decode(1)
+
+
+@pytest.fixture
+def bitmaps(tmp_path):
+    """Class folders of images whose files all have one length."""
+    for i in range(8):
+        path = write_image(tmp_path / "a" / f"c{i % 2}" / f"{i}.bmp", seed=i)
+    assert path.stat().st_size == 54 + 16 * 60
+    return tmp_path / "a"
+
+
+def again(path):
+    """Another image of the same length takes the place of a file, a moment later."""
+    written = path.stat().st_mtime_ns
+    write_image(path, seed=12345)
+    os.utime(path, ns=(written, written + 1))
+
+
+def test_decode_refuses_a_file_of_another_length_and_the_same_size_in_pixels(bitmaps):
+    images = read_folder(bitmaps)
+    with open(images.path(3), "ab") as file:
+        file.write(b"x")
+    with pytest.raises(
+        UserError, match=r"changed while the run went on \(from 1,014 to 1,015 bytes\); put it back"
+    ) as e:
+        images.decode(3)
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*worker processes in total")
+@pytest.mark.parametrize("name", EVERY_PIPELINE)
+def test_every_pipeline_that_reads_files_each_epoch_warns_once_of_a_file_written_again(bitmaps, name, capfd):
+    """With equal length; memory has read the files before."""
+    module = build(name, read_dataset("custom", str(bitmaps.parent), "a", None), batch_size=4, workers=1)
+    list(training_batches(module))
+    for path in sorted(bitmaps.glob("*/*")):
+        again(path)
+    assert "warning" not in capfd.readouterr().out
+    list(training_batches(module, epoch=1))
+    printed = [line for line in capfd.readouterr().out.splitlines() if "warning" in line]
+    assert len(printed) == (name != "memory")
+    assert all("was written again while the run went on, at its old length; if its pixels" in line for line in printed)
+
+
+@pytest.mark.filterwarnings("ignore:.*worker processes in total")
+@pytest.mark.parametrize("name", ["stream", "torchvision", pytest.param("dali", marks=[*WITH_DALI, pytest.mark.slow])])
+@pytest.mark.parametrize("how", ["vanishes", "grows", "other size"])
+def test_every_pipeline_that_reads_files_each_epoch_names_one_that_changes_or_vanishes(bitmaps, name, how):
+    module = build(name, read_dataset("custom", str(bitmaps.parent), "a", None), batch_size=4, workers=1)
+    list(training_batches(module))
+    path = bitmaps / "c1" / "3.bmp"
+    if how == "vanishes":
+        path.unlink()
+    elif how == "grows":
+        path.write_bytes(path.read_bytes() + b"x")
+    else:
+        write_image(path, size=(30, 40))
+    with pytest.raises(UserError) as e:
+        list(training_batches(module, epoch=1))
+    line = str(e.value).strip().splitlines()[-1]  # a worker process passes on the traceback too; run_cli prints this
+    assert "c1/3.bmp" in line
+    assert ("No such file" if how == "vanishes" else "changed while the run went on (from") in line
 
 
 def test_read_dataset_says_what_a_folder_with_one_sub_folder_means(tmp_path):

@@ -149,9 +149,24 @@ def bmp_of(width, height):
     return b"BM" + struct.pack("<IIIIiiHHIIiiII", 10**9, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
 
 
+def tiff_of(side, tile):
+    """A truncated TIFF file of side x side gray pixels in tiles of tile x tile, packed with LZW."""
+    tags = {256: side, 257: side, 258: 8, 259: 5, 262: 1, 277: 1, 322: tile, 323: tile, 324: 150, 325: 200}
+    entries = [struct.pack("<HHII", number, 4, 1, value) for number, value in tags.items()]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4 + 200)
+
+
+def gif_of(screen, frame):
+    """A GIF file of screen x screen pixels whose first frame is larger than that."""
+    header = b"GIF89a" + struct.pack("<HHBBB", screen, screen, 0x80, 0, 0) + bytes(6)
+    return header + b"," + struct.pack("<HHHHB", 0, 0, frame, frame, 0) + b"\x02\x02\x4c\x01\0;"
+
+
 BOMBS = {  # name -> content: just above what is read, where Pillow only warns, and far above
     "a.png": png_of(10_000, 9_000), "b.png": png_of(2**30, 2**30), "c.jpg": jpeg_of(10_000, 9_000),
-    "d.jpg": jpeg_of(65_500, 65_500), "e.ppm": b"P6 10000 9000 255\n", "f.pgm": b"P5 1000000 1000000 255\n",
+    "d.jpg": jpeg_of(65_500, 65_500),
+    "i.tif": tiff_of(9000, 2**15), "j.tiff": tiff_of(64, 2**20), "k.gif": gif_of(10, 65_535),
+    "e.ppm": b"P6 10000 9000 255\n", "f.pgm": b"P5 1000000 1000000 255\n",
     "g.bmp": bmp_of(10_000, 9_000), "h.bmp": bmp_of(2**20, 2**20),
     "i.gif": b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;",
 }  # fmt: skip

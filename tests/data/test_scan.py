@@ -56,6 +56,24 @@ def test_read_folder_refuses_a_link_to_itself(tmp_path):
     assert "a.png cannot be read (Too many levels of symbolic links); remove it" in refused(root)
 
 
+@pytest.mark.parametrize("name", ["c0/a.png", "c2", "c0/deep", "a.jpg", "c1/a.heic"])
+def test_read_folder_names_a_link_to_what_does_not_exist(tmp_path, name):
+    root = class_folders(tmp_path / "x")
+    target = tmp_path / "gone" / name
+    (root / name).symlink_to(target)
+    assert f"{root / name} is a link to {target}, which does not exist; put that back, or remove" in refused(root)
+    target.parent.mkdir(parents=True)
+    write_image(target) if name.endswith("png") else class_folders(target) if name == "c2" else target.write_text("")
+    if name in ("c0/a.png", "c2"):
+        assert len(read_folder(root)) == (13 if name == "c0/a.png" else 24)
+
+
+def test_read_folder_does_not_look_at_hidden_links(tmp_path):
+    root = class_folders(tmp_path / "x")
+    (root / "c0" / ".a.png").symlink_to("gone.png")
+    assert len(read_folder(root)) == 12
+
+
 def test_read_folder_follows_two_links_to_one_folder(tmp_path):
     class_folders(tmp_path / "there", classes=1)
     for name in ("a", "b"):
@@ -87,6 +105,7 @@ def test_read_folder_names_a_file_that_vanishes_while_it_is_searched(tmp_path, m
 
         def __init__(self, entry):
             self.name, self.path, self.is_dir, self.is_file = entry.name, entry.path, entry.is_dir, entry.is_file
+            self.is_symlink = entry.is_symlink
 
         def stat(self):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", self.path)

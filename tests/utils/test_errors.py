@@ -1,5 +1,6 @@
 """Errors of one line, and suggestions for misspelt names."""
 
+import io
 import os
 import signal
 import sys
@@ -178,3 +179,10 @@ def test_error_of_another_process_is_told_as_its_own(group):
 )
 def test_did_you_mean_suggests_a_near_name_or_none(name, known, hint):
     assert did_you_mean(name, known) == (f" (did you mean {hint}?)" if hint else "")
+
+
+def test_run_cli_prints_names_that_the_terminal_cannot_print(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    run_cli(lambda argv: print("caf\u00e9 \udcff", flush=True))
+    assert terminal.buffer.getvalue() == b"caf\\xe9 \\udcff\n"

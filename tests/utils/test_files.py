@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from utils.files import (
     read_json,
     read_metrics,
     replaced_atomically,
+    typed_path,
     write_json,
     write_text_atomically,
 )
@@ -193,3 +195,12 @@ def test_read_metrics_refuses_a_file_that_no_run_wrote(tmp_path, text):
 def test_read_metrics_leaves_out_a_last_row_without_its_end(tmp_path):
     (tmp_path / "m.csv").write_text("step,loss\n1,0.5\n2,0.25")  # of 0.251
     assert [row["step"] for row in read_metrics(tmp_path / "m.csv")] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~no-such-user-here/x"])
+def test_typed_path_refuses_in_one_line_what_cannot_be_a_path(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be found") as e:
+        typed_path(name)
+    assert len(str(e.value).splitlines()) == 1
+    assert typed_path(tmp_path / "gone") == tmp_path / "gone"
+    assert typed_path("~") == Path.home()

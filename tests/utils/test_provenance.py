@@ -13,3 +13,4 @@ def test_provenance_names_versions_and_commit():
     assert facts["packages"]["torch"] == torch.__version__.split("+")[0]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert facts["commit"].startswith(head.stdout.strip()) or facts["commit"] == "unknown"
+    assert facts["threads"] == torch.get_num_threads()
