@@ -187,6 +187,9 @@ def _add_logging_flags(g: FlagGroup) -> None:
     g.add_argument("--knn_every", type=count, default=5, help="epochs between two kNN evaluations; 0 for none")
     g.add_argument("--knn_k", type=positive_int, nargs="+", default=[20, 200], metavar="K",
                    help="numbers of nearest neighbours of the kNN evaluation")  # fmt: skip
+    g.add_argument("--on_alarm", choices=["warn", "stop"], default="warn",
+                   help="what a sign of failed training (collapse, loss at chance) does: print a line, or end the "
+                   "run")  # fmt: skip
     add_dashboard_flags(g, "the method")
 
 

@@ -12,7 +12,7 @@ from utils.plan import BatchConfig, Plan
 
 MAY_CHANGE = {  # flags that cannot change the result of a run
     "resume", "accelerator", "gpus", "num_nodes", "num_workers", "batch_size", "data_folder", "cache", "wandb",
-    "entity", "offline", "log_every", "knn_every",
+    "entity", "offline", "log_every", "knn_every", "on_alarm",
 }  # fmt: skip
 PLACE = {"output", "run_id"}  # with --resume auto they name the run to go on with
 

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
+from runs.alarms import Alarms
 from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from runs.finite import NonFiniteLossCheck
@@ -72,10 +73,12 @@ def training_callbacks(
     """
     finite = NonFiniteLossCheck(plan.logging.log_every, folder)
     checkpoint = CheckpointCallback(folder, metadata, before_save=finite.check)
+    throughput = Throughput(plan.hardware.processes)
     return [
         TruncateMetricsOnResume(),
         finite,
-        Throughput(plan.hardware.processes),
+        Alarms(plan, folder, throughput),
+        throughput,
         ExpectedEnd(plan.schedule.total_steps),
         *evaluations,
         ProgressBar(plan.schedule, plan.logging),
