@@ -32,7 +32,7 @@ FILE = "alarms.json"
 ROWS = 64  # embeddings of a process whose spread is measured: enough for a rank of 6, and a millisecond or two
 READINGS = 3  # readings in a row that must be beyond a limit: one alone may be chance
 HISTORY = 200  # optimizer steps whose median gradient norm counts as usual
-WAIT_STEPS = 50  # optimizer steps over which waiting for data is averaged
+WAIT_STEPS = 30  # optimizer steps over which waiting for data is averaged
 QUEUE_TIMES = 2  # times the data set from which a queue holds mostly old embeddings of the same images
 
 
@@ -82,7 +82,7 @@ LIMITS = (
     Limit("learning rate zero", "lr_share", "learning rate as a share of the planned one",
           "check --scheduler, --lr_decay_steps and --lr_decay_factor", low=1e-6),
     Limit("starving device", "data_wait", "share of the time that is spent waiting for data",
-          "raise --num_workers up to the number of cores; try --pipeline memory", high=0.5, patience=100),
+          "raise --num_workers up to the number of cores; try --pipeline memory", high=0.5, patience=60),
 )  # fmt: skip
 
 
