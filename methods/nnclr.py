@@ -66,7 +66,6 @@ class NNCLR(Method):
                 f"--queue_size {args.queue_size} is smaller than the global batch of {plan.batch.global_batch} images; "
                 f"raise --queue_size or lower --batch_size"
             )
-        self.num_choices = plan.batch.forward_batch
         self.projector = projector(args, dim, last_norm=True)
         self.predictor = predictor(args) if args.predictor else nn.Identity()
         self.queue = FeatureQueue(args.queue_size, args.proj_dim, plan.seed)
