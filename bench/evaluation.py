@@ -13,7 +13,7 @@ from bench.sides import Settings, Work
 from evaluation.features import FeatureSet
 from evaluation.knn import knn_accuracy
 from evaluation.logistic import logistic_accuracy
-from evaluation.quality import quality_numbers
+from utils.feature_quality import quality_numbers
 
 CLASSES, WIDTH = 10, 512
 EVALUATIONS: dict[str, Callable[[FeatureSet, FeatureSet], object]] = {

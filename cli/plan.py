@@ -48,6 +48,7 @@ def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -
             knn_every=args.knn_every,
             knn_k=tuple(k for k in args.knn_k if k <= training_set.labelled_images),
             dashboard=dashboard_config(args, args.method),
+            on_alarm=args.on_alarm,
         ),
         checkpoint=CheckpointConfig(args.checkpoint_every[0], args.checkpoint_every[1], args.keep_every),
     )

@@ -219,6 +219,9 @@ def _add_logging_flags(g: FlagGroup) -> None:
     g.add_argument("--keep_every", type=count, default=0, metavar="EPOCHS",
                    help="epochs between two checkpoints that stay in the run folder as epoch-00010.ckpt; 0 for "
                    "none")  # fmt: skip
+    g.add_argument("--on_alarm", choices=["warn", "stop"], default="warn",
+                   help="what a sign of failed training (collapse, loss at chance) does: print a line, or end the "
+                   "run")  # fmt: skip
     add_dashboard_flags(g, "the method")
 
 

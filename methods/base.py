@@ -73,13 +73,15 @@ class Method(LightningModule):
 
     large_views: number of large views of an image that the method takes. supports_small_views: whether it takes small
     views too; no_small_views_reason: why not, for the error. constant_lr_module: name of the submodule whose learning
-    rate does not follow the schedule.
+    rate does not follow the schedule. num_choices: where the loss is a cross-entropy, among how many choices; a network
+    that knows nothing has the logarithm of it.
     """
 
     large_views = 2
     supports_small_views: bool = True
     no_small_views_reason: str = ""
     constant_lr_module: str | None = None
+    num_choices: int | None = None
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:

@@ -54,7 +54,8 @@ class ClusterFit(Method):
         if args.shuffle_clusters:
             ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(plan.seed))]
         self.register_buffer("ids", ids)  # in the checkpoint: a resumed run continues with the ids that it began with
-        self.head = nn.Linear(dim, len(clusters.centroids))
+        self.num_choices = len(clusters.centroids)
+        self.head = nn.Linear(dim, self.num_choices)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         return cluster_loss([self.head(f) for f in feats.all], self.ids[batch.index].long())

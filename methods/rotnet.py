@@ -36,6 +36,7 @@ class RotNet(Method):
     """RotNet: predict by how many quarter turns an image was rotated."""
 
     large_views = 1
+    num_choices = ROTATIONS
     supports_small_views = False
     no_small_views_reason = "RotNet classifies the rotation of whole images and compares no views"
 

@@ -99,6 +99,8 @@ class SimCLR(Method):
                 f"--supervised needs labels, but the training images of {plan.training_set.name} have none; "
                 f"remove --supervised"
             )
+        views = plan.batch.forward_batch * (self.large_views + plan.views.small_views)
+        self.num_choices = None if args.supervised else views - 1  # a view's own class is many of SupCon's choices
         self.projector = projector(args, dim, last_norm=True)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:

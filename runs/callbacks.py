@@ -101,6 +101,7 @@ class Throughput(Callback):
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
+        self.waited = self.elapsed = 0.0  # seconds since the start: waiting for data, and all
         self._reset()
 
     def _reset(self) -> None:
@@ -123,6 +124,8 @@ class Throughput(Callback):
             self._waiting += self._batch_arrived - self._step_ended
             self._computing += now - self._batch_arrived
             self._images += len(batch.index) * self.processes
+            self.waited += self._batch_arrived - self._step_ended
+            self.elapsed += now - self._step_ended
         self._step_ended = now
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

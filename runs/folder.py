@@ -23,7 +23,14 @@ from utils.provenance import provenance
 
 AUTO = "auto"  # --resume auto: start the run --run_id, or go on with it
 LOCK = ".lock"  # in the run folder, while a process writes there; the system frees it when the process ends
-BEFORE_CHECKPOINT = {"args.json", "metrics.csv", "bad_images.txt", "post_mortem.json", "wandb"}  # and pictures
+BEFORE_CHECKPOINT = {
+    "args.json",
+    "metrics.csv",
+    "bad_images.txt",
+    "post_mortem.json",
+    "alarms.json",
+    "wandb",
+}  # and pictures
 LONGEST_NAME = 100  # bytes of --name in an automatic run id; data set, backbone and time follow
 
 
@@ -152,7 +159,7 @@ def _saved_nothing(folder: Path) -> bool:
 def discard_unsaved(folder: Path) -> None:
     """Remove what a run wrote that stops before its first step, so that its name is free again."""
     if _saved_nothing(folder):
-        for name in ("args.json", "metrics.csv", "bad_images.txt"):
+        for name in ("args.json", "metrics.csv", "bad_images.txt", "alarms.json"):
             (folder / name).unlink(missing_ok=True)
         release_folders()
         with contextlib.suppress(OSError):  # the logs of a dashboard stay

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import Strategy
 
+from runs.alarms import Alarms
 from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from runs.finite import NonFiniteLossCheck
@@ -81,11 +82,13 @@ def training_callbacks(
     """
     finite = NonFiniteLossCheck(plan.logging.log_every, folder)
     checkpoint = CheckpointCallback(folder, metadata, plan.checkpoint, plan.logging.log_every, finite.check_before_save)
+    throughput = Throughput(plan.hardware.processes)
     return [
         TruncateMetricsOnResume(),
         LearningRateOfPlan(),
         finite,
-        Throughput(plan.hardware.processes),
+        Alarms(plan, folder, throughput),
+        throughput,
         ExpectedEnd(plan.schedule.total_steps),
         checkpoint,
         *evaluations,

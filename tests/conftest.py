@@ -71,7 +71,7 @@ def environment_stays():
 def few(tmp_path):
     """Words that read 60 small images in class folders, 5 steps of 12 an epoch."""
     class_folders(tmp_path / "images" / "train", classes=3, each=20)
-    class_folders(tmp_path / "images" / "val", classes=3, each=8)
+    class_folders(tmp_path / "images" / "val", classes=3, each=8, seed=50)
     return ["--data_folder", str(tmp_path / "images"), "--large_size", "16", "--batch_size", "12", "--knn_k", "5"]
 
 

@@ -109,13 +109,14 @@ class LoggingConfig:
     """Settings of logging and of evaluation during training.
 
     log_every: optimizer steps between two rows of metrics.csv. knn_every: epochs between two kNN evaluations, 0 for
-    none. knn_k: the numbers of neighbours that the labels allow.
+    none. knn_k: the numbers of neighbours that the labels allow. on_alarm: "warn", or "stop" to end the run.
     """
 
     log_every: int
     knn_every: int
     knn_k: tuple[int, ...]
     dashboard: DashboardConfig
+    on_alarm: str = "warn"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 
 from data.datasets import Data
+from data.image_alarms import image_alarms
 from data.pipelines.evaluation_views import EvaluationViews
 from data.pipelines.finalize import finalize_batch
 from data.pipelines.loaders import (
@@ -101,6 +102,10 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Compare the images of all processes: Lightning calls this first when the processes have found each other."""
         self.data.check_ranks()
+
+    def image_alarms(self) -> dict[str, str]:
+        """Name -> sentence of what is wrong with the images, from a look of some seconds at most."""
+        return image_alarms(self.data.train, self.data.val)
 
     def transfer_batch_to_device(
         self, batch: UnfinishedBatch, device: torch.device, dataloader_idx: int

@@ -40,11 +40,11 @@ def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16),
     return path
 
 
-def class_folders(root: Path, classes: int = 2, each: int = 6, size: tuple[int, int] = (20, 16)) -> Path:
+def class_folders(root: Path, classes: int = 2, each: int = 6, size: tuple[int, int] = (20, 16), seed: int = 0) -> Path:
     """root/c0/0.png ...: images of classes that differ only by their folder."""
     for c in range(classes):
         for i in range(each):
-            write_image(root / f"c{c}" / f"{i}.png", size=size, seed=100 * c + i)
+            write_image(root / f"c{c}" / f"{i}.png", size=size, seed=seed + 100 * c + i)
     return root
 
 
