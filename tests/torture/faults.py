@@ -22,9 +22,12 @@ class Fault:
     hooks: what happens within the first command, on the process `rank` (None: on all). status: how that command may
     end, 0 for to the end; others: the same for its other processes, where it differs. says: a pattern of what it
     prints. end_together: when one process dies, all do, as a machine does.
+    reader_leaves_after: the step after which nobody reads the output any more. second_writer: another process wants the
+    folder meanwhile. real: in a new Python rather than in a fork; slower.
     damage: what happens to the run folder between the two commands. then: "resumed" to the end, or "refused" with one
     line until `repair` put things right. then_says: a pattern of what the second command prints.
-    most_lost: optimizer steps that may be trained twice.
+    most_lost: optimizer steps that may be trained twice. same_metrics: whether metrics.csv must be equal too.
+    flags, pipelines, processes: what the run needs. own_images: the fault changes the images.
     """
 
     name: str
@@ -133,6 +136,7 @@ def at_rename(name: str, occurrence: int, number: int = signal.SIGKILL) -> tuple
 LAST, PREVIOUS, BACKBONE = "last.ckpt", "previous.ckpt", "backbone.safetensors"
 BIG, SOME = 2_000_000, 300_000  # bytes of a file that still fit: within last.ckpt, and within backbone.safetensors
 STOPPED = "Resume with"
+CHANGED = "training set changed|has the clusters of 60 images"
 
 
 def killed(name: str, *hooks: tuple[str, dict], lost: int = EPOCH, status: int = KILLED, **more: object) -> Fault:
@@ -170,7 +174,7 @@ FAULTS: tuple[Fault, ...] = (
     # kill -9, power cuts
     killed("kill -9 before the first step", signal_at(0, signal.SIGKILL), lost=0),
     killed("kill -9 in the first epoch", signal_at(3, signal.SIGKILL)),
-    killed("kill -9 in the last epoch", signal_at(13, signal.SIGKILL), real=True),
+    killed("kill -9 in the last epoch", signal_at(13, signal.SIGKILL), real=True, processes=(1,)),
     killed("kill -9 after the last step of an epoch", signal_at(10, signal.SIGKILL)),
     killed("killed at byte 4,096 of the first checkpoint", after(3, "limit_files", size=4096, deadly=True),
            status=AT_A_BYTE),
@@ -187,7 +191,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("kill -9 of the second of two processes", (signal_at(7, signal.SIGKILL),), rank=1, status=(KILLED,),
           others=(1, 2), processes=(2,), most_lost=EPOCH),
     # signals
-    stopped("SIGTERM at a step", signal.SIGTERM, 8, real=True),
+    stopped("SIGTERM at a step", signal.SIGTERM, 8, real=True, processes=(1,)),
     stopped("SIGINT at a step", signal.SIGINT, 9),
     stopped("SIGHUP at a step", signal.SIGHUP, 2),
     stopped("SIGUSR1 at a step", signal.SIGUSR1, 14),
@@ -229,7 +233,7 @@ FAULTS: tuple[Fault, ...] = (
     refused("args.json is a list", write("args.json", "[]\n"), "args.json"),
     refused("args.json without its command", change_settings("argv"), "args.json"),
     refused("args.json without its plan", change_settings("plan"), "args.json"),
-    refused("args.json without the identity of the run", change_settings("run"), ""),
+    damaged("args.json of a version that gave runs no identity", change_settings("run")),
     # NaN
     Fault("NaN at a step", (("nan_at_step", {"step": 8}),), status=(2,), says="not finite at step 8", most_lost=EPOCH),
     Fault("NaN on the second of two processes", (("nan_at_step", {"step": 8}),), rank=1, status=(2,),
@@ -238,16 +242,17 @@ FAULTS: tuple[Fault, ...] = (
           flags=("--log_every", "1000"), most_lost=EPOCH),
     # what a run depends on
     Fault("a second writer in the same folder", second_writer=True),
-    Fault("the reader of stdout goes away", reader_leaves_after=6, real=True),
+    Fault("the reader of stdout goes away", reader_leaves_after=6, real=True, processes=(1,)),
+    Fault("the reader of stdout of two processes goes away", reader_leaves_after=6, processes=(2,)),
     Fault("a data loader worker killed", (after(7, "kill_a_worker"),), status=(2,), says="error: ", most_lost=EPOCH,
           pipelines=("torchvision",), processes=(1,)),
     Fault("W&B client killed", (after(4, "kill_the_client"),), flags=("--wandb", "--offline"),
           says="Weights & Biases is off from here", processes=(1,)),
     Fault("an image vanishes during the run", (after(6, "remove_image", path=IMAGE),), status=(2,), says="error: .*png",
-          then="refused", then_says="training set changed", repair=restore_image, most_lost=EPOCH, own_images=True,
+          then="refused", then_says=CHANGED, repair=restore_image, most_lost=EPOCH, own_images=True,
           pipelines=DECODING, processes=(1,)),
     Fault("an image is replaced during the run", (after(6, "replace_image", path=IMAGE),), status=(2,),
-          says="error: .*png", then="refused", then_says="training set changed", repair=restore_image, most_lost=EPOCH,
+          says="error: .*png", then="refused", then_says=CHANGED, repair=restore_image, most_lost=EPOCH,
           own_images=True, pipelines=DECODING, processes=(1,)),
     Fault("an image vanishes that was decoded before", (after(6, "remove_image", path=IMAGE),), own_images=True,
           pipelines=("memory",), processes=(1,)),
