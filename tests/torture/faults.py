@@ -140,8 +140,9 @@ CHANGED = "training set changed|has the clusters of 60 images"
 
 
 def killed(name: str, *hooks: tuple[str, dict], lost: int = EPOCH, status: int = KILLED, **more: object) -> Fault:
-    """A run that dies without a warning: on every process, or on the first one, and then its machine is gone."""
-    return Fault(name, hooks, status=(status,), others=(status, KILLED), end_together=True, most_lost=lost, **more)  # type: ignore[arg-type]
+    """A run that dies without a warning, with its machine; its other process may see that first, and end itself."""
+    others = (status, KILLED, 1, 2)
+    return Fault(name, hooks, status=(status,), others=others, end_together=True, most_lost=lost, **more)  # type: ignore[arg-type]
 
 
 def stopped(name: str, number: signal.Signals, step: int, says: str = STOPPED, **more: object) -> Fault:

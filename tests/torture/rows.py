@@ -166,17 +166,16 @@ class Torture:
         """Meet the fault, go on, and judge."""
         row, output = Row(fault.name, setting), self.place / f"row-{number}"
         output.mkdir()
-        whole = self.whole(setting, fault.flags)
-        began = time.monotonic()
         images = Path(shutil.copytree(self.images, output / "images")) if fault.own_images else None
         attempt = _Attempt(self, fault, setting, output, self.argv(setting, output, fault.flags, images), row)
         try:
+            whole, began = self.whole(setting, fault.flags), time.monotonic()
             attempt.judge(whole)
+            row.seconds = time.monotonic() - began
         except Exception as e:  # a defect of the harness, or a run that left files that cannot be read
             row.broken.append(f"{type(e).__name__}: {e}")
         finally:
             attempt.clean_up()
-        row.seconds = time.monotonic() - began
         if not row.broken:
             shutil.rmtree(output)
         return row

@@ -86,7 +86,9 @@ def judged(tmp_path, fault, *ended, setting=SETTING):
     return attempt, row, list(ended)
 
 
-@pytest.mark.parametrize(("statuses", "count"), [([-9, -9], 0), ([0, -9], 1), ([-9, 1], 1), ([143, 143], 2)], ids=str)
+@pytest.mark.parametrize(
+    ("statuses", "count"), [([-9, -9], 0), ([-9, 1], 0), ([0, -9], 1), ([-9, 0], 1), ([143, 143], 2)], ids=str
+)
 def test_status_that_was_not_promised_is_a_broken_promise(tmp_path, statuses, count):
     attempt, row, (ended,) = judged(tmp_path, killed("x", signal_at(3, 9)), Ended(statuses, [""], [], [], 0))
     attempt.judge_statuses(ended)
