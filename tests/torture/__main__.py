@@ -2,7 +2,7 @@
 
     python -m tests.torture                       # each fault in some settings, which take turns
     python -m tests.torture --full                # each fault with every method, pipeline and number of processes
-    python -m tests.torture --only "disk full"    # faults whose name contains these words
+    python -m tests.torture --only "disk full" NaN  # faults whose name contains one of these texts
     python -m tests.torture --minutes 30 --seed 1 # faults at random moments
 
 Prints a row as each is done and then the table; writes table.md and table.json (or random.json) to --output; ends with
@@ -40,7 +40,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="every method, pipeline and number of processes")
     parser.add_argument("--each", type=int, default=3, help="settings of each fault without --full (default: 3)")
-    parser.add_argument("--only", default="", help="faults whose name contains this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="faults whose name contains one of these texts")
     parser.add_argument("--real", action="store_true", help="a new Python for every process instead of a fork")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time (default: 2)")
     parser.add_argument("--minutes", type=float, help="faults at random moments, for this long, instead of the table")
@@ -59,9 +59,9 @@ def _table(args: argparse.Namespace, place: Path) -> bool:
     from tests.torture.faults import FAULTS
     from tests.torture.rows import Torture, rotation, settings_of
 
-    faults = [fault for fault in FAULTS if args.only in fault.name]
+    faults = [fault for fault in FAULTS if any(text in fault.name for text in args.only)]
     if not faults:
-        sys.exit(f"no fault has {args.only!r} in its name; choose from: {'; '.join(f.name for f in FAULTS)}")
+        sys.exit(f"no fault has {' or '.join(args.only)} in its name; choose from: {'; '.join(f.name for f in FAULTS)}")
     cases = [(f, s) for f in faults for s in settings_of(f)] if args.full else rotation(faults, args.each)
     torture, began, rows = Torture(place, real=args.real), time.monotonic(), {}
     with ThreadPoolExecutor(args.jobs) as pool:
