@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="every method, pipeline and number of processes")
-    parser.add_argument("--each", type=int, default=3, help="settings of each fault without --full (default: 3)")
+    parser.add_argument("--each", type=int, default=4, help="settings of each fault without --full (default: 4)")
     parser.add_argument("--only", nargs="+", default=[""], help="faults whose name contains one of these texts")
     parser.add_argument("--real", action="store_true", help="a new Python for every process instead of a fork")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time (default: 2)")

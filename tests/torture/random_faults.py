@@ -13,10 +13,11 @@ from pathlib import Path
 
 from methods import METHODS
 from runs.checkpoint import LAST, PREVIOUS
+from tests.torture.faults import EPOCH
 from tests.torture.launch import Command, Ended
 from tests.torture.rows import PIPELINES, RUN, Setting, Torture, differences
 
-EPOCHS = 12  # of 5 steps
+EPOCHS = 12
 MOST_FAULTS = 8  # of one run, then it may go to its end
 PAUSE = 0.5  # seconds, on average, for which a process is stopped or its disk is full
 INFINITE = resource.RLIM_INFINITY
@@ -89,6 +90,7 @@ class Trial:
         self.counts: Counter[str] = Counter()
         self.story: list[str] = []
         self.broken: list[str] = []
+        self.last_step, self.seconds = 0, 0.0
 
     def go(self) -> "Trial":
         """Train the whole run, then one with faults, and compare the two."""
@@ -112,13 +114,14 @@ class Trial:
             kind = self.rng.choice(list(FAULTS))
             act, allowed = FAULTS[kind]
             command.wait_until_started()
-            time.sleep(self.rng.uniform(0, seconds))
+            time.sleep(self.rng.uniform(0, seconds * (1.1 - self.last_step / (EPOCHS * EPOCH))))
             if any(each.status() is None for each in command.ranks):
                 self.counts[kind] += 1
                 act(command, self.rng)
         ended = command.wait(end_together=kind == "kill -9")
         command.end_what_is_left()
-        self.story.append(f"{kind} -> {ended.statuses} after step {ended.steps[-1] if ended.steps else '-'}")
+        self.last_step = ended.steps[-1] if ended.steps else self.last_step
+        self.story.append(f"{kind} -> {ended.statuses} after step {self.last_step}")
         self.judge(ended, allowed)
         if any(ended.statuses) and self.rng.random() < 0.3:
             kind = self.rng.choice(DAMAGE)
