@@ -11,7 +11,6 @@ from tests.torture.launch import Hooks
 
 EPOCH, STEPS = 5, 15  # optimizer steps of an epoch and of the run
 IMAGE = "images/train/c1/3.png"  # relative to the folder of a row
-DECODING = ("stream", "torchvision")  # the pipelines that read an image at each step that needs it
 KILLED, AT_A_BYTE = -signal.SIGKILL, -signal.SIGXFSZ
 
 
@@ -225,8 +224,8 @@ FAULTS: tuple[Fault, ...] = (
     damaged("backbone.safetensors missing", remove(BACKBONE)),
     damaged("metrics.csv cut within a row", cut("metrics.csv", 0.9), same_metrics=False),
     damaged("metrics.csv missing", remove("metrics.csv"), same_metrics=False),
-    damaged("metrics.csv is binary", lambda folder: (folder / "metrics.csv").write_bytes(b"\x80\xff\x00\n,," * 9),
-            same_metrics=False),
+    refused("metrics.csv is binary", lambda folder: (folder / "metrics.csv").write_bytes(b"\x80\xff\x00\n,," * 9),
+            "metrics.csv"),
     refused("both checkpoints damaged", both(flip_bit(LAST), flip_bit(PREVIOUS)), "previous.ckpt is damaged"),
     refused("args.json cut to a half", cut("args.json", 0.5), "args.json"),
     refused("args.json empty", cut("args.json", 0), "args.json"),
@@ -250,11 +249,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("W&B client killed", (after(4, "kill_the_client"),), flags=("--wandb", "--offline"),
           says="Weights & Biases is off from here", processes=(1,)),
     Fault("an image vanishes during the run", (after(6, "remove_image", path=IMAGE),), status=(2,), says="error: .*png",
-          then="refused", then_says=CHANGED, repair=restore_image, most_lost=EPOCH, own_images=True,
-          pipelines=DECODING, processes=(1,)),
+          then="refused", then_says=CHANGED, repair=restore_image, most_lost=EPOCH, own_images=True, processes=(1,)),
     Fault("an image is replaced during the run", (after(6, "replace_image", path=IMAGE),), status=(2,),
           says="error: .*png", then="refused", then_says=CHANGED, repair=restore_image, most_lost=EPOCH,
-          own_images=True, pipelines=DECODING, processes=(1,)),
-    Fault("an image vanishes that was decoded before", (after(6, "remove_image", path=IMAGE),), own_images=True,
-          pipelines=("memory",), processes=(1,)),
+          own_images=True, processes=(1,)),
 )  # fmt: skip
