@@ -96,17 +96,16 @@ class Trial:
         """Train the whole run, then one with faults, and compare the two."""
         began = time.monotonic()
         whole = self.torture.whole(self.setting)
-        seconds = json.loads((whole / "summary.json").read_text())["seconds"]
         self.output.mkdir()
         done = False
         while not done and not self.broken:
-            done = self.command(seconds)
+            done = self.command()
         if done:
             self.complain(", ".join(differences(whole, self.output / RUN, metrics=not self.counts["full disk"])))
         self.seconds = time.monotonic() - began
         return self
 
-    def command(self, seconds: float) -> bool:
+    def command(self) -> bool:
         """One command, met by one fault or none; whether it went to its end."""
         command = Command(self.torture.argv(self.setting, self.output), self.output, self.setting.processes)
         kind, allowed = "none", set()
@@ -114,7 +113,7 @@ class Trial:
             kind = self.rng.choice(list(FAULTS))
             act, allowed = FAULTS[kind]
             command.wait_until_started()
-            time.sleep(self.rng.uniform(0, seconds * (1.1 - self.last_step / (EPOCHS * EPOCH))))
+            self.wait_for_a_moment(command)
             if any(each.status() is None for each in command.ranks):
                 self.counts[kind] += 1
                 act(command, self.rng)
@@ -129,6 +128,14 @@ class Trial:
                 self.counts[kind] += 1
                 self.story.append(kind)
         return not any(ended.statuses)
+
+    def wait_for_a_moment(self, command: Command) -> None:
+        """Wait until a random moment after a random step that is still to come, or while the command begins."""
+        if self.last_step == EPOCHS * EPOCH or self.rng.random() < 0.3:
+            time.sleep(self.rng.uniform(0, 1.5))
+            return
+        command.wait_for_step(self.rng.randint(self.last_step + 1, EPOCHS * EPOCH))
+        time.sleep(self.rng.uniform(0, 0.1))
 
     def judge(self, ended: Ended, allowed: set[int]) -> None:
         wrong = set(ended.statuses) - allowed - {0}

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.torture.random_faults import DAMAGE, FAULTS, Trial, damage, random_faults
+from tests.torture.random_faults import DAMAGE, EPOCHS, FAULTS, Trial, damage, random_faults
 from tests.torture.rows import Torture
 
 
@@ -49,7 +49,7 @@ def test_random_faults_count_and_name_what_failed(tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 def test_run_through_random_faults_equals_the_whole_run(tmp_path):
-    trial = Trial(Torture(tmp_path, epochs=12), 0, 0).go()
+    trial = Trial(Torture(tmp_path, epochs=EPOCHS), 8, 0).go()
     assert trial.broken == []
-    assert sum(trial.counts.values()) > 2
+    assert trial.counts
     assert set(trial.counts) <= set(FAULTS) | set(DAMAGE)
