@@ -2,6 +2,7 @@
 # make test    lint, types and the fast tests, in two processes
 # make test-slow, make coverage
 # make prove   every method on 1, 2 and 3 processes: how far loss, gradient and parameters are apart
+# make torture kill, stop, starve and damage small runs; TORTURE="--full", "--minutes 30 --seed 1" and others
 # make bench   speed and memory compared with torchvision, Lightly, DALI and faiss; PHOTOGRAPHS=FOLDER and CIFAR=FOLDER for all rows
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 RUN    := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test prove lint test-slow coverage bench clean
+.PHONY: demo test prove torture lint test-slow coverage bench clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -51,6 +52,9 @@ coverage: $(VENV)/.installed-dev
 
 prove: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m tests.prove
+
+torture: $(VENV)/.installed-dev
+	$(PY) -m tests.torture $(TORTURE)
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m slow
