@@ -278,6 +278,23 @@ class CheckpointCallback(Callback):
             )
 
 
+class WaitForSave(Callback):
+    """Wait for the writer before the kNN evaluation of an epoch: an evaluation that fails must not cost the epoch.
+
+    every: epochs between two evaluations, 0 for none.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.every and (trainer.current_epoch + 1) % self.every == 0:
+            _writer(trainer).wait()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _writer(trainer).wait()
+
+
 def _writer(trainer: Trainer) -> BackgroundWriter:
     """The writer of the run's checkpoints; on the other ranks one that is never at work."""
     io = trainer.strategy.checkpoint_io

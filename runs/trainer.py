@@ -16,7 +16,7 @@ from pytorch_lightning.strategies import Strategy
 
 from runs.alarms import Alarms
 from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
-from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
+from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, WaitForSave
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
 from runs.resume import LearningRateOfPlan
@@ -91,6 +91,7 @@ def training_callbacks(
         throughput,
         ExpectedEnd(plan.schedule.total_steps),
         checkpoint,
+        WaitForSave(plan.logging.knn_every),
         *evaluations,
         ProgressBar(plan.schedule, plan.logging),
         SignalHandler(checkpoint, plan.batch, plan.logging, resume_command),

@@ -18,12 +18,12 @@ from backbones.build import choose_stem
 from backbones.load import find_weights
 from cli.evaluate import parse_evaluation
 from cli.plan import dashboard_config, describe, notes, resolve
-from cli.pretrain import method_args, parse_pretraining
+from cli.pretrain import method_args, parse_pretraining, parse_resumed
 from data.datasets import DATASETS, read_dataset
 from evaluation.evaluations import EVALUATIONS, resolve_settings
 from methods import METHODS
 from runs.folder import create_run_folder, new_run_id, release_folders
-from runs.resume import check_same_flags, pop_resume_flag, resume_argv
+from runs.resume import pop_resume_flag, resume_argv
 from tests.helpers.fuzzing import Fuzzing
 from tests.helpers.images import read
 from utils.hardware import choose_hardware
@@ -104,8 +104,8 @@ def pretrain(argv: list[str], output: Path) -> None:
     """What the command does before it reads images and builds networks."""
     resume, argv = pop_resume_flag(argv)
     if resume:
-        before, argv = resume_argv(resume, argv)
-        check_same_flags(*(parse_pretraining(words, METHODS, DATASETS) for words in (before, argv)))
+        recorded, argv = resume_argv(resume, argv)
+        _, argv = parse_resumed(recorded.argv, argv, METHODS, DATASETS)
     args = parse_pretraining(argv, METHODS, DATASETS)
     if args.dataset == "custom" and not Path(args.data_folder).exists():
         read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
