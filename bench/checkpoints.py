@@ -5,7 +5,6 @@ processor time of all threads: on that one core it is what a clock shows where n
 machine changes it less.
 """
 
-import logging
 import statistics
 import tempfile
 import time
@@ -16,10 +15,7 @@ from pytorch_lightning import Callback
 
 from bench.sides import Settings, Work
 from bench.task import WARM, Task, synchronize
-from bench.train import read
-from data.pipelines.choose import build_pipeline, choose_pipeline
-from data.views import view_specs
-from methods import METHODS
+from bench.train import application
 from runs.checkpoint import LAST, CheckpointCallback
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import MetricsCSV
@@ -61,13 +57,8 @@ class Minute(Callback):
 
 def minute(settings: Settings, task: Task, save: bool) -> Work:
     """Rounds of a minute of training, in images per second."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    args, plan, data = read(settings, task)
-    accelerator, size = plan.hardware.accelerator, plan.views.large_size
-    method = METHODS[plan.method](args, plan, *task.backbone())
-    pipeline, _ = choose_pipeline("auto", data, size, None, accelerator)
-    specs = view_specs(plan.views, method.large_views)
-    module = build_pipeline(pipeline, data, specs, plan.batch.batch_size, plan.seed, 4, None, accelerator)
+    plan, method, _, module = application(settings, task)
+    cuda = plan.hardware.accelerator == "cuda"
     clocks: list[Minute] = []
     sizes: list[int] = []
 
@@ -77,7 +68,7 @@ def minute(settings: Settings, task: Task, save: bool) -> Work:
             write_json(folder / "args.json", {"run": name})
             finite = NonFiniteLossCheck(plan.logging.log_every, folder)
             checkpoint = CheckpointCallback(folder, {}, ONLY_WHEN_ASKED, before_save=finite.check_before_save)
-            clock = Minute(plan.batch.global_batch, accelerator == "cuda", checkpoint if save else None)
+            clock = Minute(plan.batch.global_batch, cuda, checkpoint if save else None)
             callbacks = [finite, *([checkpoint] if save else []), clock]
             with expected_messages_hidden():
                 trainer = build_trainer(plan, folder, callbacks, [MetricsCSV(folder)], validate=False)

@@ -23,9 +23,11 @@ from cli.plan import resolve
 from cli.pretrain import method_args, parse_pretraining
 from data.allocator import keep_freed_memory
 from data.datasets import DATASETS, Data, read_dataset, training_set
+from data.pipelines.base import DataModule
 from data.pipelines.choose import build_pipeline, choose_pipeline
 from data.views import view_specs
 from methods import METHODS
+from methods.base import Method
 from runs.callbacks import Throughput
 from runs.loggers import MetricsCSV
 from runs.trainer import build_trainer, expected_messages_hidden
@@ -71,8 +73,8 @@ def read(settings: Settings, task: Task) -> tuple[Namespace, Plan, Data]:
     return method_args(args, METHODS), resolve(args, training_set(args.dataset, data), stem), data
 
 
-def whole(settings: Settings, task: Task) -> Work:
-    """Rounds of the application's whole run."""
+def application(settings: Settings, task: Task) -> tuple[Plan, Method, str, DataModule]:
+    """The plan, the method, the name of the pipeline and the data module of the application's whole run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     args, plan, data = read(settings, task)
     accelerator, size = plan.hardware.accelerator, plan.views.large_size
@@ -80,6 +82,12 @@ def whole(settings: Settings, task: Task) -> Work:
     pipeline, _ = choose_pipeline("auto", data, size, None, accelerator)
     specs = view_specs(plan.views, method.large_views)
     module = build_pipeline(pipeline, data, specs, plan.batch.batch_size, plan.seed, 4, None, accelerator)
+    return plan, method, pipeline, module
+
+
+def whole(settings: Settings, task: Task) -> Work:
+    """Rounds of the application's whole run."""
+    plan, method, pipeline, module = application(settings, task)
 
     def once() -> list[float]:
         clock = Clock(task)
