@@ -22,7 +22,7 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.files import last_value, read_metrics
-from utils.plan import Plan
+from utils.plan import Plan, is_evaluated
 
 T = TypeVar("T")
 LogPictures = Callable[[Sequence[Logger], Sequence[Path]], None]
@@ -103,7 +103,7 @@ class OnlineKNN(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every and epoch != self.total_epochs:
+        if not is_evaluated(epoch, self.every, self.total_epochs):
             return
         accuracy = attempt(f"kNN of epoch {epoch}", lambda: self._accuracy(trainer, pl_module))
         if accuracy is not None:

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from utils.optim import ScheduleConfig
-from utils.plan import LoggingConfig
+from utils.plan import LoggingConfig, is_evaluated
 
 SHOWN = {  # metric -> its text on the progress bar
     "loss": "loss {:.3f}",
@@ -51,7 +51,7 @@ class ProgressBar(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.bar is None:
             epoch, total = trainer.current_epoch + 1, self.schedule.total_epochs
-            evaluated = self.knn_every and (epoch % self.knn_every == 0 or epoch == total)
+            evaluated = is_evaluated(epoch, self.knn_every, total)
             # Lightning keeps the last value of every metric: a kNN accuracy of an earlier epoch is not shown again.
             metrics = {k: v for k, v in trainer.logged_metrics.items() if evaluated or not k.startswith("knn_")}
             print(f"epoch {epoch}/{total}  {_short(metrics)}", flush=True)

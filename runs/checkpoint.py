@@ -22,7 +22,7 @@ from runs.lightning_internals import mark_epoch_completed
 from utils.distributed import rank_zero_print, sum_over_ranks, world_size
 from utils.errors import UserError
 from utils.files import read_json, replaced_atomically, sync
-from utils.plan import CheckpointConfig
+from utils.plan import CheckpointConfig, is_evaluated
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 BACKBONE = "backbone."  # what the names of the backbone's tensors begin with
@@ -205,12 +205,12 @@ class CheckpointCallback(Callback):
         """Return when the current step is on the disk; a failure leaves what was there and is an error on all ranks."""
         if not self.is_saved(trainer):
             self.begin(trainer, pl_module)
-        if failure := self._finish(trainer, pl_module):
+        if failure := self._wait_and_retry(trainer, pl_module):
             raise UserError(failure)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run whose last save failed is not done."""
-        if failure := self._finish(trainer, pl_module):
+        if failure := self._wait_and_retry(trainer, pl_module):
             raise UserError(f"the end of the run is not saved: {failure}; resume the run to train it again")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -251,7 +251,7 @@ class CheckpointCallback(Callback):
         trainer.save_checkpoint(self.folder / LAST, storage_options=jobs)
         self._saved_step, self._last_save, self._is_reported = trainer.global_step, time.monotonic(), False
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
+    def _wait_and_retry(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Wait for the newest save, and try it once more where it failed; why it failed, on every rank, or None."""
         failure = _writer(trainer).retry()
         self._is_reported = True
@@ -279,20 +279,14 @@ class CheckpointCallback(Callback):
 
 
 class WaitForSave(Callback):
-    """Wait for the writer before the kNN evaluation of an epoch: an evaluation that fails must not cost the epoch.
+    """Wait for the writer before an epoch is evaluated: a process that is killed there must not lose the epoch."""
 
-    every: epochs between two evaluations, 0 for none.
-    """
-
-    def __init__(self, every: int):
-        self.every = every
+    def __init__(self, every: int, total_epochs: int):
+        self.every, self.total_epochs = every, total_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.every and (trainer.current_epoch + 1) % self.every == 0:
+        if is_evaluated(trainer.current_epoch + 1, self.every, self.total_epochs):
             _writer(trainer).wait()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _writer(trainer).wait()
 
 
 def _writer(trainer: Trainer) -> BackgroundWriter:

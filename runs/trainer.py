@@ -91,7 +91,7 @@ def training_callbacks(
         throughput,
         ExpectedEnd(plan.schedule.total_steps),
         checkpoint,
-        WaitForSave(plan.logging.knn_every),
+        WaitForSave(plan.logging.knn_every, plan.schedule.total_epochs),
         *evaluations,
         ProgressBar(plan.schedule, plan.logging),
         SignalHandler(checkpoint, plan.batch, plan.logging, resume_command),

@@ -6,6 +6,7 @@ Whatever fails, a full disk above all, leaves the file as it was and nothing bes
 import contextlib
 import csv
 import errno
+import io
 import json
 import os
 import tempfile
@@ -157,13 +158,19 @@ def allocate(file: int, size: int) -> None:
         at += os.write(file, bytes(min(2**24, size - at)))
 
 
+def _write_whole(file: io.FileIO, content: bytes) -> None:
+    """Write all of the content to a file without a buffer, which may take a part of it at a time."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 def append_text(path: Path, text: str) -> None:
     """Append text whole: what a full disk cut off is removed again, so that the file ends as it did."""
     with disk_errors_named(path), path.open("ab", buffering=0) as file:
-        length, rest = os.fstat(file.fileno()).st_size, memoryview(text.encode())
+        length = os.fstat(file.fileno()).st_size
         try:
-            while rest:
-                rest = rest[file.write(rest) :]
+            _write_whole(file, text.encode())
         except BaseException:
             os.ftruncate(file.fileno(), length)
             raise
@@ -184,9 +191,7 @@ def create_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON to a file that did not exist: of two processes one creates it, the other FileExistsError."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb", buffering=0) as f:
         try:
-            rest = memoryview(_json(content).encode())
-            while rest:
-                rest = rest[f.write(rest) :]
+            _write_whole(f, _json(content).encode())
             os.fsync(f.fileno())
         except BaseException:
             path.unlink()

@@ -119,6 +119,11 @@ class LoggingConfig:
     on_alarm: str = "warn"
 
 
+def is_evaluated(epoch: int, every: int, total_epochs: int) -> bool:
+    """Whether kNN evaluates an epoch (counted from 1): every few epochs and the last one; every: 0 for none."""
+    return bool(every) and (epoch % every == 0 or epoch == total_epochs)
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     """When checkpoints are written: every so many `unit` ("seconds", "steps" or "epochs"), and at the end of the run.

@@ -1,6 +1,5 @@
 """Checkpoints on disk."""
 
-import errno
 import os
 import pickle
 import random
@@ -15,13 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from backbones.load import save_tensors
-from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, read_checkpoint, seal
+from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, WaitForSave, read_checkpoint, seal
+from tests.helpers.disk import full_disk
 from utils.errors import UserError
 from utils.plan import CheckpointConfig
-
-
-def full_disk(*args, **kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def save(folder, step):
@@ -376,3 +372,13 @@ def first_ranks_clock(rank, world, folder, late):
 def test_clock_of_the_first_rank_decides_for_all_where_numbers_are_logged(tmp_path, ranks):
     assert ranks(2).run(first_ranks_clock, tmp_path, 0) == [[3, 6], [3, 6]]
     assert ranks(2).run(first_ranks_clock, tmp_path, 1) == [[], []]
+
+
+def test_writer_is_awaited_before_each_epoch_that_is_evaluated():
+    """kNN evaluates every second of five epochs, and the last one."""
+    io, waited = AtomicCheckpointIO(), []
+    io.writer = SimpleNamespace(wait=lambda: waited.append(epoch))
+    for epoch in range(1, 6):
+        trainer = SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=io), current_epoch=epoch - 1)
+        WaitForSave(2, total_epochs=5).on_train_epoch_end(trainer, None)
+    assert waited == [2, 4, 5]
