@@ -44,7 +44,11 @@ def test_run_without_the_bad_images_equals_that_of_a_clean_folder(tmp_path, few,
     assert "training set changed" in refused(["--resume", str(run)])
     image.write_bytes(whole)
     main_contrastive.main(["--resume", str(run)])
-    assert "or pass --on_bad_image skip" in refused(["--resume", str(run), "--on_bad_image", "stop"])
+    stop = ["--resume", str(run), "--on_bad_image", "stop"]
+    assert "or pass --on_bad_image skip" in refused(stop)
+    for path in bad[1:]:
+        path.unlink()
+    assert "--on_bad_image stop differs from the run's skip" in refused(stop)
 
 
 @pytest.mark.parametrize("pipeline", ["stream", "torchvision"])
