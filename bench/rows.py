@@ -53,7 +53,7 @@ def installed(library: str) -> bool:
 
 
 def view_rows() -> dict[str, Row]:
-    small = partial(Row, "views/s", ("memory", views.stored), cores=1)
+    small = partial(Row, "views/s", ("memory", views.memory_pipeline), cores=1)
     large = partial(Row, "views/s", (f"stream, {WORKERS} threads", views.streamed), cores=WORKERS, reads="photographs")
     loader = f"torchvision, {WORKERS} workers"
     return {
@@ -66,7 +66,7 @@ def view_rows() -> dict[str, Row]:
         "views-224-dali": large(theirs=(f"DALI on CPU, {WORKERS} threads", dali.views), library="nvidia.dali"),
         "views-224-memory": Row(
             "views/s",
-            ("memory, from 256 px", partial(views.stored, spec=LARGE)),
+            ("memory, from 256 px", partial(views.memory_pipeline, spec=LARGE)),
             ("torchvision v1 on Pillow images", partial(usual.one_by_one, v1=True, spec=LARGE)),
             1,
         ),
@@ -138,7 +138,7 @@ def train_rows(cuda: bool) -> dict[str, Row]:
 
 
 def checkpoint_rows() -> dict[str, Row]:
-    """The same training with and without a save, on one core, which the writer then shares with the training."""
+    """Training with and without a save of a checkpoint, on one core, which the writer shares with the training."""
     task = Task("--method simclr --optimizer adamw --lr 0.001", 16, 10**6)
     sides = [partial(checkpoints.minute, task=task, save=save) for save in (True, False)]
     row = Row("images/s", ("a checkpoint a minute", sides[0]), ("no checkpoint", sides[1]), cores=1, reads="cifar")

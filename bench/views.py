@@ -79,7 +79,7 @@ def in_memory(pixels: Tensor) -> Data:
     return as_data(ArrayImages(pixels, torch.zeros(len(pixels)).long()))
 
 
-def stored(settings: Settings, spec: ViewSpec = SMALL) -> Work:
+def memory_pipeline(settings: Settings, spec: ViewSpec = SMALL) -> Work:
     """Two views of each image in memory, by --pipeline memory without threads."""
     module = build_pipeline("memory", in_memory(images_in_memory(spec)), [spec, spec], IN_MEMORY, 0, 0, None, "cpu")
     batches, epochs = module.train_subset_loader(np.arange(len(module.data.train)), CPU), itertools.count()

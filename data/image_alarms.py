@@ -35,9 +35,12 @@ ALIKE = 0.5  # share of different images under which a data set is said to repea
 
 
 @dataclass
-class Looked:
-    """What was found out about images. rows: their positions; digests: hashes of their pixels; thumbnails: (N, SIDE^2)
-    unit rows, zero where flat; one_colour: (N,) whether all pixels of an image are equal."""
+class ImageBlock:
+    """Some images of one size, summarized.
+
+    rows: their positions. digests: hashes of their pixels. thumbnails: (N, SIDE^2) unit rows, zero where flat.
+    one_colour: (N,) whether all pixels of an image are equal.
+    """
 
     rows: list[int]
     digests: list[bytes]
@@ -48,7 +51,7 @@ class Looked:
 def image_alarms(train: Images, val: Images | None, seconds: float = SECONDS) -> dict[str, str]:
     """Name of an alarm -> what was found, in one sentence; empty for images that are fine."""
     start = time.monotonic()
-    known = list(_look_at(val, _spread(len(val), VALIDATION), start + seconds / 3)) if val is not None else []
+    known = list(_read_blocks(val, _sample_rows(len(val), VALIDATION), start + seconds / 3)) if val is not None else []
     where: dict[bytes, list[int]] = {}
     for block in known:
         for digest, row in zip(block.digests, block.rows, strict=True):
@@ -57,9 +60,9 @@ def image_alarms(train: Images, val: Images | None, seconds: float = SECONDS) ->
     thumbnails = torch.cat([block.thumbnails for block in known]) if known else torch.zeros(0, SIDE * SIDE)
     exact: dict[int, int] = {}  # validation row -> training row
     near: dict[int, int] = {}
-    looked, one_colour, digests = 0, [], set()
-    for block in _look_at(train, _spread(len(train), len(train)), start + seconds):
-        looked += len(block.rows)
+    seen, one_colour, digests = 0, [], set()
+    for block in _read_blocks(train, _sample_rows(len(train), len(train)), start + seconds):
+        seen += len(block.rows)
         digests.update(block.digests)
         one_colour += [row for row, flat in zip(block.rows, block.one_colour.tolist(), strict=True) if flat]
         exact |= {v: row for d, row in zip(block.digests, block.rows, strict=True) for v in where.get(d, [])}
@@ -67,32 +70,30 @@ def image_alarms(train: Images, val: Images | None, seconds: float = SECONDS) ->
         near |= {val_rows[i]: block.rows[int(at[i])] for i in torch.nonzero(best > NEAR).flatten().tolist()}
     near = {row: other for row, other in near.items() if row not in exact}
     out = {}
-    if looked and len(one_colour) >= ONE_COLOUR * looked:
+    if seen and len(one_colour) >= ONE_COLOUR * seen:
         names = _names(train, one_colour)
         out["images of one colour"] = (
-            f"{len(one_colour):,} of {looked:,} training images have one colour ({names}); look at them: are they what "
+            f"{len(one_colour):,} of {seen:,} training images have one colour ({names}); look at them: are they what "
             f"they should be?"
         )
-    if looked > 1 and len(digests) <= ALIKE * looked:
-        out["identical images"] = (
-            f"{len(digests):,} of {looked:,} training images are different; is it the right folder?"
-        )
+    if seen > 1 and len(digests) <= ALIKE * seen:
+        out["identical images"] = f"{len(digests):,} of {seen:,} training images are different; is it the right folder?"
     if val is not None and exact | near and len(exact | near) >= MOST * len(val_rows):
         out["validation images among the training images"] = (
             f"of {len(val_rows):,} validation images, {len(exact):,} are equal and {len(near):,} nearly equal to one "
-            f"of {looked:,} training images ({_pairs(train, val, exact | near)}); remove them from one of both: an "
+            f"of {seen:,} training images ({_pairs(train, val, exact | near)}); remove them from one of both: an "
             f"accuracy on them says nothing about new images"
         )
     return out
 
 
-def _spread(n: int, most: int) -> list[int]:
+def _sample_rows(n: int, most: int) -> list[int]:
     """At most `most` of n positions, in an order whose every beginning is spread over all of them."""
     rows: list[int] = np.random.default_rng(0).permutation(n)[:most].tolist()
     return rows
 
 
-def _look_at(images: Images, rows: list[int], end: float) -> Iterator[Looked]:
+def _read_blocks(images: Images, rows: list[int], end: float) -> Iterator[ImageBlock]:
     """Blocks of images of one size, in the order of `rows`, until the clock says `end`."""
 
     def decode(row: int) -> Tensor | None:
@@ -105,25 +106,25 @@ def _look_at(images: Images, rows: list[int], end: float) -> Iterator[Looked]:
         for first in range(0, len(rows), BLOCK):
             part = rows[first : first + BLOCK]
             if isinstance(images, ArrayImages):
-                yield _looked(part, images.pixels[part])
+                yield _summarize(part, images.pixels[part])
             else:
                 sizes: dict[torch.Size, list[tuple[int, Tensor]]] = {}
                 for row, image in zip(part, pool.map(decode, part), strict=True):
                     if image is not None:
                         sizes.setdefault(image.shape, []).append((row, image))
                 for found in sizes.values():
-                    yield _looked([row for row, _ in found], torch.stack([image for _, image in found]))
+                    yield _summarize([row for row, _ in found], torch.stack([image for _, image in found]))
             if time.monotonic() > end:
                 return
 
 
-def _looked(rows: list[int], pixels: Tensor) -> Looked:
-    """pixels: (N, 3, H, W) uint8."""
+def _summarize(rows: list[int], pixels: Tensor) -> ImageBlock:
+    """Hashes, thumbnails and colours of images; pixels: (N, 3, H, W) uint8."""
     gray = F.adaptive_avg_pool2d(pixels.float().mean(dim=1, keepdim=True), SIDE).flatten(1)
     gray = gray - gray.mean(dim=1, keepdim=True)
     contrast = gray.square().mean(dim=1, keepdim=True).sqrt()
     flat = pixels.flatten(2)
-    return Looked(
+    return ImageBlock(
         rows,
         [_digest(image) for image in pixels.numpy()],
         F.normalize(gray, dim=1) * (contrast > FLAT),

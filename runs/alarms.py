@@ -29,7 +29,7 @@ from utils.precision import l2_normalize
 from utils.queue import FeatureQueue
 
 FILE = "alarms.json"
-ROWS = 64  # embeddings of a process whose spread is measured: enough for a rank of 6, and a millisecond or two
+ROWS = 64  # embeddings of a process that are compared with each other: enough for a rank of 6, and a millisecond or two
 READINGS = 3  # readings in a row that must be beyond a limit: one alone may be chance
 HISTORY = 200  # optimizer steps whose median gradient norm counts as usual
 WAIT_STEPS = 30  # optimizer steps over which waiting for data is averaged
@@ -151,7 +151,7 @@ class Alarms(Callback):
         if (norm := getattr(pl_module, "grad_norm", None)) is not None:
             self._norms.append(norm)
         if is_logged(trainer, self.plan.logging.log_every):
-            self._judge(trainer, self._read(trainer, pl_module, batch))
+            self._compare_with_limits(trainer, self._read(trainer, pl_module, batch))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._hook is not None:
@@ -160,7 +160,7 @@ class Alarms(Callback):
 
     def _read(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> dict[str, float]:
         """The numbers of LIMITS after this step, the same on every process; NaN where there is none."""
-        own = spread(self._embedding) | self._order(batch)
+        own = embedding_statistics(self._embedding) | self._order(batch)
         own |= {"gradient_ratio": self._gradient_ratio(), "data_wait": self._data_wait()}
         values = mean_over_ranks(torch.tensor(list(own.values()), device=pl_module.device)).tolist()
         numbers = dict(zip(own, values, strict=True))
@@ -199,7 +199,7 @@ class Alarms(Callback):
         self._waited = (self._step, self.throughput.waited, self.throughput.elapsed)
         return share
 
-    def _judge(self, trainer: Trainer, numbers: dict[str, float]) -> None:
+    def _compare_with_limits(self, trainer: Trainer, numbers: dict[str, float]) -> None:
         """Say what is beyond its limit for long enough, and note what is within it again."""
         if self._step < self.grace:
             return
@@ -221,7 +221,7 @@ class Alarms(Callback):
                 side = "below" if value < limit.low else "above"
                 text = f"the {limit.what} is {value:.3g}, {side} {threshold:g}; {limit.remedy}"
                 new.append(Alarm(limit.name, self._step, value, threshold, text))
-        self._say(trainer, new)
+        self._announce(trainer, new)
 
     def _check_before_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is wrong with the images, or with a queue for so few images."""
@@ -238,7 +238,7 @@ class Alarms(Callback):
                     f"{QUEUE_TIMES * images:,} rows"
                 )
                 new.append(Alarm("queue larger than the data set", 0, len(queue.rows) / images, QUEUE_TIMES, text))
-        self._say(trainer, new)
+        self._announce(trainer, new)
 
     def _is_on(self, name: str) -> bool:
         return any(alarm.name == name and alarm.over is None for alarm in self.alarms)
@@ -249,7 +249,7 @@ class Alarms(Callback):
                 alarm.over = self._step
                 self._write(trainer)
 
-    def _say(self, trainer: Trainer, new: Iterable[Alarm]) -> None:
+    def _announce(self, trainer: Trainer, new: Iterable[Alarm]) -> None:
         """Print and record alarms; with --on_alarm stop, end the run for the first of them, on every process."""
         for alarm in new:
             self.alarms.append(alarm)
@@ -272,7 +272,7 @@ def _largest_share(labels: Counter[int]) -> float:
     return max(labels.values()) / labels.total()
 
 
-def spread(z: Tensor | None) -> dict[str, float]:
+def embedding_statistics(z: Tensor | None) -> dict[str, float]:
     """How far the first ROWS embeddings are apart. z: (n, D), or None; NaN where nothing can be said.
 
     embedding_std: standard deviation of a coordinate of unit embeddings, times sqrt(D): 1 where all directions are used

@@ -157,15 +157,15 @@ def run(words: str, folder: Path, seed: int = 0, steps: int = STEPS) -> tuple[li
     if name == "clusterfit":
         more += ["--cluster_file", str(clusters(folder))]
     worst: dict[str, float] = {}
-    judge = Alarms._judge
+    compare = Alarms._compare_with_limits
 
     def watched(self: Alarms, trainer: Any, numbers: dict[str, float]) -> None:
         for key in EXTREMES.keys() & numbers.keys() if self._step >= self.grace else ():
             if not math.isnan(numbers[key]):
                 worst[key] = EXTREMES[key](worst.get(key, numbers[key]), numbers[key])
-        judge(self, trainer, numbers)
+        compare(self, trainer, numbers)
 
-    with mock.patch.object(Alarms, "_judge", watched):
+    with mock.patch.object(Alarms, "_compare_with_limits", watched):
         main_contrastive.main([
             "digits", "test_resnet.r160_in1k", "--large_size", "16", "--batch_size", "64", "--precision", "32",
             "--num_workers", "0", "--knn_every", "0", "--steps", str(steps), "--seed", str(seed), "--method", name,

@@ -111,12 +111,12 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     except SystemExit:
         raise
     except BaseException as error:
-        _leave(error, processes)
+        _exit_with_reason(error, processes)
     if group := peers():
         group.goodbye()
 
 
-def _leave(error: BaseException, processes: int) -> None:
+def _exit_with_reason(error: BaseException, processes: int) -> None:
     """End the process after an error, with the line that says why."""
     if group := peers():
         announce(error)

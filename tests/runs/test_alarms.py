@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from runs.alarms import FILE, HISTORY, LIMITS, ROWS, WAIT_STEPS, Alarms, spread
+from runs.alarms import FILE, HISTORY, LIMITS, ROWS, WAIT_STEPS, Alarms, embedding_statistics
 from tests.helpers.commands import plan_of
 from utils.batch import Batch
 from utils.errors import UserError
@@ -245,21 +245,21 @@ def test_a_step_that_is_not_logged_does_not_wait_for_the_device(tmp_path):
     assert not run.module.projector._forward_hooks
 
 
-def test_spread_of_known_embeddings():
+def test_embedding_statistics_of_known_embeddings():
     g = torch.Generator().manual_seed(0)
-    healthy = spread(torch.randn(500, 256, generator=g))
+    healthy = embedding_statistics(torch.randn(500, 256, generator=g))
     assert healthy["embedding_std"] == pytest.approx(1, abs=0.02)
     assert healthy["rank_share"] == pytest.approx(ROWS / 6, rel=0.05)
     assert healthy["uniformity"] == pytest.approx(-4, abs=0.1)
-    point = spread(torch.ones(40, 256))
+    point = embedding_statistics(torch.ones(40, 256))
     assert point["embedding_std"] == pytest.approx(0, abs=1e-6)
     assert point["rank_share"] == pytest.approx(1 / 5, rel=0.01)
     assert point["uniformity"] == pytest.approx(0, abs=1e-5)
-    line = spread(torch.randn(40, 1, generator=g) @ torch.randn(1, 256, generator=g))
+    line = embedding_statistics(torch.randn(40, 1, generator=g) @ torch.randn(1, 256, generator=g))
     assert line["embedding_std"] > 0.7
     assert line["rank_share"] == pytest.approx(1 / 5, rel=0.01)
     for nothing in (None, torch.ones(1, 4), torch.ones(4), torch.full((4, 4), math.nan)):
-        assert all(math.isnan(v) for v in spread(nothing).values())
+        assert all(math.isnan(v) for v in embedding_statistics(nothing).values())
 
 
 def test_constants_fit_together():
