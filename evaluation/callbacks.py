@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
@@ -94,8 +95,11 @@ class OnlineKNN(Callback):
         within_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if epoch and not within_epoch and epoch % self.every == 0 and broadcast_str(self._evaluated(step)) == "no":
             accuracy = attempt(f"kNN of epoch {epoch}", lambda: self._accuracy(trainer, pl_module))
+            row: dict[str, float] = {"epoch": epoch - 1}
+            for name, value in (accuracy or {}).items():
+                row[name] = torch.tensor(value).item()  # in float32, as Lightning logs those of other epochs
             for logger in trainer.loggers if accuracy else []:
-                logger.log_metrics(accuracy, step)  # type: ignore[arg-type]  # Lightning's type is too narrow
+                logger.log_metrics(row, step)  # type: ignore[arg-type]  # Lightning's type is too narrow
 
     def _evaluated(self, step: int) -> str:
         rows = [row for row in read_metrics(self.folder / "metrics.csv") if int(row["step"]) == step]

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from backbones.load import save_tensors
+from backbones.load import read_metadata, read_tree, save_tensors
 from runs.background import BackgroundWriter, copy_to_cpu
 from runs.callbacks import is_logged
 from runs.lightning_internals import mark_epoch_completed
@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.files import read_json, replaced_atomically, sync
 from utils.plan import CheckpointConfig, is_evaluated
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, WEIGHTS = "last.ckpt", "previous.ckpt", "backbone.safetensors"
 BACKBONE = "backbone."  # what the names of the backbone's tensors begin with
 DIGEST_BYTES = 64  # SHA-256 in hexadecimal, as the comment of the zip archive that a checkpoint is
 BLOCK_BYTES = 2**22
@@ -242,14 +242,22 @@ class CheckpointCallback(Callback):
         self.before_save(trainer, pl_module)
         _writer(trainer).wait()
         self._report(trainer)
-        # Lightning counts an epoch only after its last hook; the last step of a run may cut an epoch short.
-        epochs = trainer.current_epoch + (self._epoch_ends and trainer.is_last_batch)
-        metadata = self.metadata | {"epochs": str(epochs), "steps": str(trainer.global_step)}
-        jobs = [partial(_write_backbone, self.folder / "backbone.safetensors", metadata)]
+        jobs = [self._write_backbone]
         if self._epoch_ends and self._is_kept(trainer):
-            jobs.append(partial(_link, self.folder / LAST, self.folder / f"epoch-{epochs:05}.ckpt"))
+            kept = self.folder / f"epoch-{self._completed_epochs(trainer):05}.ckpt"
+            jobs.append(partial(_link, self.folder / LAST, kept))
         trainer.save_checkpoint(self.folder / LAST, storage_options=jobs)
         self._saved_step, self._last_save, self._is_reported = trainer.global_step, time.monotonic(), False
+
+    def _completed_epochs(self, trainer: Trainer) -> int:
+        """Lightning counts an epoch only after its last hook; the last step of a run may cut an epoch short."""
+        return trainer.current_epoch + (self._epoch_ends and trainer.is_last_batch)
+
+    def _write_backbone(self, checkpoint: dict[str, Any]) -> None:
+        """Write the backbone of a checkpoint under the names of its own library."""
+        tensors = {k.removeprefix(BACKBONE): v for k, v in checkpoint["state_dict"].items() if k.startswith(BACKBONE)}
+        metadata = {"epochs": str(checkpoint["epochs"]), "steps": str(checkpoint["global_step"])}
+        save_tensors(self.folder / WEIGHTS, tensors, self.metadata | metadata)
 
     def _wait_and_retry(self, trainer: Trainer, pl_module: LightningModule) -> str | None:
         """Wait for the newest save, and try it once more where it failed; why it failed, on every rank, or None."""
@@ -265,17 +273,25 @@ class CheckpointCallback(Callback):
             self._is_reported = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["run"] = self._run
+        checkpoint["run"], checkpoint["epochs"] = self._run, self._completed_epochs(trainer)
         if self._epoch_ends:
             mark_epoch_completed(checkpoint)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another run, which may have the same shapes."""
+        """Refuse the checkpoint of another run, which may have the same shapes; write its backbone where that is due.
+
+        A process that is killed between the two files leaves an older backbone, and a run that is done saves no more.
+        """
         if self._run and checkpoint.get("run") != self._run:
             raise UserError(
                 f"the checkpoint in {self.folder} belongs to another run; put back that of this run, or start a new "
                 f"run with --pretrained_feature_extractor"
             )
+        if trainer.is_global_zero and not _is_backbone_of(self.folder / WEIGHTS, checkpoint["global_step"]):
+            try:
+                self._write_backbone(checkpoint)
+            except UserError as e:
+                rank_zero_print(f"  warning: {e}")
 
 
 class WaitForSave(Callback):
@@ -296,10 +312,13 @@ def _writer(trainer: Trainer) -> BackgroundWriter:
     return io.writer
 
 
-def _write_backbone(path: Path, metadata: dict[str, str], checkpoint: dict[str, Any]) -> None:
-    """Write the backbone of a checkpoint under the names of its own library."""
-    tensors = {k.removeprefix(BACKBONE): v for k, v in checkpoint["state_dict"].items() if k.startswith(BACKBONE)}
-    save_tensors(path, tensors, metadata)
+def _is_backbone_of(path: Path, step: int) -> bool:
+    """Whether a file of weights is whole, and of this optimizer step or a later one."""
+    try:
+        read_tree(path)
+        return int(read_metadata(path).get("steps", -1)) >= step
+    except UserError:
+        return False
 
 
 def _link(source: Path, target: Path, _: dict[str, Any]) -> None:

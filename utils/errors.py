@@ -174,6 +174,8 @@ def _resource_advice(error: BaseException) -> str | None:
     """What to do where the machine has no memory or no threads left; None for other errors."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return "take smaller batches or views"
+    if "DataLoader worker (pid" in str(error):  # a worker process that ended, which torch notices anywhere
+        return "it was killed, perhaps for want of memory: take fewer workers (--num_workers), or smaller batches"
     if "can't start new thread" in str(error) or isinstance(error, BlockingIOError):  # BlockingIOError: fork
         return "take fewer workers, or raise the limit of processes (ulimit -u)"
     return None

@@ -138,9 +138,20 @@ class ResumableLoader(DataLoader):
 
     def __iter__(self) -> Iterator[UnfinishedBatch]:  # type: ignore[override]  # a generator: work starts at the first batch
         self.taken = getattr(self.batch_sampler, "start", 0)
-        for batch in self.batches():
+        batches = iter(self.batches())
+        while (batch := self._next(batches)) is not None:
             self.taken += 1
             yield batch
+
+    def _next(self, batches: Iterator[UnfinishedBatch]) -> UnfinishedBatch | None:
+        """The next batch, or None at the end.
+
+        A worker process that is killed while it sends one closes its pipe before torch notices that it is gone.
+        """
+        try:
+            return next(batches, None)
+        except (ConnectionError, EOFError) as e:
+            raise RuntimeError(f"a DataLoader worker (pid unknown) ended while it sent a batch ({e})") from e
 
     def batches(self) -> Iterator[UnfinishedBatch]:
         """The batches of the keys, in their order."""

@@ -5,8 +5,10 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import main_contrastive
+from backbones.load import read_metadata, save_tensors
 from methods import METHODS
 from runs.callbacks import ProgressBar
 from tests.helpers.commands import evaluate_run, start, words
@@ -136,3 +138,23 @@ def test_run_that_ended_before_its_first_checkpoint_is_started_again(tmp_path, m
     assert "no checkpoint yet" in refused(["--resume", str(tmp_path / "r")])
     main_contrastive.main(argv)
     assert checkpoint(tmp_path / "r")["global_step"] == 15
+
+
+@pytest.mark.parametrize("damage", ["missing", "of an earlier step", "damaged"])
+def test_resuming_a_run_that_is_done_writes_the_backbone_that_a_kill_prevented(tmp_path, few, damage):
+    argv = ["custom", *words("simclr", tmp_path, *few, "--run_id", "r")[1:]]
+    main_contrastive.main(argv)
+    path, part = tmp_path / "r" / "backbone.safetensors", tmp_path / "r" / ".backbone.safetensors.part"
+    written, metadata = path.read_bytes(), read_metadata(path)
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}  # load_file maps the file
+    if damage == "missing":
+        path.replace(part)
+    elif damage == "damaged":
+        path.write_bytes(written[:-1] + bytes([written[-1] ^ 1]))
+    else:
+        earlier = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        save_tensors(path, earlier, metadata | {"epochs": "1", "steps": "5"})
+    main_contrastive.main(["--resume", str(tmp_path / "r")])
+    assert equal(load_file(path), tensors)
+    assert read_metadata(path) == metadata
+    assert not part.exists()

@@ -165,7 +165,8 @@ def saving(folder, every=1, unit="epochs", keep_every=0, **more):
     module.device, module.backbone = "cpu", nn.Linear(1, 1)
 
     def save_checkpoint(path, storage_options):
-        checkpoint = {"step": trainer.global_step, "state_dict": module.state_dict()}
+        step = trainer.global_step
+        checkpoint = {"step": step, "global_step": step, "epochs": step // 5, "state_dict": module.state_dict()}
         io.save_checkpoint(checkpoint, path, storage_options)
 
     trainer = SimpleNamespace(

@@ -12,6 +12,7 @@ from tests.torture.launch import Hooks
 EPOCH, STEPS = 5, 15  # optimizer steps of an epoch and of the run
 IMAGE = "images/train/c1/3.png"  # relative to the folder of a row
 KILLED, AT_A_BYTE = -signal.SIGKILL, -signal.SIGXFSZ
+ENDED = (2, -signal.SIGTERM, 128 + signal.SIGTERM)  # by its launcher, unless it failed by itself before
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Fault:
     prints. end_together: when one process dies, all do, as a machine does.
     reader_leaves_after: the step after which nobody reads the output any more. second_writer: another process wants the
     folder meanwhile. real: in a new Python rather than in a fork; slower.
+    launcher_ends: the process fails before it has met the others, and their launcher (torchrun, srun) ends them.
     damage: what happens to the run folder between the two commands. then: "resumed" to the end, or "refused" with one
     line until `repair` put things right. then_says: a pattern of what the second command prints.
     most_lost: optimizer steps that may be trained twice. same_metrics: whether metrics.csv must be equal too.
@@ -36,6 +38,7 @@ class Fault:
     others: tuple[int, ...] | None = None
     says: str = ""
     end_together: bool = False
+    launcher_ends: bool = False
     reader_leaves_after: int | None = None
     second_writer: bool = False
     damage: Callable[[Path], None] | None = None
@@ -212,7 +215,8 @@ FAULTS: tuple[Fault, ...] = (
          most_lost=EPOCH),
     full("disk full for every file, for one epoch", 0, 6, 11, same_metrics=False),
     full("disk full for every file, to the end", 0, 6, None, status=(2,), most_lost=2 * EPOCH, same_metrics=False),
-    Fault("disk full before the run folder", (("full_from_the_start", {"size": 0}),), status=(2,), says="error: "),
+    Fault("disk full before the run folder", (("full_from_the_start", {"size": 0}),), status=(2,), others=ENDED,
+          launcher_ends=True, says="error: "),
     # damaged files
     damaged("a flipped bit in last.ckpt", flip_bit(LAST), "last.ckpt is damaged", most_lost=EPOCH),
     damaged("a flipped bit at the end of last.ckpt", flip_bit(LAST, 1.0), "last.ckpt is damaged", most_lost=EPOCH),
@@ -244,8 +248,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("a second writer in the same folder", second_writer=True),
     Fault("the reader of stdout goes away", reader_leaves_after=6, real=True, processes=(1,)),
     Fault("the reader of stdout of two processes goes away", reader_leaves_after=6, processes=(2,)),
-    Fault("a data loader worker killed", (after(7, "kill_a_worker"),), status=(2,), says="error: ", most_lost=EPOCH,
-          pipelines=("torchvision",), processes=(1,)),
+    Fault("a data loader worker killed", (after(7, "kill_a_worker"),), status=(1,), says="error: .*worker",
+          most_lost=EPOCH, pipelines=("torchvision",), processes=(1,)),
     Fault("W&B client killed", (after(4, "kill_the_client"),), flags=("--wandb", "--offline"),
           says="Weights & Biases is off from here", processes=(1,)),
     Fault("an image vanishes during the run", (after(6, "remove_image", path=IMAGE),), status=(2,), says="error: .*png",

@@ -19,6 +19,7 @@ from tests.helpers.commands import ROOT
 from tests.torture import child
 
 Hooks = Sequence[tuple[str, dict[str, Any]]]
+LAUNCHER_POLL = 0.1  # seconds in which torchrun notices that a process failed
 PATIENCE = 120.0  # seconds after which a command that should have ended hangs
 
 _context = multiprocessing.get_context("forkserver")
@@ -128,13 +129,21 @@ class Command:
             time.sleep(0.01)
         return step in self.steps()
 
-    def wait(self, end_together: bool = False, patience: float = PATIENCE) -> "Ended":
-        """Wait for the end; a process that hangs is killed. end_together: as a machine dies, all at once."""
-        deadline = time.monotonic() + patience
+    def wait(self, end_together: bool = False, launcher_ends: bool = False, patience: float = PATIENCE) -> "Ended":
+        """Wait for the end; a process that hangs is killed. end_together: as a machine dies, all at once.
+
+        launcher_ends: the first process that fails lets the launcher ask the others to end, as torchrun does.
+        """
+        deadline, asked = time.monotonic() + patience, False
         while (running := [r for r in self.ranks if r.status() is None]) and time.monotonic() < deadline:
             if end_together and len(running) < len(self.ranks):
                 for each in running:
                     each.send(signal.SIGKILL)
+            if launcher_ends and not asked and any(r.status() for r in self.ranks):
+                time.sleep(LAUNCHER_POLL)
+                asked = True
+                for each in self.ranks:
+                    each.send(signal.SIGTERM)
             time.sleep(0.01)
         hung = [n for n, r in enumerate(self.ranks) if r.status() is None]
         for n in hung:

@@ -63,6 +63,7 @@ def test_forked_worker_dies_of_the_signal_without_a_line():
     ("error", "said"),
     [
         (RuntimeError("can't start new thread"), "can't start new thread; take fewer workers"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Killed.; it was killed, perhaps"),
         (BlockingIOError(11, "Resource temporarily unavailable"), "unavailable; take fewer workers"),
         (MemoryError("cannot allocate 7 GiB"), "MemoryError: cannot allocate 7 GiB; take smaller batches"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried\nhint"), "CUDA out of memory. Tried; take smaller batches"),

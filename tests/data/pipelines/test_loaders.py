@@ -1,10 +1,18 @@
 """The order of an epoch, its share among ranks, and unfinished batches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from data.pipelines.loaders import EpochBatchSampler, SequentialBatchSampler, UnfinishedBatch, without_flip
+from data.pipelines.loaders import (
+    EpochBatchSampler,
+    ResumableLoader,
+    SequentialBatchSampler,
+    UnfinishedBatch,
+    without_flip,
+)
 from data.sampler import sample
 from data.views import ViewSpec
 from tests.helpers.pipelines import as_rank
@@ -58,3 +66,16 @@ def test_unfinished_batch_moves_its_tensors_and_keeps_its_parameters():
     moved = batch.to(torch.device("meta"))
     assert {t.device.type for t in (moved.index, moved.labels, *moved.views)} == {"meta"}
     assert moved.color_params == [params]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError("gone")])
+def test_resumable_loader_names_a_worker_that_is_killed_while_it_sends(monkeypatch, error):
+    def batches(self):
+        yield "first"
+        raise error
+
+    monkeypatch.setattr(ResumableLoader, "batches", batches)
+    handed_out = iter(ResumableLoader(SimpleNamespace(), SequentialBatchSampler(4, 2)))
+    assert next(handed_out) == "first"
+    with pytest.raises(RuntimeError, match=r"a DataLoader worker \(pid unknown\) ended"):
+        next(handed_out)
