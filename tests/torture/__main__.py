@@ -5,8 +5,8 @@
     python -m tests.torture --only "disk full" NaN  # faults whose name contains one of these texts
     python -m tests.torture --minutes 30 --seed 1 # faults at random moments
 
-Prints a row as each is done and then the table; writes table.md and table.json (or random.json) to --output; ends with
-1 where a promise was broken. The folders of broken rows are kept there.
+Prints a row as each is done and then the table; writes table.md, table.json and summary.md (a line for each fault), or
+random.json, to --output; ends with 1 where a promise was broken. The folders of broken rows are kept there.
 """
 
 import argparse
@@ -74,12 +74,13 @@ def _table(args: argparse.Namespace, place: Path) -> bool:
 
 def report(rows: Sequence, output: Path, seconds: float) -> bool:
     """Print and write the table of the rows; whether a promise was broken."""
-    from tests.torture.rows import broken, markdown
+    from tests.torture.rows import broken, markdown, summary
 
     table, bad = markdown(rows), broken(rows)
     print("\n" + table)
     print(f"{len(rows)} rows in {seconds / 60:.1f} minutes: {len(rows) - len(bad)} promises kept, {len(bad)} broken")
     (output / "table.md").write_text(table)
+    (output / "summary.md").write_text(summary(rows))
     (output / "table.json").write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n")
     return bool(bad)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from methods import METHODS
 from runs.checkpoint import LAST, PREVIOUS
-from tests.torture.faults import EPOCH
+from tests.torture.faults import ENDED, EPOCH
 from tests.torture.launch import Command, Ended
 from tests.torture.rows import PIPELINES, RUN, Setting, Torture, differences
 
@@ -58,7 +58,7 @@ FAULTS: dict[str, tuple[Callable[[Command, random.Random], None], set[int]]] = {
     "SIGHUP": (_signal(signal.SIGHUP), {129, -1}),
     "SIGUSR1": (_signal(signal.SIGUSR1), {138, -10}),
     "stop and continue": (_stop_and_continue, set()),
-    "full disk": (_fill_disk, {2}),
+    "full disk": (_fill_disk, set(ENDED)),
 }
 DAMAGE = ("flipped bit", "cut file", "missing file")  # to last.ckpt, between two commands
 
@@ -117,7 +117,7 @@ class Trial:
             if any(each.status() is None for each in command.ranks):
                 self.counts[kind] += 1
                 act(command, self.rng)
-        ended = command.wait(end_together=kind == "kill -9")
+        ended = command.wait(end_together=kind == "kill -9", launcher_ends=kind == "full disk")
         command.end_what_is_left()
         self.last_step = ended.steps[-1] if ended.steps else self.last_step
         self.story.append(f"{kind} -> {ended.statuses} after step {self.last_step}")

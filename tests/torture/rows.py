@@ -69,6 +69,23 @@ def markdown(rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
+def summary(rows: Sequence[Row]) -> str:
+    """A table in Markdown with a line for each fault: its settings together."""
+    lines = [
+        "| fault | runs | outcome | most steps lost | equal to the bit | promises kept |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault in dict.fromkeys(row.fault for row in rows):
+        here = [row for row in rows if row.fault == fault]
+        outcomes = ", ".join(sorted({row.outcome for row in here}))
+        lost = max((row.lost for row in here if row.lost is not None), default="-")
+        judged = [row.equal for row in here if row.equal is not None]
+        same = f"{sum(judged)} of {len(judged)}" if judged else "-"
+        kept = len(here) - len(broken(here))
+        lines.append(f"| {fault} | {len(here)} | {outcomes} | {lost} | {same} | {kept} of {len(here)} |")
+    return "\n".join(lines) + "\n"
+
+
 def broken(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.broken]
 

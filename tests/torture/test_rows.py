@@ -13,7 +13,18 @@ from tests.torture import __main__ as command_line
 from tests.torture import hooks
 from tests.torture.faults import FAULTS, Fault, flip_bit, killed, signal_at
 from tests.torture.launch import Ended
-from tests.torture.rows import COLUMNS, PIPELINES, Row, Setting, Torture, _Attempt, differences, markdown, rotation
+from tests.torture.rows import (
+    COLUMNS,
+    PIPELINES,
+    Row,
+    Setting,
+    Torture,
+    _Attempt,
+    differences,
+    markdown,
+    rotation,
+    summary,
+)
 
 SETTING = Setting("simclr", "memory", 1)
 
@@ -32,6 +43,15 @@ def test_markdown_table_has_a_line_for_each_row():
         "| kill -9 | simclr | memory | 1 | resumed | 3 | yes | 1.2 | kept |",
         "| a / b | byol | stream | 2 | resumed | 9 | NO | 2.0 | 9 steps lost; not equal: x |",
         "| damaged | simclr | memory | 1 | refused | 0 | - | 3.0 | kept |",
+    ]
+
+
+def test_summary_has_a_line_for_each_fault():
+    wrong = Row("kill -9", Setting("byol", "stream", 2), "survived", 9, False, 2.0, ["9 steps lost"])
+    refusal = Row("damaged", SETTING, "refused", 0, None, 3.0)
+    assert summary([kept(), wrong, refusal]).splitlines()[2:] == [
+        "| kill -9 | 2 | resumed, survived | 9 | 1 of 2 | 1 of 2 |",
+        "| damaged | 1 | refused | 0 | - | 1 of 1 |",
     ]
 
 
