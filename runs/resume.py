@@ -12,6 +12,7 @@ from runs.checkpoint import LAST, PREVIOUS
 from runs.folder import AUTO
 from utils.errors import UserError
 from utils.files import OUTPUT, entry, read_json, typed_path
+from utils.names import shown
 from utils.plan import BatchConfig, Plan
 
 MAY_CHANGE = {  # flags that cannot change the result of a run
@@ -107,11 +108,11 @@ def resume_argv(folder: Path, argv: list[str]) -> tuple[RecordedRun, list[str]]:
     """
     if not has_checkpoint(folder) and (folder / "args.json").exists():
         raise UserError(
-            f"--resume {folder}: the run has no checkpoint yet; if it ended before its first one, start it again with "
-            f"its own command and --run_id {folder.name}"
+            f"--resume {shown(folder)}: the run has no checkpoint yet; if it ended before its first one, start it again with "
+            f"its own command and --run_id {shown(folder.name)}"
         )
     if not has_checkpoint(folder):
-        raise UserError(f"--resume {folder}: it has no last.ckpt; name the folder of a pretraining run")
+        raise UserError(f"--resume {shown(folder)}: it has no last.ckpt; name the folder of a pretraining run")
     recorded = read_run(folder)
     if argv and (not argv[0].startswith("-") or _value(argv, "--resume") == AUTO):
         return recorded, argv

@@ -293,3 +293,15 @@ def test_damaged_args_json_is_named_with_what_is_wrong(tmp_path, key, value, mes
     write_json(folder / "args.json", read_json(folder / "args.json") | {key: value})
     with pytest.raises(UserError, match=f"args.json is damaged: .*{message}"):
         resume_argv(folder, [])
+
+
+@pytest.mark.parametrize("has_settings", [False, True])
+def test_resume_argv_names_a_folder_with_a_line_break_in_one_line(tmp_path, has_settings):
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    if has_settings:
+        (folder / "args.json").write_text("{}")
+    with pytest.raises(UserError) as e:
+        resume_argv(folder, [])
+    assert len(str(e.value).splitlines()) == 1
+    assert "a\\nb" in str(e.value)
