@@ -32,11 +32,11 @@ EPOCH = (
 class Task:
     """A training run.
 
-    words: flags of the pretraining command that the other fields do not set. steps: in a round. quarter: a quarter of
+    flags: flags of the pretraining command that the other fields do not set. steps: in a round. quarter: a quarter of
     the channels of ResNet-18.
     """
 
-    words: str
+    flags: str
     batch_size: int
     steps: int
     size: int = SMALL.size
@@ -51,7 +51,7 @@ class Task:
     @property
     def command(self) -> str:
         name = "cifar10" if self.reads == "cifar" else "custom"
-        return f"{name} resnet18 {self.words} --batch_size {self.batch_size} --stem {self.stem} --num_workers {WORKERS}"
+        return f"{name} resnet18 {self.flags} --batch_size {self.batch_size} --stem {self.stem} --num_workers {WORKERS}"
 
     def folder(self, settings: Settings) -> Path:
         folder: Path | None = getattr(settings, self.reads)

@@ -126,7 +126,7 @@ def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str,
     _add_length_flags(common)
     add_common_flags(common)
     common.add_argument("--resume", metavar="RUN",
-                        help="resume the run in this folder; auto: start --run_id or go on with it")  # fmt: skip
+                        help="resume the run in this folder; auto: start --run_id or resume it")  # fmt: skip
     common.add_argument("--extend_schedule", choices=["stretch", "constant"],
                         help="with --resume and more --epochs or --steps: from now on the learning rate and the decay "
                         "of teachers follow the schedule of the new length (stretch), or the old schedule to its end "

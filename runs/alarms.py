@@ -68,7 +68,7 @@ LIMITS = (
     Limit("collapse: effective rank", "rank_share", "effective rank of the embeddings, as a share of what is healthy,",
           COLLAPSE, low=1.0, patience=30),
     Limit("collapse: uniformity", "uniformity", "uniformity of the embeddings", COLLAPSE, high=-0.5, patience=30),
-    Limit("one neighbour for everyone", "nn_distinct", "share of different rows among the nearest neighbours",
+    Limit("nearest-neighbour collapse", "nn_distinct", "share of different rows among the nearest neighbours",
           "lower the learning rate; take a longer queue or stronger augmentations", low=0.05, patience=30),
     Limit("loss at chance", "chance", "loss, as a share of the logarithm of its number of choices,",
           "lower the learning rate, warm up longer, and look at the images: can views be told apart?",
@@ -81,7 +81,7 @@ LIMITS = (
           "lower the learning rate, warm up longer, or try --clip_grad", high=30.0),
     Limit("learning rate zero", "lr_share", "learning rate as a share of the planned one",
           "check --scheduler, --lr_decay_steps and --lr_decay_factor", low=1e-6),
-    Limit("starving device", "data_wait", "share of the time that is spent waiting for data",
+    Limit("starving device", "data_wait_fraction", "share of the time that is spent waiting for data",
           "raise --num_workers up to the number of cores; try --pipeline memory", high=0.5, patience=60),
 )  # fmt: skip
 
@@ -161,7 +161,7 @@ class Alarms(Callback):
     def _read(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> dict[str, float]:
         """The numbers of LIMITS after this step, the same on every process; NaN where there is none."""
         own = embedding_statistics(self._embedding) | self._order(batch)
-        own |= {"gradient_ratio": self._gradient_ratio(), "data_wait": self._data_wait()}
+        own |= {"gradient_ratio": self._gradient_ratio(), "data_wait_fraction": self._data_wait_fraction()}
         values = mean_over_ranks(torch.tensor(list(own.values()), device=pl_module.device)).tolist()
         numbers = dict(zip(own, values, strict=True))
         logged = trainer.callback_metrics  # means over processes already
@@ -185,12 +185,12 @@ class Alarms(Callback):
     def _gradient_ratio(self) -> float:
         """Largest gradient norm since the last reading, over the median of the steps before."""
         norms = [norm for norm in torch.stack(self._norms).tolist() if math.isfinite(norm)] if self._norms else []
-        usual = statistics.median(self._usual_norms) if len(self._usual_norms) >= HISTORY // 10 else 0.0
+        median = statistics.median(self._usual_norms) if len(self._usual_norms) >= HISTORY // 10 else 0.0
         self._norms.clear()
         self._usual_norms.extend(norms)
-        return max(norms) / usual if norms and usual else math.nan
+        return max(norms) / median if norms and median else math.nan
 
-    def _data_wait(self) -> float:
+    def _data_wait_fraction(self) -> float:
         """Share of the time since the last reading, at least WAIT_STEPS ago, that was spent waiting for data."""
         step, waited, elapsed = self._waited
         if self._step - step < WAIT_STEPS or self.throughput.elapsed <= elapsed:

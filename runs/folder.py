@@ -21,7 +21,7 @@ from utils.hardware import peak_memory
 from utils.plan import Plan
 from utils.provenance import provenance
 
-AUTO = "auto"  # --resume auto: start the run --run_id, or go on with it
+AUTO = "auto"  # --resume auto: start the run --run_id, or resume it
 LOCK = ".lock"  # in the run folder, while a process writes there; the system frees it when the process ends
 BEFORE_CHECKPOINT = {
     "args.json",

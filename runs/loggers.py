@@ -25,7 +25,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
-        self._waiting: list[dict[str, Any]] = []  # rows that are not in the file yet
+        self._pending: list[dict[str, Any]] = []  # rows that are not in the file yet
         self._drop_from: int | None = None  # the step from which rows of the file are to be dropped
         self._failed = False  # whether the newest attempt to write failed: it is said once
 
@@ -47,13 +47,13 @@ class MetricsCSV(Logger):
     def finalize(self, status: str) -> None:
         """Try once more to write the rows that wait."""
         self._failed = False
-        self._go_on_after_failure(self._write_waiting)
+        self._go_on_after_failure(self._write_pending)
 
     def write(self, metrics: dict[str, float], step: int | None) -> None:
         """Write a row, and before it those that wait; a full disk is a UserError and the file stays as it was."""
         if rank() == 0:
-            self._waiting.append({"step": step, **metrics})
-            self._write_waiting()
+            self._pending.append({"step": step, **metrics})
+            self._write_pending()
 
     def truncate_from_step(self, step: int) -> None:
         """Drop the rows of `step` and later, which a resumed run makes again."""
@@ -61,28 +61,28 @@ class MetricsCSV(Logger):
         self._columns = list(rows[0]) if rows else []
         if rows and rank() == 0:
             self._drop_from = step
-            self._go_on_after_failure(self._write_waiting)
+            self._go_on_after_failure(self._write_pending)
 
     def _go_on_after_failure(self, write: Callable[[], None]) -> None:
         try:
             write()
         except UserError as e:
             if not self._failed:
-                count = f"{len(self._waiting)} rows wait in memory" if self._waiting else "old rows stay"
+                count = f"{len(self._pending)} rows wait in memory" if self._pending else "old rows stay"
                 rank_zero_print(f"  warning: {e}; {count} until there is room")
             self._failed = True
 
-    def _write_waiting(self) -> None:
+    def _write_pending(self) -> None:
         """Write the rows that wait, all or none."""
-        if self._drop_from is not None or any(set(row) - set(self._columns) for row in self._waiting):
+        if self._drop_from is not None or any(set(row) - set(self._columns) for row in self._pending):
             before = sys.maxsize if self._drop_from is None else self._drop_from
-            rows = [*(row for row in read_metrics(self.path) if int(row["step"]) < before), *self._waiting]
+            rows = [*(row for row in read_metrics(self.path) if int(row["step"]) < before), *self._pending]
             columns = list(dict.fromkeys([*self._columns, *(name for row in rows for name in row)]))
             write_text_atomically(self.path, ",".join(columns) + "\n" + _lines(columns, rows))
             self._columns, self._drop_from = columns, None
-        elif self._waiting:
-            append_text(self.path, _lines(self._columns, self._waiting))
-        self._waiting, self._failed = [], False
+        elif self._pending:
+            append_text(self.path, _lines(self._columns, self._pending))
+        self._pending, self._failed = [], False
 
 
 def _lines(columns: list[str], rows: list[dict[str, Any]]) -> str:

@@ -20,7 +20,7 @@ MAY_CHANGE = {  # flags that cannot change the result of a run
     "entity", "offline", "log_every", "knn_every", "checkpoint_every", "keep_every", "deterministic", "on_alarm",
 }  # fmt: skip
 LENGTH = {"epochs", "steps", "extend_schedule"}  # flags that may change together, to extend a run
-PLACE = {"output", "run_id"}  # with --resume auto they name the run to go on with
+PLACE = {"output", "run_id"}  # with --resume auto they name the run to resume
 
 
 def pop_resume_flag(argv: list[str]) -> tuple[Path | None, list[str]]:

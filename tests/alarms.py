@@ -125,8 +125,8 @@ BROKEN = {
     "images in file order": Broken("simclr", ("images in file order",), 60, _order(np.arange(1438))),
     "batches of one class": Broken(
         "simclr", ("batches of one class",), 60, _order(np.argsort(read().train.labels.numpy(), kind="stable"))),
-    "one neighbour for everyone": Broken(
-        "nnclr", ("one neighbour for everyone",), 60, lambda: mock.patch.object(FeatureQueue, "nearest", _first_row)),
+    "nearest-neighbour collapse": Broken(
+        "nnclr", ("nearest-neighbour collapse",), 60, lambda: mock.patch.object(FeatureQueue, "nearest", _first_row)),
     "starving loader": Broken("simclr", ("starving device",), 120, _starving),
     "learning rate of zero": Broken("rotnet --lr_decay_steps 2 --lr_decay_factor 1e-9", ("learning rate zero",), 60),
     "validation images in the training set": Broken(

@@ -13,7 +13,7 @@ import main_contrastive
 import main_linear
 from backbones.build import build_backbone
 from tests.helpers.commands import TINY, evaluate_run, start, words
-from tests.helpers.images import pile, spoil, write_image
+from tests.helpers.images import spoil, unlabelled_folder, write_image
 from utils.cluster_file import read_clusters
 from utils.errors import UserError
 from utils.files import read_metrics
@@ -165,7 +165,7 @@ def test_several_weights_are_rows_of_one_table(tmp_path, few, capsys):
 def test_an_unlabelled_folder_is_evaluated_without_labels(tmp_path, capsys):
     weights = tmp_path / "w.pth"
     torch.save(build_backbone(NETWORK, 32)[0].state_dict(), weights)
-    main_linear.main(["custom", TINY[1], "--data_folder", pile(tmp_path), "--large_size", "32", "--output",
+    main_linear.main(["custom", TINY[1], "--data_folder", unlabelled_folder(tmp_path), "--large_size", "32", "--output",
                       str(tmp_path), "--run_id", "r", "--pretrained_feature_extractor", str(weights), "--evaluation",
                       "quality", "pictures", "features"])  # fmt: skip
     names = ("rankme", "alpha_req", "alignment", "uniformity", "std")
@@ -176,7 +176,7 @@ def test_an_unlabelled_folder_is_evaluated_without_labels(tmp_path, capsys):
     assert "note: " in said
     assert "6 images" in said
     with pytest.raises(UserError, match="--evaluation knn needs labels .*, or ask for quality, pictures,"):
-        main_linear.main(["custom", TINY[1], "--data_folder", pile(tmp_path), "--large_size", "32",
+        main_linear.main(["custom", TINY[1], "--data_folder", unlabelled_folder(tmp_path), "--large_size", "32",
                           "--pretrained_feature_extractor", str(weights), "--evaluation", "quality",
                           "knn"])  # fmt: skip
 
@@ -214,7 +214,7 @@ def test_clusterfit_from_a_pretrained_network_to_its_student(tmp_path, few, caps
 
 
 def test_cluster_needs_no_labels_and_takes_any_block(tmp_path):
-    data = ["--data_folder", pile(tmp_path), "--large_size", "32"]
+    data = ["--data_folder", unlabelled_folder(tmp_path), "--large_size", "32"]
     weights = tmp_path / "w.pth"
     torch.save(build_backbone(NETWORK, 32)[0].state_dict(), weights)
     argv = ["custom", TINY[1], *data, "--pretrained_feature_extractor", str(weights), "--output", str(tmp_path),
@@ -223,7 +223,7 @@ def test_cluster_needs_no_labels_and_takes_any_block(tmp_path):
     found = read_clusters(tmp_path / "a.npz")
     assert found.centroids.shape == (2, 48)
     assert (len(found.ids), len(found.val_ids)) == (6, 0)
-    assert (tmp_path / "features").is_dir(), "weights that are no run of ours keep their features among the runs"
+    assert (tmp_path / "features").is_dir(), "weights outside a run folder keep their features among the runs"
     file = str(tmp_path / "a.npz")
     main_contrastive.main(["custom", TINY[1], *data, "--method", "clusterfit", "--cluster_file", file, "--epochs",
                            "1", "--batch_size", "3", "--precision", "32", "--output", str(tmp_path),

@@ -187,5 +187,5 @@ def test_nothing_that_a_run_makes_is_tracked():
     if tracked.returncode:
         pytest.skip("not a git checkout")
     for name in tracked.stdout.splitlines():
-        assert not name.startswith(("trained_models/", ".venv/", "wandb/")), name
+        assert not name.startswith(("trained_models/", ".venv/", "wandb/", ".coverage")), name
         assert not name.endswith((".ckpt", ".safetensors", ".pt")), name

@@ -71,7 +71,7 @@ def read_clusters(path: Path) -> Clusters:
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray]:
-    """The arrays of an .npz by name; what they claim to be is checked before memory is taken for them."""
+    """The arrays of an .npz by name; what they claim to be is checked before memory is allocated for them."""
     try:
         with path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
             members = archive.infolist()

@@ -23,7 +23,7 @@ from utils import distributed
 
 GRACE = 2.0  # seconds in which a process may still fail by itself: it knows more (and writes a post-mortem)
 STOP_GRACE = 60.0  # the same where a signal stopped another process: this one got the signal too, and saves
-ANSWER = 10.0  # seconds in which the first process prints what another one told it
+ANSWER = 10.0  # seconds in which the first process prints what another one sent it
 POLL = 0.2  # seconds between two looks at a child or a parent
 FIRST_PROCESS = "LOOKALIKE_FIRST_PROCESS"  # in the environment of the processes that the first one starts: its id
 GOODBYE = b"goodbye"
@@ -176,13 +176,13 @@ def watch_peers() -> None:
     global _peers
     if distributed.world_size() == 1 or _peers is not None:
         return
-    mine = Peers(distributed.rank(), distributed.world_size())
+    local = Peers(distributed.rank(), distributed.world_size())
     key = secrets.token_hex(16)
-    place = f"{mine.listen(key.encode())} {key}" if mine.rank == 0 else ""
+    place = f"{local.listen(key.encode())} {key}" if local.rank == 0 else ""
     port, key = distributed.broadcast_str(place).split()
-    if mine.rank:
-        mine.connect(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(port), key.encode())
-    _peers = mine
+    if local.rank:
+        local.connect(os.environ.get("MASTER_ADDR", "127.0.0.1"), int(port), key.encode())
+    _peers = local
 
 
 def init_process_group(cuda: bool) -> None:

@@ -45,7 +45,7 @@ def without_flip(params: ViewParams) -> ViewParams:
 class EpochBatchSampler:
     """Batches of this rank in the order that belongs to (seed, epoch), from batch `start` on.
 
-    rows: the images that are dealt out, all n by default. Step t of an epoch takes the next batch_size * ranks images
+    rows: the images that are distributed, all n by default. Step t of an epoch takes the next batch_size * ranks images
     of the permutation, and rank r the r-th part of them: gathered in rank order they are what one process would have
     taken. The incomplete last step is left out.
     """

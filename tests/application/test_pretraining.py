@@ -36,8 +36,8 @@ def test_run_folder_holds_the_documented_files_and_numbers(tmp_path, few, capsys
     assert {"argv", "lookalike", "commit", "packages"} <= args.keys()
     assert args["plan"]["training_set"]["fingerprint"]
     summary = json.loads((folder / "summary.json").read_text())
-    wanted = {"loss", "val_probe_acc", "knn_5", "images_per_second", "seconds", "peak_memory_bytes"}
-    assert wanted <= summary.keys()
+    expected = {"loss", "val_probe_acc", "knn_5", "images_per_second", "seconds", "peak_memory_bytes"}
+    assert expected <= summary.keys()
     rows = read_metrics(folder / "metrics.csv")
     assert [int(r["step"]) for r in rows if r["loss"]] == list(range(15))
     assert sum(bool(r["knn_5"]) for r in rows) == 2, "after epochs 2 and 3"
@@ -83,8 +83,8 @@ def test_pretraining_starts_from_pretrained_weights(tmp_path, few, capsys):
 @pytest.mark.pictures
 def test_unlabelled_folder_trains_without_probe_and_knn(tmp_path, capsys):
     for i in range(20):
-        write_image(tmp_path / "pile" / f"{i}.png", seed=i)
-    main_contrastive.main(["custom", TINY[1], "--data_folder", str(tmp_path / "pile"), "--method", "nnclr",
+        write_image(tmp_path / "unlabelled" / f"{i}.png", seed=i)
+    main_contrastive.main(["custom", TINY[1], "--data_folder", str(tmp_path / "unlabelled"), "--method", "nnclr",
                            *small("nnclr"), "--batch_size", "8", "--epochs", "2", "--large_size", "32", "--log_every",
                            "1", "--output", str(tmp_path), "--run_id", "r", "--precision", "32"])  # fmt: skip
     columns = read_metrics(tmp_path / "r" / "metrics.csv")[0].keys()

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.helpers.commands import TINY, words
-from tests.helpers.images import class_folders, pile
+from tests.helpers.images import class_folders, unlabelled_folder
 from tests.helpers.runs import refused
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
@@ -16,7 +16,7 @@ def test_mistakes_are_refused_before_training_and_leave_no_folder(tmp_path):
     base = [*TINY, "--output", str(out)]
     assert "unknown backbone 'resnet1'" in refused(["digits", "resnet1", "--output", str(out)])
     assert "fewer than one global batch" in refused([*base, "--batch_size", "5000"])
-    assert "needs labels" in refused(["custom", TINY[1], "--data_folder", pile(tmp_path),
+    assert "needs labels" in refused(["custom", TINY[1], "--data_folder", unlabelled_folder(tmp_path),
                     "--supervised", "--batch_size", "4", "--output", str(out), "--large_size", "16"])  # fmt: skip
     for method in ("barlow_twins", "rotnet"):
         assert "--small_views 2: " in refused([*base, "--method", method, "--small_views", "2"])

@@ -142,10 +142,10 @@ def test_export_backbone_to_onnx_returns_the_features_of_torch(tmp_path, monkeyp
     for n in (1, 3):
         images = torch.randn(n, 3, 32, 32)
         (got,) = session.run(["features"], {"images": images.numpy()})
-        wanted = features(backbone, images)
-        assert (torch.from_numpy(got) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        expected = features(backbone, images)
+        assert (torch.from_numpy(got) - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert "Compared with torch on random images" in written[-1].read_text()
-    assert run_code_of(written[-1], tmp_path, monkeypatch)["features"].shape == wanted[:1].shape
+    assert run_code_of(written[-1], tmp_path, monkeypatch)["features"].shape == expected[:1].shape
 
 
 def test_export_backbone_to_onnx_writes_nothing_that_differs_from_torch(tmp_path, monkeypatch):

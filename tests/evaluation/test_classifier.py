@@ -58,7 +58,7 @@ class Clean(list):
         self.images = len(features.x)
 
 
-class Points(EvaluationTarget):
+class PointsTarget(EvaluationTarget):
     """A target whose images are points in the plane, three classes apart from each other."""
 
     def __init__(self, network):
@@ -97,14 +97,14 @@ class Points(EvaluationTarget):
 def test_linear_accuracy_learns_separable_classes_and_leaves_the_backbone_alone():
     network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    target = Points(network.eval())
+    target = PointsTarget(network.eval())
     assert classifier.linear_accuracy(target, settings_of()) == (100.0, 1.0)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 @pytest.mark.parametrize("accuracy", [classifier.linear_accuracy, classifier.finetune_accuracy])
 def test_one_rate_extracts_no_training_images(accuracy):
-    target = Points(nn.Sequential(nn.Linear(2, 2)))
+    target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
     accuracy(target, settings_of("--epochs", "1"))
     assert target.asked == ["val"]
     accuracy(target, settings_of("--epochs", "1", "--lr", "0.1", "1"))
@@ -112,7 +112,7 @@ def test_one_rate_extracts_no_training_images(accuracy):
 
 
 def test_linear_accuracy_takes_one_step_along_the_gradient_of_the_cross_entropy():
-    target = Points(nn.Identity())
+    target = PointsTarget(nn.Identity())
     x, y = target.points["train"]
     head = classifier.new_head(2, 3, torch.device("cpu"))
     loss = F.cross_entropy(head(x), y)
@@ -130,7 +130,7 @@ def test_linear_accuracy_chooses_the_rate_on_held_out_images(monkeypatch):
     evaluated = []
     original = classifier.accuracy
     monkeypatch.setattr(classifier, "accuracy", lambda head, f: (evaluated.append(len(f.x)), original(head, f))[1])
-    target = Points(nn.Identity())
+    target = PointsTarget(nn.Identity())
     score, lr = classifier.linear_accuracy(target, settings_of("--lr", "1e-9", "1", "1e-8"))
     assert (score, lr) == (100.0, 1.0)
     assert evaluated == [9, 9, 9, 90]
@@ -139,14 +139,14 @@ def test_linear_accuracy_chooses_the_rate_on_held_out_images(monkeypatch):
 
 def test_finetune_accuracy_trains_a_copy():
     network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU())
-    target = Points(network)
+    target = PointsTarget(network)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     assert classifier.finetune_accuracy(target, settings_of("--lr", "1e-9", "1"))[0] > 95
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_finetune_trains_the_backbone():
-    target = Points(nn.Sequential(nn.Linear(2, 2)))
+    target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
     rows = torch.arange(90)
     network, _ = classifier._finetune(target, settings_of(), rows, 1.0)
     assert not torch.equal(network[0].weight, target.network[0].weight)
@@ -168,14 +168,14 @@ class WithPositions(nn.Module):
 
 def test_finetune_exempts_from_weight_decay_what_timm_exempts():
     """The gradient of the position matrix is zero, so only weight decay could change it."""
-    target = Points(WithPositions())
+    target = PointsTarget(WithPositions())
     settings = settings_of("--epochs", "2", "--lr", "0.1", "--weight_decay", "0.1")
     network, _ = classifier._finetune(target, settings, torch.arange(90), 0.1)
     assert torch.equal(network.positions, torch.ones(4, 2))
 
 
 def test_train_names_the_epoch_of_a_loss_that_explodes():
-    target = Points(nn.Sequential(nn.Linear(2, 2)))
+    target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(UserError, match=r"finetune 1e\+30: the loss is (nan|inf) in epoch \d+; try a lower --lr"):
         classifier.finetune_accuracy(target, settings_of("--lr", "1e30"))
 

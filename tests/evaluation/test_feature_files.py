@@ -35,10 +35,10 @@ def write(rank, world, folder):
 @pytest.mark.parametrize("world", [1, 3])
 def test_write_features_does_not_depend_on_the_number_of_processes(tmp_path, ranks, world):
     ranks(world).run(write, tmp_path / "f")
-    wanted = extract(Position(), digits_module().eval_dataloader("val", CPU))
+    expected = extract(Position(), digits_module().eval_dataloader("val", CPU))
     got = saved(tmp_path / "f")
-    np.testing.assert_allclose(got["features"], wanted.x.numpy(), rtol=1e-6)
-    np.testing.assert_array_equal(got["labels"], wanted.y.numpy())
+    np.testing.assert_allclose(got["features"], expected.x.numpy(), rtol=1e-6)
+    np.testing.assert_array_equal(got["labels"], expected.y.numpy())
     np.testing.assert_array_equal(got["indices"], np.arange(359))
     assert got["features"].dtype == np.float32
 

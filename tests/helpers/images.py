@@ -62,8 +62,8 @@ def spoil(folder: Path) -> list[Path]:
     return paths
 
 
-def pile(folder):
+def unlabelled_folder(folder):
     """Images without labels."""
     for i in range(6):
-        write_image(folder / "pile" / f"{i}.png", seed=i)
-    return str(folder / "pile")
+        write_image(folder / "unlabelled" / f"{i}.png", seed=i)
+    return str(folder / "unlabelled")

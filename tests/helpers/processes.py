@@ -25,10 +25,10 @@ class Ranks:
         context = mp.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(world):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, f"{folder}/{world}", theirs), daemon=True)
+            local_end, child_end = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world, f"{folder}/{world}", child_end), daemon=True)
             process.start()
-            self.pipes.append(ours)
+            self.pipes.append(local_end)
             self.processes.append(process)
 
     def run(self, function, *args) -> list:

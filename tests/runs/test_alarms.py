@@ -105,7 +105,7 @@ def break_loader(run):
 CAUGHT = {
     break_collapse: {"collapse: standard deviation": 75, "collapse: uniformity": 75, "collapse: effective rank": 75},
     break_rank: {"collapse: effective rank": 75},
-    break_neighbours: {"one neighbour for everyone": 75},
+    break_neighbours: {"nearest-neighbour collapse": 75},
     break_loss: {"loss at chance": 145},
     break_order: {"images in file order": 75},
     break_gradient: {"gradient explosion": 45},

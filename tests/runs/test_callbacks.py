@@ -32,7 +32,7 @@ def test_expected_end_is_printed_once_from_the_speed_so_far(monkeypatch, capsys)
         now += 9.0
     printed = capsys.readouterr().out
     assert printed.count("expected end") == 1
-    assert "in 2 h 27 min" in printed  # (1000 - 21) steps of 9 s, told after step 21
+    assert "in 2 h 27 min" in printed  # (1000 - 21) steps of 9 s, printed after step 21
 
 
 def test_throughput_counts_source_images_and_waiting_time(monkeypatch):

@@ -25,9 +25,9 @@ def test_processes_that_it_starts_know_the_first_one(ddp):
 
 
 def test_error_is_told_before_lightning_cleans_up_and_a_signal_is_not(ddp, monkeypatch):
-    told: list[BaseException] = []
-    monkeypatch.setattr(strategy, "announce", told.append)
+    announced: list[BaseException] = []
+    monkeypatch.setattr(strategy, "announce", announced.append)
     error = UserError("a.png is broken")
     ddp.on_exception(error)
     ddp.on_exception(Interrupted("Interrupted at step 8"))
-    assert told == [error]
+    assert announced == [error]

@@ -1,4 +1,4 @@
-"""Torture: end, damage and starve small runs in every way that is known, and judge what becomes of them.
+"""Torture: end, damage and starve small runs in every way that is known, and check what becomes of them.
 
     python -m tests.torture                       # each fault in some settings, which take turns
     python -m tests.torture --full                # each fault with every method, pipeline and number of processes

@@ -121,7 +121,7 @@ class Trial:
         command.end_what_is_left()
         self.last_step = ended.steps[-1] if ended.steps else self.last_step
         self.story.append(f"{kind} -> {ended.statuses} after step {self.last_step}")
-        self.judge(ended, allowed)
+        self.check(ended, allowed)
         if any(ended.statuses) and self.rng.random() < 0.3:
             kind = self.rng.choice(DAMAGE)
             if damage(self.output / RUN, kind, self.rng):
@@ -137,7 +137,7 @@ class Trial:
         command.wait_for_step(self.rng.randint(self.last_step + 1, EPOCHS * EPOCH))
         time.sleep(self.rng.uniform(0, 0.1))
 
-    def judge(self, ended: Ended, allowed: set[int]) -> None:
+    def check(self, ended: Ended, allowed: set[int]) -> None:
         wrong = set(ended.statuses) - allowed - {0}
         self.complain(f"ended with {ended.statuses}" if wrong else "")
         self.complain("hung" if ended.hung else "")

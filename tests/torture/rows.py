@@ -180,14 +180,14 @@ class Torture:
         return output / RUN
 
     def row(self, fault: Fault, setting: Setting, number: int = 0) -> Row:
-        """Meet the fault, go on, and judge."""
+        """Meet the fault, go on, and check the result."""
         row, output = Row(fault.name, setting), self.place / f"row-{number}"
         output.mkdir()
         images = Path(shutil.copytree(self.images, output / "images")) if fault.own_images else None
         attempt = _Attempt(self, fault, setting, output, self.argv(setting, output, fault.flags, images), row)
         try:
             whole, began = self.whole(setting, fault.flags), time.monotonic()
-            attempt.judge(whole)
+            attempt.check(whole)
             row.seconds = time.monotonic() - began
         except Exception as e:  # a defect of the harness, or a run that left files that cannot be read
             row.broken.append(f"{type(e).__name__}: {e}")
@@ -217,7 +217,7 @@ class _Attempt:
         return command
 
     def finish(self, command: Command, end_together: bool = False, launcher_ends: bool = False) -> Ended:
-        """Wait for the end, and judge what no command may do: hang, or print a traceback."""
+        """Wait for the end, and check what no command may do: hang, or print a traceback."""
         ended = command.wait(end_together, launcher_ends)
         self.steps += ended.steps
         number = self.commands.index(command) + 1
@@ -234,11 +234,11 @@ class _Attempt:
         if condition:
             self.row.broken.append(text)
 
-    def judge(self, whole: Path) -> None:
+    def check(self, whole: Path) -> None:
         """The first command meets the fault; then the files are damaged; the second one goes on or refuses."""
         fault, row = self.fault, self.row
         first = self.first_command()
-        self.judge_statuses(first)
+        self.check_statuses(first)
         self.complain(not re.search(fault.says, first.text), f"does not say {fault.says!r}")
         row.outcome = "survived"
         if any(first.statuses) or fault.damage:
@@ -267,11 +267,11 @@ class _Attempt:
             command.ranks[0].output.close_reader_after_more()
         if fault.second_writer:
             command.wait_for_step(7)
-            self.judge_refusal(self.finish(self.start(), launcher_ends=True), "in use by another process")
+            self.check_refusal(self.finish(self.start(), launcher_ends=True), "in use by another process")
             (self.output / "go").touch()
         return self.finish(command, fault.end_together, fault.launcher_ends)
 
-    def judge_statuses(self, ended: Ended) -> None:
+    def check_statuses(self, ended: Ended) -> None:
         fault = self.fault
         ranks = range(len(ended.statuses))
         hit = [fault.rank or 0] if fault.rank is not None else list(ranks)
@@ -281,7 +281,7 @@ class _Attempt:
                 status = ended.statuses[n]
                 self.complain(status not in promised, f"process {n + 1} ended with {status}, promised {promised}")
 
-    def judge_refusal(self, ended: Ended, says: str) -> None:
+    def check_refusal(self, ended: Ended, says: str) -> None:
         """One line says why, and the status is 2; other processes may be ended by their launcher before that."""
         lines = [line for text in ended.printed for line in text.splitlines() if line.startswith("error: ")]
         refused = 2 in ended.statuses and set(ended.statuses) <= set(ENDED)
@@ -296,7 +296,7 @@ class _Attempt:
             fault.damage(self.folder)
         if fault.then == "refused":
             before = self.content()
-            self.judge_refusal(self.finish(self.start()), fault.then_says)
+            self.check_refusal(self.finish(self.start()), fault.then_says)
             self.complain(before != self.content(), "the refusal changed files")
             if not fault.repair:
                 self.row.outcome = "refused"

@@ -1,4 +1,4 @@
-"""The table of faults: rows, judgement, exit code, and the settings that take turns."""
+"""The table of faults: rows, checks, exit code, and the settings that take turns."""
 
 import inspect
 import json
@@ -99,7 +99,7 @@ def test_faults_have_names_of_their_own_and_hooks_that_exist():
             inspect.signature((hooks.AT_STEP | hooks.WHOLE_RUN)[name]).bind(**arguments)
 
 
-def judged(tmp_path, fault, *ended, setting=SETTING):
+def checked(tmp_path, fault, *ended, setting=SETTING):
     """The promises that a row finds broken when its commands end like this."""
     row = Row(fault.name, setting)
     attempt = _Attempt(Torture(tmp_path), fault, setting, tmp_path, [], row)
@@ -110,8 +110,8 @@ def judged(tmp_path, fault, *ended, setting=SETTING):
     ("statuses", "count"), [([-9, -9], 0), ([-9, 1], 0), ([0, -9], 1), ([-9, 0], 1), ([143, 143], 2)], ids=str
 )
 def test_status_that_was_not_promised_is_a_broken_promise(tmp_path, statuses, count):
-    attempt, row, (ended,) = judged(tmp_path, killed("x", signal_at(3, 9)), Ended(statuses, [""], [], [], 0))
-    attempt.judge_statuses(ended)
+    attempt, row, (ended,) = checked(tmp_path, killed("x", signal_at(3, 9)), Ended(statuses, [""], [], [], 0))
+    attempt.check_statuses(ended)
     assert len(row.broken) == count
 
 
@@ -126,8 +126,8 @@ def test_status_that_was_not_promised_is_a_broken_promise(tmp_path, statuses, co
     ],
 )
 def test_refusal_is_one_line_and_status_2(tmp_path, statuses, printed, found):
-    attempt, row, (ended,) = judged(tmp_path, Fault("x"), Ended(statuses, [printed], [], [], 0))
-    attempt.judge_refusal(ended, "is damaged")
+    attempt, row, (ended,) = checked(tmp_path, Fault("x"), Ended(statuses, [printed], [], [], 0))
+    attempt.check_refusal(ended, "is damaged")
     assert len(row.broken) == len(found)
     assert all(text in broken for text, broken in zip(found, row.broken, strict=True))
 

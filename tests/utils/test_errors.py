@@ -110,7 +110,7 @@ class Group:
     world, own, other = 2, None, None
 
     def __init__(self):
-        self.told, self.left = [], []
+        self.failures, self.left = [], []
 
     def heard(self, seconds):
         return self.other if seconds else None
@@ -120,7 +120,7 @@ class Group:
         sys.exit(failure.code)
 
     def tell(self, failure):
-        self.told.append(failure)
+        self.failures.append(failure)
         self.own = failure
         return True
 
@@ -144,7 +144,7 @@ def test_failure_in_a_group_is_told_once_with_its_traceback_here(group, capsys):
     with pytest.raises(SystemExit) as e:
         run_cli(fail)
     assert e.value.code == 1
-    assert [(failure.text, failure.bug) for failure in group.told] == [("KeyError: 'defect'", True)]
+    assert [(failure.text, failure.bug) for failure in group.failures] == [("KeyError: 'defect'", True)]
     assert capsys.readouterr().err.count("Traceback") == 1
 
 
@@ -157,13 +157,13 @@ def test_error_that_follows_from_another_process_gives_way_to_the_reason(group, 
     assert group.left == [group.other]
     group.other = None
     announce(RuntimeError("Connection closed by peer"))
-    assert "lost the connection to another process" in group.told[0].text
+    assert "lost the connection to another process" in group.failures[0].text
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_error_of_another_process_is_told_as_its_own(group):
     announce(ProcessError(1, "a.png is broken", 2))
-    assert group.told == [Failure(1, 2, "a.png is broken")]
+    assert group.failures == [Failure(1, 2, "a.png is broken")]
 
 
 @pytest.mark.parametrize(
