@@ -108,8 +108,8 @@ def resume_argv(folder: Path, argv: list[str]) -> tuple[RecordedRun, list[str]]:
     """
     if not has_checkpoint(folder) and (folder / "args.json").exists():
         raise UserError(
-            f"--resume {shown(folder)}: the run has no checkpoint yet; if it ended before its first one, start it again "
-            f"with its own command and --run_id {shown(folder.name)}"
+            f"--resume {shown(folder)}: the run has no checkpoint yet; if it ended before its first one, start it "
+            f"again with its own command and --run_id {shown(folder.name)}"
         )
     if not has_checkpoint(folder):
         raise UserError(f"--resume {shown(folder)}: it has no last.ckpt; name the folder of a pretraining run")
