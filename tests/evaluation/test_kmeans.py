@@ -16,6 +16,7 @@ from evaluation import kmeans as module
 from evaluation import shares
 from evaluation.kmeans import (
     KMeans,
+    _assign_and_sum,
     _candidates,
     _checked,
     _reassign_empty,
@@ -277,6 +278,27 @@ def test_centroids_and_ids_are_equal_to_the_bit_on_any_number_of_ranks(ranks, wo
     for in_memory in (False, True):
         for found in ranks(world).run(cluster_on_a_rank, x, k, options, coordinates, in_memory):
             assert found == one
+
+
+def sums_on_a_rank(rank, world, x, centroids):
+    """Bits of the sums of the rows of each cluster, and of their score."""
+    with small_parts(40):
+        _, sums, size, score = _assign_and_sum(x, centroids, centroids.mean(dim=0), facts_of(x))
+    return sums.view(torch.int64).tolist(), size.tolist(), score.hex()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_sums_are_equal_to_the_bit_where_floats_added_in_another_order_would_not_be(ranks, world):
+    x = draw(400, 4) * 10.0 ** -torch.linspace(0, 16, 400)[:, None]
+    parts = x.double().view(40, 10, 4).sum(dim=1)
+    one, two = parts.cumsum(dim=0)[-1], parts.view(2, 20, 4).cumsum(dim=1)[:, -1].sum(dim=0)
+    assert not torch.equal(one, two), "sums of floats depend on the number of ranks"
+    centroids = torch.tensor([[9.0] * 4, [0.0] * 4])
+    one = sums_on_a_rank(0, 1, x, centroids)
+    assert all(found == one for found in ranks(world).run(sums_on_a_rank, x, centroids))
+    ids = assign(x, centroids)[0]
+    expected = torch.stack([x[ids == j].double().sum(dim=0) for j in range(2)])
+    torch.testing.assert_close(torch.tensor(one[0]).view(torch.float64), expected, atol=1e-6, rtol=1e-6)
 
 
 def reseed_on_a_rank(rank, world, x, begin):
