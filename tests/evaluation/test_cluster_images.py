@@ -153,7 +153,8 @@ def test_check_cluster_settings_refuses_what_cannot_work(tmp_path, more, message
 
 def test_cluster_settings_are_checked_before_features_are_extracted(tmp_path):
     flags = Namespace(num_clusters=12, cluster_output=str(tmp_path / "c.npz"), cluster_iterations=20, cluster_seed=0,
-                      cluster_backend="torch", cluster_sample=None, pca=None, features_dir=None)  # fmt: skip
+                      cluster_backend="torch", cluster_sample=None, pca=None, features_dir=None,
+                      features_dtype="float32")  # fmt: skip
     labels = TrainingLabels(50, 0, 0, 0)
     assert cluster_settings(flags, labels, print) == settings_of(tmp_path)
     (tmp_path / "c.npz").write_text("precious")
@@ -168,7 +169,7 @@ def test_sample_rows_are_sorted_and_as_many_as_asked_or_as_memory_allows(tmp_pat
     assert len(set(rows)) == 30
     assert (np.diff(rows) > 0).all()
     assert not np.array_equal(rows, sample_rows(x, settings_of(tmp_path, sample=30, seed=1)))
-    monkeypatch.setattr("evaluation.cluster_images.host_memory", lambda: 100 * 8 * 4)
+    monkeypatch.setattr("evaluation.cluster_images.machine_memory", lambda: 100 * 8 * 4)
     assert len(sample_rows(x, settings_of(tmp_path))) == 40
     with pytest.raises(UserError, match="40 rows of features fit in memory, --num_clusters 41 needs as many"):
         sample_rows(x, settings_of(tmp_path, k=41))

@@ -1,0 +1,84 @@
+"""Features of all ranks in one copy on each machine: a memory map that its ranks share."""
+
+import io
+import math
+import platform
+import tempfile
+import uuid
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.distributed import broadcast_str, gather, raise_together, rank, sum_over_ranks
+from utils.files import create_allocated
+
+
+def share_rows(own: Sequence[tuple[Tensor, Tensor]], n: int, device: torch.device, folder: Path | None) -> Tensor:
+    """(N, D) float32 rows of all ranks, of which each rank writes its own; every rank of several must call.
+
+    own: (rows, features) of this rank. device: on which the process group communicates. The file of the map is in
+    `folder`, or where a machine has no such folder in the system's temporary one. It loses its name as soon as all
+    ranks have opened it, so the disk gets its space back when the last of them drops the features or ends.
+    """
+    width = int(_gather_number(max((x.shape[1] for _, x in own), default=0), device).max())
+    leaders = _gather_number(zlib.crc32(_machine().encode()), device).tolist()
+    leader = leaders.index(leaders[rank()])  # the first rank of this machine
+    place = folder if folder and folder.is_dir() else Path(tempfile.gettempdir())
+    path = place / f"features-{broadcast_str(uuid.uuid4().hex)}-{leader}.npy"
+    try:
+        _on_one(leader, lambda: create_npy(path, (n, width), "f4"))
+        shared = np.load(path, mmap_mode="r+")
+        for rows, features in own:
+            shared[rows.numpy()] = features.numpy()
+        raise_together(None)  # each rank has written its rows
+        if len(set(leaders)) > 1:
+            _exchange(shared, leader == rank(), device)
+        private = torch.from_numpy(np.load(path, mmap_mode="c"))  # pages are shared until somebody writes to them
+        raise_together(None)  # each rank has opened the file
+    finally:
+        if leader == rank():
+            path.unlink(missing_ok=True)
+    return private
+
+
+def create_npy(path: Path, shape: tuple[int, ...], kind: str) -> None:
+    """Create a .npy file of zeros with all its blocks on the disk; a disk without room is a UserError."""
+    header = io.BytesIO()
+    facts = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, facts)
+    size = len(header.getvalue()) + math.prod(shape) * np.dtype(kind).itemsize
+    create_allocated(path, size, header.getvalue())
+
+
+def _on_one(leader: int, action: Callable[[], None]) -> None:
+    """Do something on the first rank of each machine; an error of one is an error of all."""
+    error = None
+    try:
+        if leader == rank():
+            action()
+    except Exception as e:
+        error = e
+    raise_together(error)
+
+
+def _exchange(shared: NDArray[np.float32], leads: bool, device: torch.device, at_once: int = 2**16) -> None:
+    """Complete the file of each machine, in which rows of other machines are zero, in parts of `at_once` rows."""
+    for first in range(0, len(shared), at_once):
+        part = torch.from_numpy(shared[first : first + at_once])
+        total = sum_over_ranks(part.to(device) if leads else torch.zeros_like(part, device=device))
+        if leads:
+            shared[first : first + at_once] = total.cpu().numpy()
+    raise_together(None)  # each leader has written
+
+
+def _gather_number(number: int, device: torch.device) -> Tensor:
+    return gather(torch.tensor([number], device=device)).cpu()
+
+
+def _machine() -> str:
+    return platform.node()
