@@ -117,7 +117,7 @@ class OnlineKNN(Callback):
     def _accuracy(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         train, val = self.cache.get(trainer, pl_module)
         assert val is not None
-        accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device)
+        accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device, shared=True)
         return {f"knn_{k}": a for k, a in accuracy.items()}
 
 

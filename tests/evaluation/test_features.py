@@ -1,10 +1,15 @@
 """Tests of feature extraction: order, modes, numbers of processes."""
 
+import contextlib
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from evaluation import shared_features
 from evaluation.features import evaluation_mode, extract
+from tests.helpers.disk import largest_file
 from tests.helpers.evaluation import CPU, Position, digits_module
 from utils.batch import Batch
 
@@ -74,3 +79,59 @@ def test_extract_works_where_a_rank_has_no_image(ranks):
     for x, y in ranks(3).run(extract_two):
         assert x.tolist() == [[5, 5], [6, 6]]
         assert y.tolist() == [0, 1]
+
+
+def test_extract_on_one_process_takes_no_way_over_the_device():
+    class Elsewhere(TwoImages):
+        device = torch.device("meta")  # what passes through it is lost
+
+    features = extract(Position(), Elsewhere(0))
+    assert features.x.tolist() == [[5, 5], [0, 0]]
+    assert features.y.tolist() == [0, 0]
+
+
+def mapped_files(x):
+    """The files of which the memory of a tensor is a map."""
+    at = x.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, stop = (int(number, 16) for number in line.split()[0].split("-"))
+        if start <= at < stop:
+            return line.split(maxsplit=5)[5:]
+
+
+def share_digits(rank, world, folder, machines):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_features, "_machine", lambda: f"machine {rank % machines}")
+        features = extract(Position(), digits_module().eval_dataloader("val", CPU), folder=folder)
+    features.x[rank] += 0  # a page of one's own: others do not see what a rank writes
+    return features.x, features.y, mapped_files(features.x[300:])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps of a process are read from Linux's /proc")
+@pytest.mark.parametrize("machines", [1, 2])
+def test_ranks_share_one_copy_of_the_features_on_each_machine(tmp_path, ranks, machines):
+    x, y = extract_digits(0, 1)
+    found = ranks(3).run(share_digits, tmp_path, machines)
+    for other_x, other_y, _ in found:
+        torch.testing.assert_close(other_x, x)
+        assert torch.equal(other_y, y)
+    files = [file[0].removesuffix(" (deleted)") for _, _, file in found]
+    assert all(Path(file).parent == tmp_path for file in files)
+    assert len(set(files)) == machines
+    assert list(tmp_path.iterdir()) == [], "the file has no name any more"
+
+
+def features_without_room(rank, world, folder):
+    loader = digits_module().eval_dataloader("val", CPU)
+    try:
+        with largest_file(1000) if rank == 0 else contextlib.nullcontext():
+            extract(Position(), loader, folder=folder)
+    except Exception as e:
+        return str(e)
+
+
+def test_a_full_disk_is_one_line_on_every_rank_and_leaves_nothing(tmp_path, ranks):
+    for message in ranks(2).run(features_without_room, tmp_path):
+        assert "File too large" in message
+        assert "\n" not in message
+    assert list(tmp_path.iterdir()) == []
