@@ -73,9 +73,7 @@ def test_a_feature_too_large_for_float16_is_refused(tmp_path):
             return super().forward(x) + 7e4
 
     loader = digits_module().eval_dataloader("val", CPU)
-    with pytest.raises(
-        UserError, match=r"a feature of 7\.\d+e\+04 does not fit in float16; leave --features_dtype out"
-    ):
+    with pytest.raises(UserError, match=r"a feature of 7e\+04 does not fit in float16; leave --features_dtype out"):
         write_features(Large(), loader, "val", tmp_path / "half", ABOUT, "float16")
     write_features(Large(), loader, "val", tmp_path / "single", ABOUT)
 
