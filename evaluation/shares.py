@@ -51,10 +51,10 @@ class RowsInMemory:
         return self.kept[torch.from_numpy(at - self.first).to(self.kept.device)]
 
 
-def share(parts: int, of_rank: int | None = None) -> range:
+def share(parts: int, number: int | None = None, ranks: int | None = None) -> range:
     """The numbers of the parts of a rank, by default this one: consecutive, in rank order, as many for each rank."""
-    number = rank() if of_rank is None else of_rank
-    return range(number * parts // world_size(), (number + 1) * parts // world_size())
+    number, ranks = rank() if number is None else number, ranks or world_size()
+    return range(number * parts // ranks, (number + 1) * parts // ranks)
 
 
 def part_count(x: Rows) -> int:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from bench import sizes
 from evaluation import kmeans as module
 from evaluation import shares
 from evaluation.kmeans import (
@@ -29,6 +30,7 @@ from evaluation.kmeans import (
     purity,
 )
 from tests.helpers.networks import Largest
+from utils.distributed import sum_over_ranks
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -299,6 +301,22 @@ def test_sums_are_equal_to_the_bit_where_floats_added_in_another_order_would_not
     ids = assign(x, centroids)[0]
     expected = torch.stack([x[ids == j].double().sum(dim=0) for j in range(2)])
     torch.testing.assert_close(torch.tensor(one[0]).view(torch.float64), expected, atol=1e-6, rtol=1e-6)
+
+
+def bytes_sent_on_a_rank(rank, world, x, centroids):
+    """Bytes of the tensors of which an iteration sums up ranks."""
+    sent = []
+    with small_parts(40), pytest.MonkeyPatch.context() as patch:
+        facts = facts_of(x)
+        patch.setattr(shares, "sum_over_ranks", lambda total: sent.append(total.nbytes) or sum_over_ranks(total))
+        _assign_and_sum(x, centroids, centroids.mean(dim=0), facts)
+    return sent
+
+
+def test_an_iteration_sums_over_ranks_once_and_sends_what_the_table_of_sizes_says(ranks, monkeypatch):
+    monkeypatch.setattr(sizes, "PART", 40)
+    x = draw(95, 4)
+    assert ranks(2).run(bytes_sent_on_a_rank, x, x[:7]) == [[sizes.sent_per_iteration(95, 4, 7)]] * 2
 
 
 def reseed_on_a_rank(rank, world, x, begin):
