@@ -6,7 +6,7 @@ import platform
 import tempfile
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.distributed import broadcast_str, gather, raise_together, rank, sum_over_ranks
+from utils.distributed import broadcast_str, gather, raise_together, rank, rank_zero_print, sum_over_ranks
+from utils.errors import UserError
 from utils.files import create_allocated
 
 
@@ -23,7 +24,8 @@ def share_rows(own: Sequence[tuple[Tensor, Tensor]], n: int, device: torch.devic
 
     own: (rows, features) of this rank. device: on which the process group communicates. The file of the map is in
     `folder`, or where a machine has no such folder in the system's temporary one. It loses its name as soon as all
-    ranks have opened it, so the disk gets its space back when the last of them drops the features or ends.
+    ranks have opened it, so the disk gets its space back when the last of them drops the features or ends. Where a disk
+    has no room, each rank gets a copy in its own memory, and a note is printed.
     """
     width = int(_gather_number(max((x.shape[1] for _, x in own), default=0), device).max())
     leaders = _gather_number(zlib.crc32(_machine().encode()), device).tolist()
@@ -31,7 +33,10 @@ def share_rows(own: Sequence[tuple[Tensor, Tensor]], n: int, device: torch.devic
     place = folder if folder and folder.is_dir() else Path(tempfile.gettempdir())
     path = place / f"features-{broadcast_str(uuid.uuid4().hex)}-{leader}.npy"
     try:
-        _on_one(leader, lambda: create_npy(path, (n, width), "f4"))
+        if not _create_everywhere(path, (n, width), leader == rank(), device):
+            note = f"no room for {4e-9 * n * width:.3g} GB of features in {place}"
+            rank_zero_print(f"  note: {note}; each process keeps a copy in memory")
+            return _merge(own, torch.zeros(n, width), device)
         shared = np.load(path, mmap_mode="r+")
         for rows, features in own:
             shared[rows.numpy()] = features.numpy()
@@ -55,15 +60,24 @@ def create_npy(path: Path, shape: tuple[int, ...], kind: str) -> None:
     create_allocated(path, size, header.getvalue())
 
 
-def _on_one(leader: int, action: Callable[[], None]) -> None:
-    """Do something on the first rank of each machine; an error of one is an error of all."""
-    error = None
+def _create_everywhere(path: Path, shape: tuple[int, int], leads: bool, device: torch.device) -> bool:
+    """Whether the first rank of every machine could create the file."""
+    created = True
     try:
-        if leader == rank():
-            action()
-    except Exception as e:
-        error = e
-    raise_together(error)
+        if leads:
+            create_npy(path, shape, "f4")
+    except UserError:
+        created = False
+    return bool(_gather_number(int(created), device).all())
+
+
+def _merge(own: Sequence[tuple[Tensor, Tensor]], x: Tensor, device: torch.device, at_once: int = 2**16) -> Tensor:
+    """x (N, D) of zeros, filled with the rows of all ranks, in parts of `at_once` rows."""
+    for rows, features in own:
+        x[rows] = features
+    for part in x.split(at_once):
+        part.copy_(sum_over_ranks(part.to(device)))
+    return x
 
 
 def _exchange(shared: NDArray[np.float32], leads: bool, device: torch.device, at_once: int = 2**16) -> None:
