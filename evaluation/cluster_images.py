@@ -138,9 +138,9 @@ def _fit(
     features: NDArray[np.floating], rows: NDArray[np.int64], settings: ClusterSettings, device: torch.device
 ) -> FeatureTransform:
     """The transform that the first rank fits, on every rank."""
-    fitted = run_on_first_rank(lambda: FeatureTransform.fit(features, rows, settings.pca))
     if not settings.pca:
         return FeatureTransform.fit(features, rows, None)
+    fitted = run_on_first_rank(lambda: FeatureTransform.fit(features, rows, settings.pca))
     shapes = ((features.shape[1],), (features.shape[1], settings.pca))
     own = (fitted.mean, fitted.axes) if fitted else tuple(np.zeros(shape, np.float32) for shape in shapes)
     mean, axes = (sum_over_ranks(torch.from_numpy(x).to(device)).cpu().numpy() for x in own)
