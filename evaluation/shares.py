@@ -63,7 +63,7 @@ def part_count(x: Rows) -> int:
 
 
 def _rows_per_part(x: Rows) -> int:
-    return max(1, PART // max(1, x.shape[1]))
+    return max(1, PART // max(1, int(x.shape[1])))
 
 
 def _first_row(x: Rows, part: int) -> int:
