@@ -32,8 +32,8 @@ def seconds(run: Any, *args: Any) -> float:
 def kmeans(settings: Settings, backend: str, n: int, d: int, k: int) -> Work:
     """k clusters of (n, d) rows by "torch" or "faiss"."""
     x = features(n, d, k)
-    row_hashes = implementation._checked(x, k, 1, implementation.CPU)
-    begin = x[_start(x, k, "subset", row_hashes)]
+    facts = implementation._checked(x, k, 1, implementation.CPU)
+    begin = x[_start(x, k, "subset", facts)]
     run = implementation.BACKENDS[backend]
 
     def iteration() -> float:
@@ -41,17 +41,17 @@ def kmeans(settings: Settings, backend: str, n: int, d: int, k: int) -> Work:
         taken: list[float] = []
         start = time.perf_counter()
         while not taken or time.perf_counter() - start < settings.seconds:
-            one, three = (seconds(run, begin, x, row_hashes, times, "") for times in (1, 3))
+            one, three = (seconds(run, begin, x, facts, times, "") for times in (1, 3))
             taken.append((three - one) / 2)
         return statistics.median(taken)
 
-    def facts() -> dict[str, Any]:
-        starts = {start: seconds(_start, x, k, start, row_hashes) for start in implementation.STARTS}
-        objective = implementation._run(begin, x, row_hashes, 10, backend).objective[-1]
+    def measured() -> dict[str, Any]:
+        starts = {start: seconds(_start, x, k, start, facts) for start in implementation.STARTS}
+        objective = implementation._run(begin, x, facts, 10, backend).objective[-1]
         return {"objective_after_10": objective} | ({"seconds_of_a_start": starts} if backend == "torch" else {})
 
-    return Work(iteration, facts)
+    return Work(iteration, measured)
 
 
-def _start(x: Tensor, k: int, start: str, row_hashes: Tensor) -> Tensor:
-    return implementation._start(x, k, start, row_hashes, torch.Generator().manual_seed(0), implementation.CPU)
+def _start(x: Tensor, k: int, start: str, facts: implementation.RowFacts) -> Tensor:
+    return implementation._start(x, k, start, facts, torch.Generator().manual_seed(0), implementation.CPU)

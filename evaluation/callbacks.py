@@ -38,7 +38,8 @@ def _data_module(trainer: Trainer) -> EvaluationData:
 class FeatureCache:
     """Features of both splits by the backbone as it is now; callbacks share them, one extraction per optimizer step."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder  # for the copy that the ranks of a machine share
         self._step = -1  # the optimizer step that the features belong to
         self._features: dict[str, FeatureSet] = {}
 
@@ -48,7 +49,8 @@ class FeatureCache:
             data = _data_module(trainer)
             with trainer.precision_plugin.forward_context():
                 self._features = {
-                    split: extract(module, data.eval_dataloader(split, module.device)) for split in data.data.splits()
+                    split: extract(module, data.eval_dataloader(split, module.device), folder=self.folder)
+                    for split in data.data.splits()
                 }
             self._step = trainer.global_step
         return self._features["train"], self._features.get("val")
@@ -119,7 +121,7 @@ class OnlineKNN(Callback):
     def _accuracy(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         train, val = self.cache.get(trainer, pl_module)
         assert val is not None
-        accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device)
+        accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device, shared=True)
         return {f"knn_{k}": a for k, a in accuracy.items()}
 
 
@@ -176,7 +178,7 @@ def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: 
 
     log_pictures: shows pictures on the dashboards behind some loggers.
     """
-    cache = FeatureCache()
+    cache = FeatureCache(folder)
     callbacks: list[Callback] = []
     if plan.training_set.num_classes and has_val and plan.logging.knn_every and plan.logging.knn_k:
         logging = plan.logging

@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import pictures
-from evaluation.feature_transform import FeatureTransform, TransformedFeatures, parts
+from evaluation.feature_files import DEFAULT_DTYPE
+from evaluation.feature_transform import FeatureTransform, TransformedFeatures
 from evaluation.kmeans import KMeans, assign, cluster_report, kmeans, nmi, purity
 from evaluation.saved_features import load_or_extract
 from evaluation.settings import Note, TrainingLabels
+from evaluation.shares import Rows, RowsInMemory
 from evaluation.target import EvaluationTarget
 from utils.arg_types import count, positive_int
 from utils.cluster_file import Clusters, write_clusters
-from utils.distributed import barrier, rank
+from utils.distributed import broadcast_str, run_on_first_rank, sum_over_ranks, world_size
 from utils.errors import UserError
-from utils.hardware import host_memory
+from utils.hardware import machine_memory
 from utils.optim import FlagGroup
 from utils.provenance import provenance
 from utils.scores import Score
@@ -35,7 +37,7 @@ FEWEST, MOST = 20, 400  # images per cluster, on average, between which clusters
 class ClusterSettings:
     """k: number of clusters. output: a new .npz file. sample: rows that k-means sees, None for as many as fit in
     memory. pca: principal components to keep, None for the features themselves. features_dir: None for the directory
-    of the weights.
+    of the weights. features_dtype: type of the features on disk.
     """
 
     k: int
@@ -46,6 +48,7 @@ class ClusterSettings:
     sample: int | None
     pca: int | None
     features_dir: Path | None
+    features_dtype: str = DEFAULT_DTYPE
 
 
 def add_cluster_flags(group: FlagGroup) -> None:
@@ -73,6 +76,7 @@ def cluster_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Cl
         sample=flags.cluster_sample,
         pca=flags.pca,
         features_dir=features_dir,
+        features_dtype=flags.features_dtype,
     )
     check_cluster_settings(settings, labels.images)
     return settings
@@ -99,35 +103,63 @@ def check_cluster_settings(settings: ClusterSettings, images: int) -> None:
 def cluster(target: EvaluationTarget, settings: ClusterSettings) -> list[Score]:
     """Cluster the training images into a file, print and draw the clusters, and compare them with labels.
 
-    Features are extracted once, by all ranks, and kept on disk; the first rank clusters them.
+    Features are extracted once, kept on disk and clustered by all ranks; the first rank writes the file.
     """
-    features = {split: load_or_extract(target, split, settings.features_dir) for split in target.data.data.splits()}
-    scores = _cluster(target, settings, features) if rank() == 0 else []
-    barrier()
-    return scores
-
-
-def _cluster(
-    target: EvaluationTarget, settings: ClusterSettings, features: Mapping[str, NDArray[np.float32]]
-) -> list[Score]:
-    train = target.data.data.train
+    splits = target.data.data.splits()
+    features = {
+        split: load_or_extract(target, split, settings.features_dir, settings.features_dtype) for split in splits
+    }
     rows = sample_rows(features["train"], settings)
-    transform = FeatureTransform.fit(features["train"], rows, settings.pca)
+    transform = _fit(features["train"], rows, settings, target.device)
     transformed = {split: TransformedFeatures(x, transform) for split, x in features.items()}
-    sample = torch.from_numpy(np.concatenate([transformed["train"][part] for part in parts(rows)]))
-    result = kmeans(_on_device_if_it_fits(sample, target.device), settings.k, settings.iterations, settings.seed,
-                    settings.backend, target.device, title="k-means")  # fmt: skip
+    sample: Rows = SampledRows(transformed["train"], rows)
+    if settings.backend != "faiss":  # which reads all rows, on the first rank
+        sample = RowsInMemory(sample, _device_with_room(sample, target.device))
+    result = kmeans(sample, settings.k, settings.iterations, settings.seed, settings.backend, target.device,
+                    title="k-means")  # fmt: skip
+    del sample
     ids, distance = assign(transformed["train"], result.centroids, target.device)
     val_ids = assign(transformed["val"], result.centroids, target.device)[0] if "val" in transformed else ids[:0]
-    about = _about(target, settings, len(rows), result)
-    centroids = result.centroids.numpy()
-    write_clusters(
-        settings.output, Clusters(ids.numpy(), val_ids.numpy(), centroids, transform.mean, transform.axes, about)
-    )
-    pictures.montage(target.folder / f"{target.file_name}_clusters.png", ids, distance, train)
-    scores = _label_scores(ids, train.labels)
-    print(describe(settings, len(ids), len(rows), result, cluster_report(ids, settings.k), scores))
-    return scores
+
+    def report() -> list[Score]:
+        about, centroids = _about(target, settings, len(rows), result), result.centroids.numpy()
+        clusters = Clusters(ids.numpy(), val_ids.numpy(), centroids, transform.mean, transform.axes, about)
+        write_clusters(settings.output, clusters)
+        train = target.data.data.train
+        pictures.montage(target.folder / f"{target.file_name}_clusters.png", ids, distance, train)
+        scores = _label_scores(ids, train.labels)
+        print(describe(settings, len(ids), len(rows), result, cluster_report(ids, settings.k), scores))
+        return scores
+
+    return run_on_first_rank(report) or []
+
+
+def _fit(
+    features: NDArray[np.floating], rows: NDArray[np.int64], settings: ClusterSettings, device: torch.device
+) -> FeatureTransform:
+    """The transform that the first rank fits, on every rank."""
+    if not settings.pca:
+        return FeatureTransform.fit(features, rows, None)
+    fitted = run_on_first_rank(lambda: FeatureTransform.fit(features, rows, settings.pca))
+    shapes = ((features.shape[1],), (features.shape[1], settings.pca))
+    own = (fitted.mean, fitted.axes) if fitted else tuple(np.zeros(shape, np.float32) for shape in shapes)
+    mean, axes = (sum_over_ranks(torch.from_numpy(x).to(device)).cpu().numpy() for x in own)
+    return FeatureTransform(mean, axes)
+
+
+class SampledRows:
+    """Some rows of features, which are read when they are indexed."""
+
+    ndim = 2
+
+    def __init__(self, x: TransformedFeatures, rows: NDArray[np.int64]):
+        self.x, self.rows, self.shape = x, rows, (len(rows), x.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.x[self.rows[at]]
 
 
 def _label_scores(ids: Tensor, labels: Tensor) -> list[Score]:
@@ -173,10 +205,11 @@ def _about(target: EvaluationTarget, settings: ClusterSettings, sampled: int, re
     } | provenance()  # fmt: skip
 
 
-def sample_rows(features: NDArray[np.float32], settings: ClusterSettings) -> NDArray[np.int64]:
-    """Sorted rows that k-means sees: as many as asked for, else as many as fit in memory."""
+def sample_rows(features: NDArray[np.floating], settings: ClusterSettings) -> NDArray[np.int64]:
+    """Sorted rows that k-means sees, the same on every rank: as many as asked for, else as many as fit in memory."""
     n, width = len(features), settings.pca or features.shape[1]
-    rows = min(n, settings.sample or int(MEMORY_SHARE * host_memory()) // (4 * width))
+    room = int(broadcast_str(str(machine_memory())))  # that of the first machine
+    rows = min(n, settings.sample or int(MEMORY_SHARE * room) // (4 * width))
     if rows < settings.k:
         raise UserError(
             f"{rows} rows of features fit in memory, --num_clusters {settings.k} needs as many; add --pca 256"
@@ -185,7 +218,8 @@ def sample_rows(features: NDArray[np.float32], settings: ClusterSettings) -> NDA
     return np.sort(order[:rows])
 
 
-def _on_device_if_it_fits(rows: Tensor, device: torch.device) -> Tensor:
-    """The rows on a GPU with enough free memory; else where they are, and k-means moves them in parts."""
+def _device_with_room(sample: Rows, device: torch.device) -> torch.device:
+    """A GPU with enough free memory for this rank's share; else the CPU, from which k-means moves rows in parts."""
     room = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    return rows.to(device) if rows.nbytes < MEMORY_SHARE * room else rows
+    share = 4 * len(sample) * sample.shape[1] / world_size()
+    return device if share < MEMORY_SHARE * room else torch.device("cpu")

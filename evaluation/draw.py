@@ -7,7 +7,7 @@ from evaluation import pictures
 from evaluation.knn import knn_predictions
 from evaluation.settings import Note, TrainingLabels
 from evaluation.target import EvaluationTarget
-from utils.distributed import barrier, rank
+from utils.distributed import run_on_first_rank
 from utils.optim import FlagGroup
 from utils.scores import Score
 
@@ -36,13 +36,14 @@ def picture_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Pi
 def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[Score]:
     """Nearest neighbours, 2-D projection and confusion matrix as PNG files, drawn by the first rank; no score."""
     train, val, data = target.train, target.val, target.data.data
-    if rank() == 0:
+
+    def draw() -> None:
         path = {n: target.folder / f"{target.file_name}_{n}.png" for n in ("neighbours", "embedding", "confusion")}
         pictures.neighbours(path["neighbours"], train, val, data, target.seed)
         pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection)
         if settings.k and val is not None and len(val.labelled().x):
-            val = val.labelled()
-            predicted = knn_predictions(train, val, [settings.k], target.classes, target.device)[settings.k]
-            pictures.confusion(path["confusion"], val.y, predicted, data.train.classes)
-    barrier()
+            predicted = knn_predictions(train, val.labelled(), [settings.k], target.classes, target.device)[settings.k]
+            pictures.confusion(path["confusion"], val.labelled().y, predicted, data.train.classes)
+
+    run_on_first_rank(draw)
     return []

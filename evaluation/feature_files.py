@@ -1,9 +1,7 @@
 """Features on disk: .npy files in data set order, of any size, written by any number of processes, resumable."""
 
 import hashlib
-import io
 import json
-import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,48 +15,64 @@ from tqdm import tqdm
 
 from evaluation.features import evaluation_mode
 from evaluation.interfaces import EvalLoader
+from evaluation.shared_features import create_npy
 from utils.batch import Batch
-from utils.distributed import barrier, rank, world_size
+from utils.distributed import barrier, raise_together, rank, run_on_first_rank, world_size
 from utils.errors import UserError
-from utils.files import create_allocated, disk_errors_named, read_json, write_json
+from utils.files import disk_errors_named, read_json, write_json
 
 # A number per image, 0 where it is missing: an interrupted extraction resumes with the images that are missing, and a
 # damaged file is noticed.
 CHECKSUMS = "checksums"
 KINDS = {"features": "f4", "labels": "i8", "indices": "i8", CHECKSUMS: "u4"}  # in the order in which files are created
+DTYPES = {"float32": "f4", "float16": "f2"}
+DEFAULT_DTYPE = "float32"
 KEY_FILE = "cache_key.json"
 REMEDY = "remove the folder to extract them again, or name another --features_dir"
 
 
-def write_features(network: nn.Module, loader: EvalLoader, split: str, folder: Path, cache_key: dict[str, Any]) -> Path:
-    """Write features (N, D) float32, labels (N,) and indices (N,) int64 as <folder>/<name>.npy; returns the folder.
+def write_features(
+    network: nn.Module, loader: EvalLoader, split: str, folder: Path, cache_key: dict[str, Any], dtype: str = "float32"
+) -> Path:
+    """Write features (N, D), labels (N,) and indices (N,) int64 as <folder>/<name>.npy; returns the folder.
 
     loader: evaluation batches that hold every image of the split once over all ranks. cache_key: what the features
     depend on (weights, data, size), kept beside them; a folder of other or damaged features is refused, and an
-    incomplete one of these features is completed.
+    incomplete one of these features is completed. dtype: of the features, a key of DTYPES.
     """
-    files = _open(network, loader, folder, cache_key)
+    run_on_first_rank(lambda: _prepare(network, loader, folder, cache_key | {"dtype": dtype}))
+    files, error = _map(folder, loader.images, dtype), None
     todo = files[CHECKSUMS][:] == 0
     batches: Iterable[Batch] = loader if todo.any() else []  # where nothing is missing, no image is read
-    with evaluation_mode(network), torch.no_grad():
-        for batch in tqdm(batches, f"features, {split}", leave=False, disable=True if rank() else None):
-            rows = batch.index.cpu().numpy()
-            if todo[rows].any():
-                features = network(batch.views[0]).float().cpu().numpy()
-                if features.shape[1:] != files["features"].shape[1:]:
-                    raise _damaged(_path(folder, "features"), f"{files['features'].shape[1]} coordinates per image")
-                files["features"][rows] = features
-                files["labels"][rows], files["indices"][rows] = batch.labels.cpu().numpy(), rows
-                _flush(files, rows)
-    barrier()
+    try:
+        with evaluation_mode(network), torch.no_grad():
+            for batch in tqdm(batches, f"features, {split}", leave=False, disable=True if rank() else None):
+                if todo[batch.index.cpu().numpy()].any():
+                    _write_batch(files, folder, batch, network(batch.views[0]).float().cpu().numpy())
+    except Exception as e:
+        error = e
+    barrier()  # a slow rank may be minutes behind, which a collective would not wait for
+    raise_together(error)
     missing = int((np.load(_path(folder, CHECKSUMS)) == 0).sum())
     assert not missing, f"{missing} images were assigned to no process"
     return folder
 
 
-def read_features(folder: Path) -> NDArray[np.float32]:
-    """(N, D) features that write_features has written, as a read-only memory map."""
-    features: NDArray[np.float32] = np.load(_path(folder, "features"), mmap_mode="r")
+def _write_batch(files: dict[str, NDArray], folder: Path, batch: Batch, features: NDArray[np.float32]) -> None:
+    """Write the features (n, D) of a batch, its labels and indices, then its checksums, to the disk."""
+    rows, stored = batch.index.cpu().numpy(), files["features"]
+    if features.shape[1:] != stored.shape[1:]:
+        raise _damaged(_path(folder, "features"), f"{stored.shape[1]} coordinates per image")
+    largest = np.abs(features[np.isfinite(features)]).max(initial=0)
+    if largest > np.finfo(stored.dtype).max:
+        raise UserError(f"a feature of {largest:.4g} does not fit in {stored.dtype}; leave --features_dtype out")
+    stored[rows], files["labels"][rows], files["indices"][rows] = features, batch.labels.cpu().numpy(), rows
+    _flush(files, rows)
+
+
+def read_features(folder: Path) -> NDArray[np.floating]:
+    """(N, D) features that write_features has written, as a read-only memory map, which all ranks share."""
+    features: NDArray[np.floating] = np.load(_path(folder, "features"), mmap_mode="r")
     return features
 
 
@@ -94,41 +108,37 @@ def _damaged(path: Path, found: str) -> UserError:
     return UserError(f"{path} is damaged ({found}); {REMEDY}")
 
 
-def _open(network: nn.Module, loader: EvalLoader, folder: Path, cache_key: dict[str, Any]) -> dict[str, NDArray]:
-    """The memory-mapped files of a split, which the first rank creates, or checks where they exist."""
-    n = loader.images
-    if rank() == 0:
-        with disk_errors_named(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        _check_same(folder, cache_key)
-        if _path(folder, CHECKSUMS).exists():
-            _verify(_map(folder, n), folder)
-        else:
-            _create(folder, n, _width(network, loader))
-    barrier()
-    return _map(folder, n)
+def _prepare(network: nn.Module, loader: EvalLoader, folder: Path, cache_key: dict[str, Any]) -> None:
+    """Create the files of a split, or check those that exist."""
+    n, dtype = loader.images, cache_key["dtype"]
+    with disk_errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    _check_same(folder, cache_key)
+    if _path(folder, CHECKSUMS).exists():
+        _verify(_map(folder, n, dtype), folder)
+    else:
+        _create(folder, n, _width(network, loader), dtype)
 
 
-def _create(folder: Path, n: int, width: int) -> None:
+def _kinds(dtype: str) -> dict[str, str]:
+    return KINDS | {"features": DTYPES[dtype]}
+
+
+def _create(folder: Path, n: int, width: int, dtype: str) -> None:
     """Create the files with their blocks on the disk; where there is no room, leave nothing that takes any."""
     try:
-        for name, kind in KINDS.items():  # CHECKSUMS comes last: its presence means that all exist
-            shape = (n, width) if name == "features" else (n,)
-            header = io.BytesIO()
-            facts = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(header, facts)
-            size = len(header.getvalue()) + math.prod(shape) * np.dtype(kind).itemsize
-            create_allocated(_path(folder, name), size, header.getvalue())
+        for name, kind in _kinds(dtype).items():  # CHECKSUMS comes last: its presence means that all exist
+            create_npy(_path(folder, name), (n, width) if name == "features" else (n,), kind)
     except UserError:
         for path in (*(_path(folder, name) for name in KINDS), folder / KEY_FILE):
             path.unlink(missing_ok=True)
         raise
 
 
-def _map(folder: Path, n: int) -> dict[str, NDArray]:
+def _map(folder: Path, n: int, dtype: str) -> dict[str, NDArray]:
     """The files as writable memory maps; one that is short, long, or of another kind is a UserError that names it."""
     files: dict[str, NDArray] = {}
-    for name, kind in KINDS.items():
+    for name, kind in _kinds(dtype).items():
         path = _path(folder, name)
         try:
             # "r" first: with "r+" a file that is too short would be extended by zeros.
@@ -158,7 +168,7 @@ def _check_same(folder: Path, cache_key: dict[str, Any]) -> None:
     """Refuse a folder of other features; a new folder gets the cache key."""
     path = folder / KEY_FILE
     if path.exists():
-        found = read_json(path)
+        found = {"dtype": DEFAULT_DTYPE} | read_json(path)  # which files of before float16 do not name
         differing = [k for k in cache_key if found.get(k) != cache_key[k]]
         if differing:
             name = differing[0]

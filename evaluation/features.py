@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation.interfaces import EvalLoader
-from utils.distributed import gather, raise_together, rank, sum_over_ranks
+from evaluation.shared_features import share_rows
+from utils.distributed import barrier, raise_together, rank, sum_over_ranks, world_size
 
 
 class FeatureSet(NamedTuple):
@@ -37,31 +39,29 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def extract(network: nn.Module, loader: EvalLoader, title: str = "") -> FeatureSet:
+def extract(network: nn.Module, loader: EvalLoader, title: str = "", folder: Path | None = None) -> FeatureSet:
     """Features of every image of the loader, from the network in evaluation mode; all ranks get all rows.
 
-    A rank may have no images. A title shows a progress bar on the first rank. An error of one rank is an error of all.
+    Several ranks share one copy on each machine: a memory map of a file in `folder`, by default the system's temporary
+    directory, that has no name any more and goes with the last process. A rank may have no images. A title shows a
+    progress bar on the first rank. An error of one rank is an error of all.
     """
     x, y, error = None, torch.zeros(loader.images, dtype=torch.long), None
+    own: list[tuple[Tensor, Tensor]] = []  # the rows of this rank of several
     try:
         with evaluation_mode(network):
             for batch in tqdm(loader, title, leave=False, disable=None if title and rank() == 0 else True):
-                rows = batch.index.cpu()
-                features = network(batch.views[0]).float().cpu()
+                rows, features = batch.index.cpu(), network(batch.views[0]).float().cpu()
+                y[rows] = batch.labels.cpu()
+                if world_size() > 1:
+                    own.append((rows, features))
+                    continue
                 x = torch.zeros(loader.images, features.shape[1]) if x is None else x
-                x[rows], y[rows] = features, batch.labels.cpu()
+                x[rows] = features
     except Exception as e:
         error = e
+    barrier()  # a slow rank may be minutes behind, which a collective would not wait for
     raise_together(error)
-    width = _largest_over_ranks(0 if x is None else x.shape[1], loader.device)
-    x = torch.zeros(loader.images, width) if x is None else x
-    return FeatureSet(_merge(x, loader.device), _merge(y, loader.device))
-
-
-def _largest_over_ranks(number: int, device: torch.device) -> int:
-    return int(gather(torch.tensor([number], device=device)).max())
-
-
-def _merge(rows: Tensor, device: torch.device, at_once: int = 2**16) -> Tensor:
-    """Sum over ranks, in parts of `at_once` rows through the device: each row is zero on all ranks but one."""
-    return torch.cat([sum_over_ranks(part.to(device)).cpu() for part in rows.split(at_once)])
+    if world_size() == 1:
+        return FeatureSet(torch.zeros(loader.images, 0) if x is None else x, y)
+    return FeatureSet(share_rows(own, loader.images, loader.device, folder), sum_over_ranks(y.to(loader.device)).cpu())

@@ -12,6 +12,7 @@ from evaluation.features import FeatureSet
 from evaluation.settings import Note, TrainingLabels, feasible_values
 from evaluation.target import EvaluationTarget
 from utils.arg_types import positive_int
+from utils.distributed import run_on_first_rank
 from utils.errors import UserError
 from utils.optim import FlagGroup
 from utils.scores import Score
@@ -58,21 +59,24 @@ def fewshot_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Fe
 
 
 def logistic(target: EvaluationTarget, settings: LogisticSettings) -> list[Score]:
-    """Top-1 accuracy of logistic regression on all labels."""
-    accuracy, c = logistic_accuracy(target.train, target.labelled_val, target.seed, target.device)
+    """Top-1 accuracy of logistic regression on all labels, by the first rank: its rows are in memory once."""
+    train, val = target.train, target.labelled_val  # extracted by all ranks
+    found = run_on_first_rank(lambda: logistic_accuracy(train, val, target.seed, target.device))
+    if found is None:
+        return []
+    accuracy, c = found
     return [Score("logistic", accuracy, chosen={"penalty_c": c}, chosen_on=CHOSEN_ON)]
 
 
 def fewshot(target: EvaluationTarget, settings: FewshotSettings) -> list[Score]:
     """Top-1 accuracy of logistic regression on a few labels per class, mean and deviation over draws."""
-    scores = []
-    for shots in settings.shots:
-        mean, deviation = fewshot_accuracy(
-            target.train, target.labelled_val, shots, settings.draws, target.seed, target.device
-        )
-        labelled = shots * target.classes
-        scores.append(Score(f"fewshot_{shots}", mean, deviation=deviation, labelled_images=labelled))
-    return scores
+    train, val = target.train, target.labelled_val  # extracted by all ranks
+
+    def score(shots: int) -> Score:
+        mean, deviation = fewshot_accuracy(train, val, shots, settings.draws, target.seed, target.device)
+        return Score(f"fewshot_{shots}", mean, deviation=deviation, labelled_images=shots * target.classes)
+
+    return run_on_first_rank(lambda: [score(shots) for shots in settings.shots]) or []
 
 
 class Classifier(NamedTuple):

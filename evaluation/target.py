@@ -111,7 +111,7 @@ class EvaluationTarget:
     def extract(self, split: str, network: nn.Module | None = None) -> FeatureSet:
         """Features of the evaluation views of a split, by the network or by another one made from it."""
         loader = self.data.eval_dataloader(split, self.device)
-        return extract(network or self.network, loader, f"{self.title}, {split}")
+        return extract(network or self.network, loader, f"{self.title}, {split}", self.folder)
 
     @cached_property
     def train(self) -> FeatureSet:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import checkpoints, usual, views
+from bench import checkpoints, sizes, usual, views
 from bench.rows import all_rows
 from bench.sides import Settings, SideError
 from bench.table import attempt, draw_digits, markdown, parse
 from bench.task import Quarter, Task, steady
 from bench.train import read
+from evaluation import shares
 from tests.helpers.commands import ROOT, start
 from tests.helpers.images import class_folders
 from utils.errors import UserError
@@ -132,3 +133,16 @@ def test_steady_takes_no_more_batches_than_it_counts():
 def test_markdown_of_the_results_is_the_table_of_the_docs():
     out = json.loads((ROOT / "bench" / "results" / "cpu-2-cores.json").read_text())
     assert markdown(out) in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_table_of_sizes_in_the_documents_is_what_the_formulas_give():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert sizes.table(sizes.IMAGENET, sizes.MILLIONS) in page
+
+
+def test_sizes_know_the_parts_and_shares_of_the_program():
+    assert sizes.PART == shares.PART
+    few = sizes.Problem("few", 10_000, 2**14, 10, 5, 3, 3)
+    x = torch.empty(few.n, few.d, device="meta")
+    most = max(len(shares.share(shares.part_count(x), number, few.ranks)) for number in range(few.ranks))
+    assert sizes.largest_share(few) == most * 2**10

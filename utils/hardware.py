@@ -95,13 +95,17 @@ def _cpu_multiplies_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def machine_memory() -> int:
+    """Bytes of memory of this machine."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return 8 * 2**30
+
+
 def host_memory() -> int:
     """Bytes of memory of this machine for one of its training processes."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        total = 8 * 2**30
-    return total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return machine_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def usable_cores() -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation import shares
 from evaluation.cluster_images import (
     ClusterSettings,
     check_cluster_settings,
@@ -37,15 +38,18 @@ def run(folder, network=None, **more):
     return {score.name: score.value for score in scores}
 
 
-def on_ranks(rank, world, folder):
+def on_ranks(rank, world, folder, more):
+    """Cluster the digits, with parts of which each rank has several."""
     folder.mkdir(exist_ok=True)
-    run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shares, "PART", 2000)
+        return run(folder, **more)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [2, 3])
 def test_cluster_does_not_depend_on_the_number_of_processes(tmp_path, ranks, world):
-    scores = run(tmp_path / "here")
-    ranks(world).run(on_ranks, tmp_path / "there")
+    scores = on_ranks(0, 1, tmp_path / "here", {})
+    assert ranks(world).run(on_ranks, tmp_path / "there", {}) == [scores] + [{}] * (world - 1)
     here, there = (read_clusters(tmp_path / place / "c.npz") for place in ("here", "there"))
     np.testing.assert_array_equal(here.ids, there.ids)
     np.testing.assert_array_equal(here.val_ids, there.val_ids)
@@ -55,6 +59,22 @@ def test_cluster_does_not_depend_on_the_number_of_processes(tmp_path, ranks, wor
     assert 0.2 < scores["cluster/nmi"] < 0.8
     assert 30 < scores["cluster/purity"] < 90
     assert (tmp_path / "here" / "net_clusters.png").stat().st_size > 10_000
+
+
+def test_cluster_of_a_sample_with_components_does_not_depend_on_the_number_of_processes(tmp_path, ranks):
+    more = {"pca": 3, "sample": 700}
+    on_ranks(0, 1, tmp_path / "here", more)
+    ranks(2).run(on_ranks, tmp_path / "there", more)
+    here, there = (read_clusters(tmp_path / place / "c.npz") for place in ("here", "there"))
+    for name in ("ids", "val_ids", "centroids", "pca_mean", "pca_axes"):
+        np.testing.assert_array_equal(getattr(here, name), getattr(there, name))
+
+
+def test_cluster_of_float16_features_is_about_that_of_float32(tmp_path):
+    scores = run(tmp_path / "half", features_dtype="float16")
+    assert scores["cluster/nmi"] == pytest.approx(run(tmp_path / "single")["cluster/nmi"], abs=0.05)
+    features = list((tmp_path / "half" / "run" / "features").glob("*/features.npy"))
+    assert {np.load(path, mmap_mode="r").dtype for path in features} == {np.dtype("float16")}
 
 
 def test_cluster_assigns_every_image_to_the_nearest_centroid(tmp_path):
@@ -153,7 +173,8 @@ def test_check_cluster_settings_refuses_what_cannot_work(tmp_path, more, message
 
 def test_cluster_settings_are_checked_before_features_are_extracted(tmp_path):
     flags = Namespace(num_clusters=12, cluster_output=str(tmp_path / "c.npz"), cluster_iterations=20, cluster_seed=0,
-                      cluster_backend="torch", cluster_sample=None, pca=None, features_dir=None)  # fmt: skip
+                      cluster_backend="torch", cluster_sample=None, pca=None, features_dir=None,
+                      features_dtype="float32")  # fmt: skip
     labels = TrainingLabels(50, 0, 0, 0)
     assert cluster_settings(flags, labels, print) == settings_of(tmp_path)
     (tmp_path / "c.npz").write_text("precious")
@@ -168,7 +189,7 @@ def test_sample_rows_are_sorted_and_as_many_as_asked_or_as_memory_allows(tmp_pat
     assert len(set(rows)) == 30
     assert (np.diff(rows) > 0).all()
     assert not np.array_equal(rows, sample_rows(x, settings_of(tmp_path, sample=30, seed=1)))
-    monkeypatch.setattr("evaluation.cluster_images.host_memory", lambda: 100 * 8 * 4)
+    monkeypatch.setattr("evaluation.cluster_images.machine_memory", lambda: 100 * 8 * 4)
     assert len(sample_rows(x, settings_of(tmp_path))) == 40
     with pytest.raises(UserError, match="40 rows of features fit in memory, --num_clusters 41 needs as many"):
         sample_rows(x, settings_of(tmp_path, k=41))

@@ -43,6 +43,51 @@ def test_write_features_does_not_depend_on_the_number_of_processes(tmp_path, ran
     assert got["features"].dtype == np.float32
 
 
+def test_float16_takes_half_the_space_and_is_rounded_to_2_to_the_minus_11(tmp_path):
+    loader = digits_module().eval_dataloader("val", CPU)
+    single, half = (read_features(write_features(Position(), loader, "val", tmp_path / dtype, ABOUT, dtype))
+                    for dtype in ("float32", "float16"))  # fmt: skip
+    assert (half.dtype, half.nbytes) == (np.float16, single.nbytes // 2)
+    assert 0 < np.abs(half - single).max() <= 2**-11 * np.abs(single).max()
+    write_features(Counts(), loader, "val", tmp_path / "float16", ABOUT, "float16")
+    assert Counts.images == 0, "complete, and its checksums fit"
+    for dtype, other in (("float32", "float16"), ("float16", "float32")):
+        with pytest.raises(UserError, match=f"features of another dtype \\({dtype}, not {other}\\)"):
+            write_features(Position(), loader, "val", tmp_path / dtype, ABOUT, other)
+
+
+def test_files_of_before_float16_are_read_as_float32(tmp_path):
+    loader = digits_module().eval_dataloader("val", CPU)
+    write_features(Position(), loader, "val", tmp_path, ABOUT)
+    key = json.loads((tmp_path / "cache_key.json").read_text())
+    assert key.pop("dtype") == "float32"
+    (tmp_path / "cache_key.json").write_text(json.dumps(key))
+    write_features(Position(), loader, "val", tmp_path, ABOUT)
+    with pytest.raises(UserError, match="features of another dtype"):
+        write_features(Position(), loader, "val", tmp_path, ABOUT, "float16")
+
+
+def test_a_feature_too_large_for_float16_is_refused(tmp_path):
+    class Large(Position):
+        def forward(self, x):
+            return super().forward(x) + 7e4
+
+    loader = digits_module().eval_dataloader("val", CPU)
+    with pytest.raises(UserError, match=r"a feature of 7e\+04 does not fit in float16; leave --features_dtype out"):
+        write_features(Large(), loader, "val", tmp_path / "half", ABOUT, "float16")
+    write_features(Large(), loader, "val", tmp_path / "single", ABOUT)
+
+
+def fails_on_a_rank(rank, world, folder):
+    network = Dies() if rank == 1 else Position()
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_features(network, digits_module(50).eval_dataloader("val", CPU), "val", folder, ABOUT)
+
+
+def test_an_error_of_one_rank_is_an_error_of_all_and_no_rank_waits(tmp_path, ranks):
+    ranks(2).run(fails_on_a_rank, tmp_path)
+
+
 class Dies(Position):
     """Fails at the third batch."""
 

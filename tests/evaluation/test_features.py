@@ -74,3 +74,12 @@ def test_extract_works_where_a_rank_has_no_image(ranks):
     for x, y in ranks(3).run(extract_two):
         assert x.tolist() == [[5, 5], [6, 6]]
         assert y.tolist() == [0, 1]
+
+
+def test_extract_on_one_process_takes_no_way_over_the_device():
+    class Elsewhere(TwoImages):
+        device = torch.device("meta")  # what passes through it is lost
+
+    features = extract(Position(), Elsewhere(0))
+    assert features.x.tolist() == [[5, 5], [0, 0]]
+    assert features.y.tolist() == [0, 0]

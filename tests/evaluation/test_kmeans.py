@@ -1,5 +1,6 @@
 """k-means: a naive twin with loops in float64, known answers, what must not change it, faiss, and what it refuses."""
 
+import contextlib
 import importlib.util
 import itertools
 import math
@@ -11,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from bench import sizes
 from evaluation import kmeans as module
+from evaluation import shares
 from evaluation.kmeans import (
     KMeans,
+    _assign_and_sum,
     _candidates,
     _checked,
     _reassign_empty,
@@ -26,6 +30,7 @@ from evaluation.kmeans import (
     purity,
 )
 from tests.helpers.networks import Largest
+from utils.distributed import sum_over_ranks
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -54,16 +59,16 @@ def digits():
     return torch.from_numpy(load_digits().data).float()
 
 
-def hashes_of(x, k=2):
+def facts_of(x, k=2):
     return _checked(x, k, 1, CPU)
 
 
 def run_from(begin, x, iterations, backend="torch"):
-    return _run(begin, x, hashes_of(x), iterations, backend)
+    return _run(begin, x, facts_of(x), iterations, backend)
 
 
 def first_rows(x, k, start, seed=0):
-    return _start(x, k, start, hashes_of(x), torch.Generator().manual_seed(seed), CPU)
+    return _start(x, k, start, facts_of(x), torch.Generator().manual_seed(seed), CPU)
 
 
 def naive_assign(x, centroids):
@@ -177,8 +182,9 @@ def test_a_seed_gives_one_result(digits, start):
 def test_the_size_of_the_chunks_does_not_matter(monkeypatch, at_once, rows, part):
     x = mixture(300, 8, 10, apart=1)
     first = kmeans(x, 15, iterations=10)
-    for name, value in {"AT_ONCE": {"cpu": at_once}, "ROWS": {"cpu": rows}, "PART": part, "SMALL": part}.items():
+    for name, value in {"AT_ONCE": {"cpu": at_once}, "ROWS": {"cpu": rows}, "SMALL": part}.items():
         monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(shares, "PART", part)
     again = kmeans(x, 15, iterations=10)
     torch.testing.assert_close(again.centroids, first.centroids, atol=1e-5, rtol=1e-5)
     assert again.objective == pytest.approx(first.objective, rel=1e-6)
@@ -226,6 +232,160 @@ def test_on_a_gpu(digits):
     assert torch.equal(assign(digits, one.centroids, gpu)[0], assign(digits, one.centroids)[0])
 
 
+# Any number of ranks
+
+
+def bits(result):
+    """Centroids, objectives and counts of a result, to compare to the bit."""
+    return result.centroids.view(torch.int32).tolist(), [value.hex() for value in result.objective], result.reseeded
+
+
+@contextlib.contextmanager
+def small_parts(coordinates):
+    """Parts of so few coordinates that every rank has several of a small problem."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shares, "PART", coordinates)
+        patch.setattr(module, "SMALL", coordinates // 3)
+        yield
+
+
+def cluster_on_a_rank(rank, world, x, k, options, coordinates, in_memory=False):
+    """Bits of k-means and of an assignment of all rows."""
+    with small_parts(coordinates):
+        rows = shares.RowsInMemory(x, CPU) if in_memory else x
+        result = kmeans(rows, k, iterations=6, **options)
+        ids, distance = assign(rows, result.centroids)
+        return *bits(result), ids.tolist(), distance.view(torch.int32).tolist()
+
+
+def equal_rows(n):
+    """Rows of which many are equal and many are as far from one centroid as from another."""
+    x = torch.arange(n)[:, None].remainder(torch.tensor([7, 3])).float()
+    return torch.cat([x, -x, x - 3])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    ("x", "k", "options", "coordinates"),
+    [
+        (mixture(500, 8, 5, apart=2) + 10, 12, {"seed": 3}, 200),
+        (mixture(500, 8, 5, apart=2) * draw(1, 8, 9).exp() ** 9, 12, {"start": "subset"}, 200),
+        (equal_rows(90), 10, {"seed": 1}, 50),
+        (mixture(40, 4, 5, apart=50), 9, {}, 2**24),
+    ],
+    ids=["far from zero", "coordinates of all sizes", "ties", "one part for all"],
+)
+def test_centroids_and_ids_are_equal_to_the_bit_on_any_number_of_ranks(ranks, world, x, k, options, coordinates):
+    one = cluster_on_a_rank(0, 1, x, k, options, coordinates)
+    for in_memory in (False, True):
+        for found in ranks(world).run(cluster_on_a_rank, x, k, options, coordinates, in_memory):
+            assert found == one
+
+
+def sums_on_a_rank(rank, world, x, centroids):
+    """Bits of the sums of the rows of each cluster, and of their score."""
+    with small_parts(40):
+        _, sums, size, score = _assign_and_sum(x, centroids, centroids.mean(dim=0), facts_of(x))
+    return sums.view(torch.int64).tolist(), size.tolist(), score.hex()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_sums_are_equal_to_the_bit_where_floats_added_in_another_order_would_not_be(ranks, world):
+    x = draw(400, 4) * 10.0 ** -torch.linspace(0, 16, 400)[:, None]
+    parts = x.double().view(40, 10, 4).sum(dim=1)
+    one, two = parts.cumsum(dim=0)[-1], parts.view(2, 20, 4).cumsum(dim=1)[:, -1].sum(dim=0)
+    assert not torch.equal(one, two), "sums of floats depend on the number of ranks"
+    centroids = torch.tensor([[9.0] * 4, [0.0] * 4])
+    one = sums_on_a_rank(0, 1, x, centroids)
+    assert all(found == one for found in ranks(world).run(sums_on_a_rank, x, centroids))
+    ids = assign(x, centroids)[0]
+    expected = torch.stack([x[ids == j].double().sum(dim=0) for j in range(2)])
+    torch.testing.assert_close(torch.tensor(one[0]).view(torch.float64), expected, atol=1e-6, rtol=1e-6)
+
+
+def bytes_sent_on_a_rank(rank, world, x, centroids):
+    """Bytes of the tensors of which an iteration sums up ranks."""
+    sent = []
+    with small_parts(40), pytest.MonkeyPatch.context() as patch:
+        facts = facts_of(x)
+        patch.setattr(shares, "sum_over_ranks", lambda total: sent.append(total.nbytes) or sum_over_ranks(total))
+        _assign_and_sum(x, centroids, centroids.mean(dim=0), facts)
+    return sent
+
+
+def test_an_iteration_sums_over_ranks_once_and_sends_what_the_table_of_sizes_says(ranks, monkeypatch):
+    monkeypatch.setattr(sizes, "PART", 40)
+    x = draw(95, 4)
+    assert ranks(2).run(bytes_sent_on_a_rank, x, x[:7]) == [[sizes.sent_per_iteration(95, 4, 7)]] * 2
+
+
+def reseed_on_a_rank(rank, world, x, begin):
+    with small_parts(12):
+        return bits(run_from(begin, x, 20))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_empty_clusters_are_put_on_the_same_rows_on_any_number_of_ranks(ranks, world):
+    x = torch.cat([mixture(100, 4, 8, apart=20), -torch.zeros(3, 4), equal_rows(20).repeat(1, 2)])
+    begin = x[100:101].repeat(8, 1)
+    one = reseed_on_a_rank(0, 1, x, begin)
+    assert one[2] >= 7, "re-seeded"
+    assert all(found == one for found in ranks(world).run(reseed_on_a_rank, x, begin))
+
+
+def read_rows_on_a_rank(rank, world, x):
+    """The rows that this rank has read of x."""
+    read = []
+
+    class Counted:
+        shape, ndim = x.shape, 2
+
+        def __len__(self):
+            return len(x)
+
+        def __getitem__(self, at):
+            read.extend(range(len(x))[at] if isinstance(at, slice) else at.tolist())
+            return x[at]
+
+    with small_parts(60):
+        kmeans(Counted(), 5, iterations=2)
+    return sorted(set(read))
+
+
+def test_a_rank_reads_its_share_of_the_rows_alone(ranks):
+    read = ranks(3).run(read_rows_on_a_rank, mixture(200, 4, 5, apart=2))
+    assert sorted(sum(read, [])) == list(range(200)), "each row by one rank"
+    assert max(map(len, read)) <= 75, "15 rows of a part; 14 parts for 3 ranks"
+
+
+def refused_on_a_rank(rank, world, x):
+    try:
+        with small_parts(30):
+            kmeans(x, 4)
+    except UserError as e:
+        return str(e)
+
+
+def test_every_rank_refuses_rows_that_one_of_them_has(ranks):
+    x = draw(20, 3)
+    x[19, 1] = math.nan
+    assert {message[:35] for message in ranks(2).run(refused_on_a_rank, x)} == {"1 of 20 rows of features are not fi"}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("faiss") is None, reason="needs faiss: pip install -r requirements-faiss.txt"
+)
+def test_faiss_gives_every_rank_what_it_gives_one_process(ranks):
+    x = mixture(200, 4, 5, apart=2)
+    one = kmeans(x, 5, iterations=4, backend="faiss").centroids
+    for found in ranks(2).run(faiss_on_a_rank, x):
+        assert torch.equal(found, one)
+
+
+def faiss_on_a_rank(rank, world, x):
+    return kmeans(x, 5, iterations=4, backend="faiss").centroids
+
+
 # Empty clusters
 
 
@@ -234,7 +394,7 @@ def test_an_empty_cluster_is_put_on_the_farthest_row():
     x = torch.tensor([[0.0], [1.0], [2.0], [3.0], [9.0]])
     ids = naive_assign(x.double(), torch.tensor([[0.5], [2.5], [100.0]]).double())[0]
     assert ids.tolist() == [0, 0, 1, 1, 1], "the third is empty"
-    c, ids, means, _, reseeded = _reassign_empty(torch.tensor([[0.5], [2.5], [100.0]]), x, torch.zeros(1), hashes_of(x))
+    c, ids, means, _, reseeded = _reassign_empty(torch.tensor([[0.5], [2.5], [100.0]]), x, torch.zeros(1), facts_of(x))
     assert c.tolist() == [[0.5], [2.5], [9.0]]
     assert ids.tolist() == [0, 0, 1, 1, 2]
     assert means.tolist() == [[0.5], [2.5], [9.0]]
@@ -247,7 +407,7 @@ def test_an_empty_cluster_is_put_on_the_farthest_row():
 def test_empty_clusters_go_to_rows_that_differ():
     """The two farthest rows are equal: the second empty cluster takes the next."""
     x = torch.tensor([[0.0], [0.5], [-1.0], [7.0], [7.0], [6.0], [0.0]])
-    c, ids, _, _, reseeded = _reassign_empty(torch.tensor([[0.0], [50.0], [60.0]]), x, torch.zeros(1), hashes_of(x))
+    c, ids, _, _, reseeded = _reassign_empty(torch.tensor([[0.0], [50.0], [60.0]]), x, torch.zeros(1), facts_of(x))
     assert c.tolist() == [[0.0], [7.0], [6.0]]
     assert ids.tolist() == [0, 0, 0, 1, 1, 2, 0]
     assert reseeded == 2
@@ -265,7 +425,7 @@ def test_the_last_assignment_reseeds_too(monkeypatch):
 def test_a_cluster_that_reseeding_robs_is_reseeded_too():
     """The third centroid takes the only row of the second, which then takes the farthest of the first."""
     x = torch.tensor([[0.0], [4.0], [10.0]])
-    c, ids, _, _, reseeded = _reassign_empty(torch.tensor([[0.0], [15.0], [99.0]]), x, torch.zeros(1), hashes_of(x))
+    c, ids, _, _, reseeded = _reassign_empty(torch.tensor([[0.0], [15.0], [99.0]]), x, torch.zeros(1), facts_of(x))
     assert c.tolist() == [[0.0], [4.0], [10.0]]
     assert ids.tolist() == [0, 1, 2]
     assert reseeded == 2
@@ -282,7 +442,7 @@ def test_equal_centroids_part(backend):
 
 def test_rows_that_only_rounding_tells_apart_do_not_keep_it():
     x = 1 + torch.arange(50)[:, None].repeat(1, 3) * 2**-23
-    assert len(hashes_of(x).unique()) == 50
+    assert len(facts_of(x).hashes.unique()) == 50
     ours = kmeans(x, 40, iterations=5)
     assert ours.objective[-1] <= 1e-10
     assert (ours.centroids - 1).abs().max() < 1e-5
@@ -320,10 +480,10 @@ def test_a_candidate_has_the_probability_of_the_paper():
         two = [min(one[i], (x[i] - x[b]).square().item()) for i in range(4)]
         share = one[b] / sum(one) * two[c] / sum(two) / 4
         expected[frozenset((a, b, c))] = expected.get(frozenset((a, b, c)), 0) + share
-    row_hashes, n = hashes_of(x), 3000
+    facts, n = facts_of(x), 3000
     counts = dict.fromkeys(expected, 0)
     for seed in range(n):
-        counts[frozenset(_start(x, 3, "kmeans++", row_hashes, torch.Generator().manual_seed(seed), CPU).tolist())] += 1
+        counts[frozenset(_start(x, 3, "kmeans++", facts, torch.Generator().manual_seed(seed), CPU).tolist())] += 1
     assert sum(expected.values()) == pytest.approx(1)
     for rows, share in expected.items():
         assert counts[rows] / n == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / n))
@@ -374,7 +534,7 @@ def test_a_memory_map_is_assigned_as_a_tensor_is(tmp_path, monkeypatch, dtype):
     np.save(tmp_path / "x.npy", x)
     centroids = draw(5, 8)
     expected = assign(torch.from_numpy(x), centroids)
-    monkeypatch.setattr(module, "PART", 300)
+    monkeypatch.setattr(shares, "PART", 300)
     for mode in ("r", "r+", "c"):
         ids, distance = assign(np.load(tmp_path / "x.npy", mmap_mode=mode), centroids)
         assert torch.equal(ids, expected[0])

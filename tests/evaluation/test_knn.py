@@ -5,8 +5,11 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from evaluation.knn import KnnSettings, knn, knn_accuracy, knn_settings, neighbours
+from evaluation import knn as module
+from evaluation.knn import KnnSettings, _top, knn, knn_accuracy, knn_settings, neighbours
 from evaluation.settings import TrainingLabels
 from tests.helpers.evaluation import Pixels, blobs, target_of
 from utils.errors import UserError
@@ -32,6 +35,70 @@ def test_neighbours_do_not_depend_on_chunks():
     train, val = blobs(), blobs(seed=1)
     whole, chunked = neighbours(train.x, val.x, 9), neighbours(train.x, val.x, 9, at_once=70)
     assert torch.equal(whole[1], chunked[1])
+
+
+@given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 30))
+@settings(max_examples=50, deadline=None)
+def test_largest_entries_come_first_and_equal_ones_by_their_column(seed, columns, k):
+    x = torch.randint(-2, 3, (6, columns), generator=torch.Generator().manual_seed(seed)).float()
+    x[0] = 1
+    expected = x.sort(dim=1, descending=True, stable=True)
+    values, found = _top(x, min(k, columns))
+    assert torch.equal(values, expected.values[:, :k])
+    assert torch.equal(found, expected.indices[:, :k])
+
+
+def neighbours_on_a_rank(rank, world, bank, queries, k):
+    """Neighbours, with blocks of which each rank has several, and predictions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", 7)
+        cosines, rows = neighbours(bank.x, queries.x, k, at_once=500, shared=True)
+        accuracy = knn_accuracy(bank, queries, [1, k], 3, shared=True)
+        return cosines.view(torch.int32).tolist(), rows.tolist(), accuracy
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    ("images", "k"), [(90, 9), (90, 60), (10, 9)], ids=["few", "more than a rank has", "one block"]
+)
+def test_neighbours_and_accuracy_are_those_of_one_process_on_any_number_of_ranks(ranks, world, images, k):
+    bank, queries = blobs(images), blobs(40, seed=1)
+    bank.x[images // 2 :] = bank.x[: images - images // 2]  # each image twice: equal cosines on two ranks
+    one = neighbours_on_a_rank(0, 1, bank, queries, k)
+    assert all(found == one for found in ranks(world).run(neighbours_on_a_rank, bank, queries, k))
+    cosines, rows = torch.tensor(one[0]), torch.tensor(one[1])
+    equal = cosines[:, 1:] == cosines[:, :-1]
+    assert equal.sum() > 20
+    assert (rows.diff(dim=1)[equal] > 0).all(), "equally near ones by their row"
+
+
+def rows_searched_on_a_rank(rank, world, bank):
+    """How many rows of the bank this rank compares with a query."""
+    searched, search = [], module._search
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", 7)
+        patch.setattr(
+            module, "_search", lambda q, own, *more: searched.append(sum(map(len, own))) or search(q, own, *more)
+        )
+        neighbours(bank.x, bank.x, 3, shared=True)
+    return searched
+
+
+def test_each_rank_searches_its_share_of_the_bank(ranks):
+    assert ranks(3).run(rows_searched_on_a_rank, blobs(90)) == [[28], [28], [34]]
+
+
+def out_of_memory_on_a_rank(rank, world):
+    bank = blobs(20)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(module, "_search", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            neighbours(bank.x, bank.x, 3, shared=True)
+
+
+def test_an_error_of_one_rank_is_an_error_of_all_and_no_rank_waits(ranks):
+    ranks(2).run(out_of_memory_on_a_rank)
 
 
 def test_knn_accuracy_ignores_unknown_labels_and_refuses_too_many_neighbours():

@@ -34,6 +34,13 @@ def test_load_or_extract_gives_read_only_features_beside_the_weights(tmp_path):
     assert len(list((tmp_path / "run" / "features").glob("train-*/features.npy"))) == 1
 
 
+def test_float16_features_lie_beside_those_of_float32(tmp_path):
+    target = target_of(Pixels(), tmp_path, images=100)
+    single, half = (load_or_extract(target, "train", None, dtype) for dtype in ("float32", "float16"))
+    assert (single.dtype, half.dtype) == (np.float32, np.float16)
+    assert len(list((tmp_path / "run" / "features").glob("train-*/features.npy"))) == 2
+
+
 def test_cache_key_depends_on_weights_layer_and_images(tmp_path):
     linear = torch.nn.Linear(2, 2)
     key = cache_key(target_of(linear, tmp_path), "train")
@@ -45,4 +52,4 @@ def test_cache_key_depends_on_weights_layer_and_images(tmp_path):
 
 def test_features_settings_default_to_the_run_folder():
     labels = TrainingLabels(1, 0, 0, 0)
-    assert features_settings(Namespace(features_dir=None), labels, print).features_dir is None
+    assert features_settings(Namespace(features_dir=None, features_dtype="float32"), labels, print).features_dir is None
