@@ -44,7 +44,7 @@ def nt_xent(views: list[Tensor], temperature: float) -> dict[str, Tensor]:
     the global batch, and j over the other views of the image of i: with two views the loss of the paper.
     Deviation: the paper has two views; the mean over several positives stands outside the logarithm.
     """
-    v, n = len(views), len(views[0])
+    v = len(views)
     logits, self_index = similarities(views, temperature)
     image, view = self_index // v, self_index % v  # (nV,)
     others = torch.arange(v - 1, device=logits.device)
