@@ -101,6 +101,7 @@ class Method(LightningModule):
         self.args, self.plan = args, plan
         self.backbone = backbone
         self.grad_norm: Tensor | None = None  # of the last optimizer step, on the device
+        self.step_was_skipped = False  # the last optimizer step, by GradScaler
         self.probe: nn.Module | None = None
         if plan.training_set.num_classes:
             # Features are standardized first: one learning rate then suits backbones of any scale. The random generator
@@ -110,6 +111,12 @@ class Method(LightningModule):
                     nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, plan.training_set.num_classes)
                 )
             self.val_accuracy = MulticlassAccuracy(plan.training_set.num_classes, average="micro", ignore_index=-1)
+
+    def setup(self, stage: str) -> None:
+        """Give convolution weights the memory layout of the images on a GPU, where each call would convert them."""
+        if self.plan.hardware.accelerator == "cuda":
+            for convolution in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
+                convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def transform_batch(self, batch: Batch) -> Batch:
         """Change the views before the backbone sees them.
@@ -179,9 +186,19 @@ class Method(LightningModule):
         torch.manual_seed((self.plan.seed * 0x9E3779B97F4A7C15 + position) % 2**63)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step; where GradScaler skips the step, nothing else moves: no teacher, no queue and no learning rate."""
         super().optimizer_step(*args, **kwargs)
-        schedule = self.plan.schedule
-        self.after_optimizer_step(schedule.position(self.trainer.global_step) / schedule.length)
+        self.step_was_skipped = getattr(self.trainer.precision_plugin, "step_was_skipped", False)
+        if self.step_was_skipped:
+            for queue in (m for m in self.modules() if isinstance(m, FeatureQueue)):
+                queue.discard()
+            return
+        schedule, done = self.plan.schedule, self.trainer.lr_scheduler_configs[0].scheduler.last_epoch
+        self.after_optimizer_step(schedule.position(done) / schedule.length)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not self.step_was_skipped:
+            super().lr_scheduler_step(scheduler, metric)
 
     def after_optimizer_step(self, progress: float) -> None:
         """Flush the queues and update the moving averages.
