@@ -1,9 +1,9 @@
 """Print what a training step costs on the pretended CUDA device: python3 -m tests.pretended_gpu_table
 
-One row per method, precision and pipeline. difference: largest one from the parameters of the same steps on the CPU.
-waits: in a step, on the stream that trains. launches and MB: in a step, of operators of ATen and of their operands, on
-every stream. overflow: what two steps with infinite gradients leave, under 16-mixed. The backbone has two
-convolutions, the batch 8 images; ready views have 16 pixels, those of a pipeline 32.
+One row per method, precision and pipeline. difference: largest one from parameters and buffers of the same steps on the
+CPU. waits, launches and MB: in a step, on the stream that trains; launches are calls of operators of ATen, and MB what
+their operands and results hold. overflow: what moves in a step with infinite gradients, after another one. The backbone
+has two convolutions, the batch 8 images; ready views have 16 pixels, those of a pipeline 32.
 """
 
 import contextlib

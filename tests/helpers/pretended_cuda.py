@@ -3,7 +3,7 @@
     with pretended_cuda() as device:
         main_contrastive.main([..., "--gpus", "0"])      # or any code that asks torch.cuda
     device.waits      # Counter of (stream, what, file:line): what made the host wait for the device
-    device.launches   # Counter of operator -> calls; device.bytes: bytes that these calls read and wrote
+    device.launches   # Counter of (stream, operator); device.bytes: bytes that these calls read and wrote, by stream
 
 Real are every value, shape, dtype, stride and alias; autocast with its lists for CUDA, GradScaler, fused and foreach
 optimizers, checkpoints, and the whole of Lightning. What a CUDA device would refuse is refused: operands on two
@@ -18,6 +18,7 @@ operands and results of each call, as if nothing stayed in a cache.
 """
 
 import contextlib
+import os
 import sys
 import threading
 import types
@@ -96,8 +97,8 @@ def on_host(x):
 class Device:
     """Computes every operator, and counts.
 
-    waits: Counter of (stream, what, file:line), the stream being "training" or "side". launches: Counter of operators.
-    bytes: that these launches read and wrote. uploads and downloads: bytes.
+    waits: Counter of (stream, what, file:line), the stream being "training" or "side". launches: Counter of (stream,
+    operator). bytes: stream -> what these launches read and wrote. uploads and downloads: bytes.
     """
 
     def __init__(self):
@@ -106,8 +107,8 @@ class Device:
 
     def reset(self):
         """Begin to count again."""
-        self.waits, self.launches = Counter(), Counter()
-        self.bytes = self.uploads = self.downloads = 0
+        self.waits, self.launches, self.bytes = Counter(), Counter(), Counter()
+        self.uploads = self.downloads = 0
 
     def call(self, func, args, kwargs):
         """One operator: refused, counted and computed."""
@@ -152,8 +153,8 @@ class Device:
         )
         moved += sum(x.nbytes for x in written.values()) * (2 if name in LOOK_UPS else 1) * (name not in ASSIGNMENTS)
         with self.lock:
-            self.launches[name] += 1
-            self.bytes += moved
+            self.launches[stream_name(), name] += 1
+            self.bytes[stream_name()] += moved
 
     def _count_wait(self, func, name, args, kwargs, tensors, ours, target):
         if name in WAITS or f"{name}.{func._schema.overload_name}" in WAITS:
@@ -192,7 +193,7 @@ class Device:
     def wait(self, what):
         """Write down that the host waits."""
         with self.lock:
-            self.waits["training" if current_stream() is _default else "side", what, where()] += 1
+            self.waits[stream_name(), what, where()] += 1
 
 
 def _refuse(func, name, tensors, ours, args):
@@ -377,6 +378,10 @@ def current_stream(device=None):
     return getattr(_local, "stream", _default)
 
 
+def stream_name():
+    return "training" if current_stream() is _default else "side"
+
+
 @contextlib.contextmanager
 def on_stream(stream):
     if stream is None:
@@ -442,6 +447,7 @@ def pretended_cuda():
     patches += [(sys.modules["torch.optim.optimizer"], "_foreach_supported_types", foreach)]
     patches += [(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ))  # Lightning sets CUDA_DEVICE_ORDER
         for owner, name, stub in patches:
             stack.enter_context(mock.patch.object(owner, name, stub))
         before = torch.__future__.get_overwrite_module_params_on_conversion()

@@ -1,18 +1,21 @@
 """Some steps of training with the Trainer and the callbacks of a run, on the CPU or on the pretended CUDA device."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 from torch import nn
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
 from data.pipelines.choose import build_pipeline
+from data.pipelines.loaders import identity_collate
 from data.views import view_specs
 from methods import METHODS
+from methods.base import Method
 from runs.alarms import Alarms
 from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.finite import NonFiniteLossCheck
@@ -24,7 +27,7 @@ from tests.helpers.pretended_cuda import on_host
 from utils.batch import Batch
 
 BATCH_SIZE = 8
-SCALE = 2.0**7  # of the loss under 16-mixed: torch's own, 2**16, overflows in the first steps by itself
+SCALE = 2.0**11  # of the loss under 16-mixed: torch's own, 2**16, overflows in the first steps by itself
 VARIANTS = {name: (name, ()) for name in METHODS}  # name of a variant -> method, its flags
 VARIANTS |= {f"{name} --small_views 2": (name, ("--small_views", "2")) for name, m in METHODS.items()
              if m.supports_small_views}  # fmt: skip
@@ -32,6 +35,9 @@ VARIANTS |= {f"{name} {' '.join(words)}": (name, words) for name, words in (
     ("simclr", ("--supervised",)), ("nnclr", ("--no_predictor",)), ("byol", ("--clip_grad", "1")),
     ("simclr", ("--optimizer", "adamw")), ("nnclr", ("--optimizer", "sgd")),
 )}  # fmt: skip
+
+
+AtEnd = Callable[[Trainer, Method], None]
 
 
 class SmallConvolutions(nn.Module):
@@ -55,7 +61,8 @@ class Training:
     """What a short training left behind.
 
     start, states: parameters and buffers, on the CPU, before the first step and after each. rates: learning rate of
-    each step. waits, launches, bytes: what the device counted in the last step but one, and in fetching the next batch.
+    each step. waits, launches, bytes: what the device counted in the last step but one, and in fetching the next batch;
+    launches and bytes are those of the stream that trains.
     """
 
     method: Any
@@ -75,13 +82,13 @@ class Training:
 
 
 class Record(Callback):
-    """Fill a `Training`. device: where the last step but one is counted; the state after that step is then left out.
+    """Fill a `Training` of `steps` steps. overflow: those whose gradients are made infinite. at_end: called last."""
 
-    overflow: numbers of the steps whose gradients are made infinite.
-    """
+    def __init__(self, training: Training, device: Any, steps: int, overflow: tuple[int, ...], at_end: AtEnd):
+        self.training, self.device, self.steps, self.overflow, self.at_end = training, device, steps, overflow, at_end
 
-    def __init__(self, training: Training, device: Any = None, steps: int = 4, overflow: tuple[int, ...] = ()):
-        self.training, self.device, self.steps, self.overflow = training, device, steps, overflow
+    def on_train_end(self, trainer, pl_module):
+        self.at_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.device is None:
@@ -90,7 +97,8 @@ class Record(Callback):
             self.device.reset()
         elif batch_idx == self.steps - 1:  # a whole step later
             self.training.waits = dict(self.device.waits)
-            self.training.launches, self.training.bytes = self.device.launches.total(), self.device.bytes
+            self.training.launches = sum(n for (stream, _), n in self.device.launches.items() if stream == "training")
+            self.training.bytes = self.device.bytes["training"]
 
     def on_after_backward(self, trainer, pl_module):
         if trainer.fit_loop.batch_idx in self.overflow:
@@ -102,8 +110,6 @@ class Record(Callback):
         self.training.rates.append(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if self.device is not None and batch_idx == self.steps - 2:
-            return  # this step is being counted
         self.training.losses.append(on_host(outputs["loss"]).item())
         self.training.states.append(state_of(pl_module))
 
@@ -131,12 +137,12 @@ def moved_by_step(run: Training, step: int) -> list[str]:
     return ["weights"] * bool(weights) + moved + ["schedule"] * schedule
 
 
-def random_batches(method, steps: int, first: int = 0) -> list[Batch]:
-    """Batches of standard normal views of 16 and 8 pixels, on the CPU."""
+def random_batches(method, numbers: Sequence[int]) -> list[Batch]:
+    """Batches of standard normal views of 16 and 8 pixels, on the CPU, each drawn by its number."""
     sizes = [16] * method.large_views + [8] * method.plan.views.small_views
     batches = []
-    for step in range(first, first + steps):
-        generator = torch.Generator().manual_seed(step)
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
         views = [torch.randn(BATCH_SIZE, 3, size, size, generator=generator) for size in sizes]
         index = torch.arange(BATCH_SIZE)
         batches.append(Batch(index, views, index % 3))
@@ -147,37 +153,49 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.index.to(device), [view.to(device) for view in batch.views], batch.labels.to(device))
 
 
-def train(folder: Path, name: str, *words: str, device: Any = None, pipeline: str | None = None, steps: int = 4,
-          first: int = 0, overflow: tuple[int, ...] = (), backbone: nn.Module | None = None) -> Training:  # fmt: skip
-    """Train `steps` steps of the method; on the pretended device where one is given, else on the CPU.
+class ReadyBatches(LightningDataModule):
+    """Batches that are on the device before training begins."""
 
-    pipeline: the one that makes the views, of images of digits; without one, random views that are on the device,
-    from number `first` on.
+    def __init__(self, batches: list[Batch]):
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None, collate_fn=identity_collate)
+
+    val_dataloader = train_dataloader
+
+
+def train(
+    folder: Path, name: str, *words: str, device: Any = None, pipeline: str | None = None,
+    batches: Sequence[int] = range(4), overflow: tuple[int, ...] = (), at_end: AtEnd = lambda trainer, method: None,
+) -> Training:  # fmt: skip
+    """Train a step of the method for each of `batches`, numbers of random batches that are on the device.
+
+    device: the pretended one, None for the CPU. pipeline: makes as many batches of the digits instead. overflow: the
+    steps whose gradients are made infinite. at_end: called while method and optimizers are still on the device.
     """
-    where = ("--gpus", "0") if device else ("--accelerator", "cpu")
+    where, accelerator = (("--gpus", "0"), "cuda") if device else (("--accelerator", "cpu"), "cpu")
     words = ("--batch_size", str(BATCH_SIZE), "--epochs", "1", "--log_every", "1000", "--num_workers", "0", *words)
     torch.manual_seed(0)
     args, plan = plan_of(name, *where, *words)
-    net = backbone or SmallConvolutions()
-    method = METHODS[name](args, plan, net, SmallConvolutions.width)
-    training = Training(method, state_of(method))
-    throughput = Throughput(1)
-    record = Record(training, None if overflow else device, steps, overflow)
-    finite = NonFiniteLossCheck(plan.logging.log_every, folder)
-    callbacks = [LearningRateOfPlan(), finite, Alarms(plan, folder, throughput), throughput,
-                 ExpectedEnd(plan.schedule.total_steps), ProgressBar(plan.schedule, plan.logging), record]  # fmt: skip
+    method = METHODS[name](args, plan, SmallConvolutions(), SmallConvolutions.width)
+    training, throughput = Training(method, state_of(method)), Throughput(1)
+    callbacks = [
+        LearningRateOfPlan(), NonFiniteLossCheck(plan.logging.log_every, folder), Alarms(plan, folder, throughput),
+        throughput, ExpectedEnd(plan.schedule.total_steps), ProgressBar(plan.schedule, plan.logging),
+        Record(training, device, len(batches), overflow, at_end),
+    ]  # fmt: skip
+    if pipeline:
+        specs = view_specs(plan.views, method.large_views)
+        module = build_pipeline(pipeline, read(), specs, BATCH_SIZE, plan.seed, 0, None, accelerator)
+    else:
+        target = torch.device(accelerator, 0)
+        module = ReadyBatches([to_device(batch, target) for batch in random_batches(method, batches)])
     with expected_messages_hidden():
         training.trainer = trainer = build_trainer(plan, folder, callbacks, [], validate=False)
-        trainer.limit_train_batches = steps
+        trainer.limit_train_batches = len(batches)
         if getattr(trainer.precision_plugin, "scaler", None):
             trainer.precision_plugin.scaler = GradScaler("cuda", init_scale=SCALE)
-        if pipeline is None:
-            batches = random_batches(method, steps, first)
-            target = torch.device("cuda" if device else "cpu", 0)
-            loader = DataLoader([to_device(batch, target) for batch in batches], None, collate_fn=lambda batch: batch)
-            trainer.fit(method, train_dataloaders=loader)
-        else:
-            views = view_specs(plan.views, method.large_views)
-            trainer.fit(method, datamodule=build_pipeline(pipeline, read(), views, BATCH_SIZE, plan.seed, 0, None,
-                                                          plan.hardware.accelerator))  # fmt: skip
+        trainer.fit(method, datamodule=module)
     return training
