@@ -15,12 +15,13 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import SumMetric
 
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank
 from utils.ema import EMA
 from utils.errors import UserError
+from utils.memory_layout import channels_last, convolutions_channels_last
 from utils.optim import FlagGroup, build_optimizer, build_scheduler, parameter_groups
 from utils.plan import Plan
 from utils.precision import at_least_float32, l2_normalize
@@ -59,11 +60,6 @@ def mean_cosine(predictions: list[Tensor], targets: list[Tensor]) -> Tensor:
 def coordinate_std(z: Tensor) -> Tensor:
     """Standard deviation over the batch of the coordinates of z / |z|, averaged over coordinates; z: (n, D)."""
     return l2_normalize(z).std(dim=0).mean()
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Convert (N, 3, H, W) to the memory layout in which convolutions are fastest: channels last on CPU and CUDA."""
-    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
 
 
 class Method(LightningModule):
@@ -110,13 +106,13 @@ class Method(LightningModule):
                 self.probe = nn.Sequential(
                     nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, plan.training_set.num_classes)
                 )
-            self.val_accuracy = MulticlassAccuracy(plan.training_set.num_classes, average="micro", ignore_index=-1)
+            # A search for NaN, and an accuracy of torchmetrics, would wait for the GPU in each batch.
+            self.val_correct, self.val_known = (SumMetric(nan_strategy="disable") for _ in range(2))
 
     def setup(self, stage: str) -> None:
-        """Give convolution weights the memory layout of the images on a GPU, where each call would convert them."""
+        """Give the weights of convolutions the memory layout of the images, on a GPU."""
         if self.plan.hardware.accelerator == "cuda":
-            for convolution in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-                convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            convolutions_channels_last(self)
 
     def transform_batch(self, batch: Batch) -> Batch:
         """Change the views before the backbone sees them.
@@ -173,12 +169,15 @@ class Method(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.probe is not None:
-            self.val_accuracy.update(self.probe(self(batch.views[0])).float(), batch.labels)
+            self.val_correct.update(self.probe(self(batch.views[0])).argmax(dim=1) == batch.labels)
+            self.val_known.update(batch.labels >= 0)
 
     def on_validation_epoch_end(self) -> None:
         if self.probe is not None:
-            self.log("val_probe_acc", 100 * self.val_accuracy.compute())  # over all ranks
-            self.val_accuracy.reset()
+            known = self.val_known.compute().clamp(min=1)
+            self.log("val_probe_acc", 100 * self.val_correct.compute() / known)  # over all ranks
+            self.val_correct.reset()
+            self.val_known.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed random layers (dropout) by the position of the batch in the run, so that a resumed run is exact."""

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from pytorch_lightning.plugins.precision import MixedPrecision, Precision
+from pytorch_lightning.plugins import precision as lightning
 
 from utils.plan import HardwareConfig
 
 
-class MixedPrecisionWithCache(MixedPrecision):
+class MixedPrecision(lightning.MixedPrecision):
     """Autocast that casts each weight once per step on a GPU, where Lightning's casts it for every view.
 
     The gradients of the views are then added in half precision before they reach the weights, as in torch's default.
@@ -18,7 +18,8 @@ class MixedPrecisionWithCache(MixedPrecision):
 
     step_was_skipped: whether GradScaler skipped the newest optimizer step because a gradient was not finite. The scale,
     which then shrinks, is read from the device after each step of 16-mixed, and the host waits for it: it decides
-    whether teacher, queue and learning rate move.
+    whether teacher, queue and learning rate move. A checkpoint has the scale under the name of this class, which is
+    that of Lightning's.
     """
 
     step_was_skipped = False
@@ -40,8 +41,8 @@ class MixedPrecisionWithCache(MixedPrecision):
         return result
 
 
-def build_precision(hardware: HardwareConfig) -> Precision:
+def build_precision(hardware: HardwareConfig) -> lightning.Precision:
     """The plugin of the Trainer for `hardware.precision`."""
     if hardware.precision == "32":
-        return Precision()
-    return MixedPrecisionWithCache(hardware.precision, hardware.accelerator)  # type: ignore[arg-type]  # a literal
+        return lightning.Precision()
+    return MixedPrecision(hardware.precision, hardware.accelerator)  # type: ignore[arg-type]  # a literal

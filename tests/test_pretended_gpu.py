@@ -1,6 +1,7 @@
 """Training, views, evaluations and whole runs on the pretended CUDA device: values, waits, launches and bytes."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -41,15 +42,28 @@ def assert_waits_only_in(run, *allowed):
     assert not unexpected, "a training step waits for the device:\n" + "\n".join(unexpected)
 
 
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    """variant -> its training on the CPU, in float32."""
+    folder = tmp_path_factory.mktemp("cpu")
+
+    @functools.cache
+    def training(variant):
+        name, words = VARIANTS[variant]
+        return train(folder, name, *words)
+
+    return training
+
+
 def test_every_method_has_a_variant_and_every_variant_bounds():
     assert {name for name, _ in VARIANTS.values()} == set(METHODS)
     assert BOUNDS.keys() == VARIANTS.keys()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_float32_steps_equal_those_of_the_cpu_without_a_wait(tmp_path, variant):
+def test_float32_steps_equal_those_of_the_cpu_without_a_wait(tmp_path, on_cpu, variant):
     name, words = VARIANTS[variant]
-    cpu = train(tmp_path, name, *words)
+    cpu = on_cpu(variant)
     with pretended_cuda() as device:
         run = train(tmp_path, name, *words, device=device)
     assert run.losses == pytest.approx(cpu.losses, rel=1e-4)
@@ -61,9 +75,9 @@ def test_float32_steps_equal_those_of_the_cpu_without_a_wait(tmp_path, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bf16_steps_are_near_those_of_float32_without_a_wait(tmp_path, variant):
+def test_bf16_steps_are_near_those_of_float32_without_a_wait(tmp_path, on_cpu, variant):
     name, words = VARIANTS[variant]
-    cpu = train(tmp_path, name, *words, batches=[0])
+    cpu = on_cpu(variant)
     with pretended_cuda() as device:
         run = train(tmp_path, name, *words, "--precision", "bf16-mixed", device=device)
     assert run.losses[0] == pytest.approx(cpu.losses[0], rel=0.1)
@@ -183,6 +197,20 @@ def test_autocast_casts_each_weight_once_per_step_and_gives_the_same_loss(tmp_pa
     largest = max(g.abs().max() for g in gradients.values())
     for key, gradient in gradients.items():
         assert_close(gradient, cached_gradients[key], rtol=2**-5, atol=2**-7 * float(largest))
+
+
+def test_validation_step_waits_for_nothing(tmp_path):
+    waits = []
+
+    def validate(trainer, method):
+        batch = to_device(random_batches(method, [0])[0], CUDA)
+        device.reset()
+        method.validation_step(batch, 0)
+        waits.append(dict(device.waits))
+
+    with pretended_cuda() as device:
+        train(tmp_path, "simclr", device=device, batches=[0], at_end=validate)
+    assert not waits[0]
 
 
 def test_a_wait_is_reported_with_file_and_line_of_the_project():
