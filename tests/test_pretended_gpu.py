@@ -5,18 +5,25 @@ import functools
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
+import main_contrastive
+import main_linear
 from data.augment_torch import apply_color_augmentations, standardize_images
 from data.pipelines.choose import build_pipeline
 from data.views import ViewSpec, expand
 from methods import METHODS
 from runs.alarms import embedding_statistics
 from runs.background import copy_to_cpu
-from tests.helpers.commands import ROOT
+from tests import test_gpu
+from tests.helpers.commands import ROOT, TINY, words
 from tests.helpers.images import read
 from tests.helpers.pretended_cuda import CUDA, on_host, pretended_cuda
+from tests.helpers.runs import assert_same_run, checkpoint, interrupt_at
 from tests.helpers.short_training import VARIANTS, largest_difference, moved_by_step, random_batches, to_device, train
+from utils.errors import Interrupted
+from utils.files import read_json
 
 # Where a training step may wait for the device, with the reason.
 GRAD_SCALER = {
@@ -235,3 +242,70 @@ def test_the_device_refuses_what_cuda_refuses():
         with pytest.raises(RuntimeError, match="indices should be"):
             torch.ones(3)[torch.zeros(1, dtype=torch.long, device="cuda")]
         assert on_host(torch.empty(2, device="cuda")).isnan().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["byol", "nnclr", "simsiam"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_whole_run_is_saved_and_goes_on(tmp_path, monkeypatch, method, precision):
+    """Three epochs with validation, kNN and checkpoints; a run that is interrupted ends as one that is not."""
+
+    def command(run):
+        return [*words(method, tmp_path), "--precision", precision, "--gpus", "0", "--run_id", run]
+
+    with pretended_cuda():
+        main_contrastive.main(command("whole"))
+        with monkeypatch.context() as patches:
+            interrupt_at(patches, 7)
+            with pytest.raises(Interrupted):
+                main_contrastive.main(command("broken"))
+        main_contrastive.main(["--resume", str(tmp_path / "broken")])
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    state = checkpoint(tmp_path / "whole")["state_dict"]
+    backbone = load_file(tmp_path / "whole" / "backbone.safetensors")
+    assert all(torch.equal(v, state[f"backbone.{k}"]) for k, v in backbone.items())
+    assert all(v.is_contiguous() for v in (*state.values(), *backbone.values()))
+
+
+@pytest.mark.slow
+def test_evaluations_on_the_device_give_the_scores_of_the_cpu(tmp_path):
+    scores = []
+    main_contrastive.main([*words("simclr", tmp_path), "--accelerator", "cpu", "--run_id", "run", "--epochs", "1"])
+    evaluate = ["digits", TINY[1], "--pretrained_feature_extractor", str(tmp_path / "run"), "--output", str(tmp_path),
+                "--evaluation", "logistic", "knn", "fewshot", "quality", "linear", "finetune", "pictures", "--shots",
+                "5", "--epochs", "2", "--num_workers", "0"]  # fmt: skip
+    main_linear.main([*evaluate, "--accelerator", "cpu", "--run_id", "cpu"])
+    with pretended_cuda():
+        main_linear.main([*evaluate, "--gpus", "0", "--run_id", "cuda"])
+    scores = [read_json(tmp_path / run / "summary.json") for run in ("cpu", "cuda")]
+    numbers = [{k: v for k, v in score.items() if isinstance(v, float) and "second" not in k} for score in scores]
+    assert numbers[0].keys() == numbers[1].keys()
+    assert len(numbers[0]) > 5
+    for key, value in numbers[0].items():
+        assert numbers[1][key] == pytest.approx(value, rel=0.02, abs=1.0), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [[], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_run_of_the_gpu_tests_learns(tmp_path, method, more):
+    with pretended_cuda():
+        test_gpu.test_run_learns(tmp_path, method, more)
+
+
+@pytest.mark.slow
+def test_gpu_tests_of_views_and_memory_pass():
+    with pretended_cuda():
+        for size in (32, 96, 224):
+            test_gpu.test_views_on_cuda_equal_those_on_the_cpu(size)
+        test_gpu.test_memory_pipeline_keeps_decoded_images_on_the_device()
+        test_gpu.test_state_is_copied_into_pinned_memory_before_the_next_step_changes_it()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_deterministic_run_of_the_gpu_tests_can_be_repeated(tmp_path, method):
+    with pretended_cuda():
+        test_gpu.test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method)

@@ -18,17 +18,20 @@ operands and results of each call, as if nothing stayed in a cache.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import types
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from tests.helpers.python_backward import backward
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +101,7 @@ class Device:
     """Computes every operator, and counts.
 
     waits: Counter of (stream, what, file:line), the stream being "training" or "side". launches: Counter of (stream,
-    operator). bytes: stream -> what these launches read and wrote. uploads and downloads: bytes.
+    operator). bytes: stream -> what these launches read and wrote.
     """
 
     def __init__(self):
@@ -108,7 +111,6 @@ class Device:
     def reset(self):
         """Begin to count again."""
         self.waits, self.launches, self.bytes = Counter(), Counter(), Counter()
-        self.uploads = self.downloads = 0
 
     def call(self, func, args, kwargs):
         """One operator: refused, counted and computed."""
@@ -172,13 +174,8 @@ class Device:
         """A copy between devices waits unless `no_wait` is asked for and the memory of the host is pinned."""
         if source == target:
             return
-        if target.type == "cuda":
-            self.uploads += values.nbytes
-            kept = is_pinned(values) or values.numel() <= 1
-        else:
-            self.downloads += values.nbytes
-            kept = to is not None and is_pinned(to)  # Tensor.to makes memory that is not pinned
-        if not (no_wait and kept):
+        host = values if target.type == "cuda" else to  # Tensor.to makes memory that is not pinned
+        if not no_wait or host is None or not is_pinned(host):
             how = "that is not pinned" if no_wait else "that blocks"
             self.wait(f"copy to {target.type} {how}")
 
@@ -233,18 +230,14 @@ def _compute(func, name, args, kwargs):
         return tree_map_only(torch.Tensor, lambda t: t.to(half) if t.dtype == torch.float32 else t, out)
 
 
-_kernels = {}
-
-
+@functools.cache
 def has_cuda_kernel(func):
     """Whether this build of torch has a CUDA kernel of the operator; a build for CPUs cannot say, and says yes."""
     if torch.version.cuda is None:
         return True
-    if func not in _kernels:
-        name = func._schema.name + (f".{func._schema.overload_name}" if func._schema.overload_name else "")
-        has = torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA")
-        _kernels[func] = has or torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
-    return _kernels[func]
+    name = func._schema.name + (f".{func._schema.overload_name}" if func._schema.overload_name else "")
+    has = torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA")
+    return has or torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
 
 
 def is_view(func):
@@ -281,50 +274,6 @@ def _enter_thread(stack):
         stack.callback(torch._C._set_only_lift_cpu_tensors, before)
 
 
-def backward(self, gradient=None, retain_graph=None, create_graph=False, inputs=None):
-    """Tensor.backward in Python: the engine of torch would ask the CUDA driver."""
-    assert inputs is None
-    assert not create_graph
-    root = torch.autograd.graph.get_gradient_edge(self)
-    needs, stack, seen = Counter(), [root.node], {root.node}
-    while stack:
-        for node in (n for n, _ in stack.pop().next_functions if n is not None):
-            needs[node] += 1
-            if node not in seen:
-                seen.add(node)
-                stack.append(node)
-    gradients = defaultdict(dict)  # node -> number of its output -> gradient
-    gradients[root.node][root.output_nr] = torch.ones_like(self) if gradient is None else gradient
-    ready = [root.node]
-    with torch.no_grad():
-        while ready:
-            node = ready.pop()
-            given = gradients.pop(node)
-            given = [_fitting(given.get(i), meta, node) for i, meta in enumerate(node._input_metadata)]
-            outs = node.apply(*given) if hasattr(node, "apply") else node(*given)
-            outs = outs if isinstance(outs, tuple) else (outs,)
-            for (following, number), grad in zip(node.next_functions, outs, strict=False):
-                if following is None:
-                    continue
-                if grad is not None:
-                    before = gradients[following].get(number)
-                    gradients[following][number] = grad if before is None else before + grad
-                needs[following] -= 1
-                if not needs[following]:
-                    ready.append(following)
-
-
-def _fitting(grad, meta, node):
-    """The gradient in the shape and dtype of what it belongs to, as torch's engine makes it."""
-    if grad is None:
-        return None
-    if grad.device != meta.device:
-        raise RuntimeError(f"{node.name()}: expected a gradient on {meta.device}, got one on {grad.device}")
-    if tuple(grad.shape) != tuple(meta.shape):
-        grad = grad.sum_to_size(tuple(meta.shape))
-    return grad if grad.dtype == meta.dtype else grad.to(meta.dtype)
-
-
 class Stream:
     """torch.cuda.Stream: it orders nothing. waited_for: the streams that it was told to wait for."""
 
@@ -345,9 +294,6 @@ class Stream:
     def synchronize(self):
         _device.wait("stream.synchronize")
 
-    def query(self):
-        return True
-
 
 class Event:
     """torch.cuda.Event: it is over as soon as it is recorded."""
@@ -365,9 +311,6 @@ class Event:
 
     def query(self):
         return True
-
-    def elapsed_time(self, other):
-        return 1.0
 
 
 _local = threading.local()
