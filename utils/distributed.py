@@ -157,36 +157,81 @@ def run_on_first_rank(function: Callable[[], T]) -> T | None:
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce forward and all-reduce of the gradient backward."""
+    """All-reduce forward and of the gradient backward; a gradient that is equal on all ranks is summed without one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, equal_gradient: bool) -> Tensor:
+        ctx.equal_gradient = equal_gradient
         x = x.clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.equal_gradient:
+            return grad * world_size(), None
         grad = grad.clone()
         dist.all_reduce(grad)
-        return grad
+        return grad, None
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather of several tensors as one; reduce-scatter of the gradient of each one that has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if len(tensors) == 1:
+            return (_all_gather(tensors[0]),)
+        flat = [x.reshape(1, -1).view(torch.uint8) for x in tensors]  # bytes: the types may differ
+        gathered = _all_gather(torch.cat(flat, dim=1)).split([x.shape[1] for x in flat], dim=1)  # each (W, bytes)
+        return tuple(
+            part.contiguous().view(x.dtype).reshape(-1, *x.shape[1:])
+            for part, x in zip(gathered, tensors, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = zip(grads, ctx.needs_input_grad, strict=True)
+        return tuple(_reduce_scatter(grad) if needed else None for grad, needed in wanted)
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    """(N, ...) on each rank -> (W * N, ...) on every rank."""
+    out = x.new_empty(world_size() * len(x), *x.shape[1:])
+    # torch 2.14 renamed this function and the next one and warns of the old names.
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(out, x.contiguous())
+    return out
+
+
+def _reduce_scatter(x: Tensor) -> Tensor:
+    """(W * N, ...) on every rank -> the sum over ranks of this rank's (N, ...)."""
+    out = x.new_empty(len(x) // world_size(), *x.shape[1:])
+    getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(out, x.contiguous())
+    return out
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum of x over ranks, with gradient."""
-    return x if world_size() == 1 else _Sum.apply(x)
+    return x if world_size() == 1 else _Sum.apply(x, False)
 
 
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """Average of x over ranks, with gradient."""
-    return x if world_size() == 1 else _Sum.apply(x) / world_size()
+def mean_over_ranks(x: Tensor, equal_gradient: bool = False) -> Tensor:
+    """Average of x over ranks, with gradient.
+
+    equal_gradient: whether the gradient of the result is the same on every rank, as that of a loss that all ranks
+    compute from averages alone. It then needs no collective.
+    """
+    return x if world_size() == 1 else _Sum.apply(x, equal_gradient) / world_size()
 
 
 def gather(x: Tensor) -> Tensor:
-    """(N, ...) on each rank -> (W * N, ...) on every rank, in rank order, with gradient."""
+    """(N, ...) on each rank -> (W * N, ...) on every rank, in rank order, with gradient; N is the same on all ranks."""
+    return gather_together(x)[0]
+
+
+def gather_together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """`gather` of several tensors, of any types and lengths, in one collective."""
     if world_size() == 1:
-        return x
-    slots = [torch.zeros_like(x) for _ in range(world_size())]
-    slots[rank()] = x
-    gathered: Tensor = _Sum.apply(torch.cat(slots))
+        return tensors
+    gathered: tuple[Tensor, ...] = _Gather.apply(*tensors)
     return gathered
