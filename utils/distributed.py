@@ -185,8 +185,7 @@ class _Gather(torch.autograd.Function):
         flat = [x.reshape(1, -1).view(torch.uint8) for x in tensors]  # bytes: the types may differ
         gathered = _all_gather(torch.cat(flat, dim=1)).split([x.shape[1] for x in flat], dim=1)  # each (W, bytes)
         return tuple(
-            part.contiguous().view(x.dtype).reshape(-1, *x.shape[1:])
-            for part, x in zip(gathered, tensors, strict=True)
+            part.contiguous().view(x.dtype).reshape(-1, *x.shape[1:]) for part, x in zip(gathered, tensors, strict=True)
         )
 
     @staticmethod
