@@ -184,8 +184,10 @@ class _Gather(torch.autograd.Function):
             return (_all_gather(tensors[0]),)
         flat = [x.reshape(1, -1).view(torch.uint8) for x in tensors]  # bytes: the types may differ
         gathered = _all_gather(torch.cat(flat, dim=1)).split([x.shape[1] for x in flat], dim=1)  # each (W, bytes)
+        # Clones are aligned for their type; parts lie at any byte.
+        parts = [part.clone(memory_format=torch.contiguous_format).view(-1) for part in gathered]
         return tuple(
-            part.contiguous().view(x.dtype).reshape(-1, *x.shape[1:]) for part, x in zip(gathered, tensors, strict=True)
+            part.view(x.dtype).view(world_size() * len(x), *x.shape[1:]) for part, x in zip(parts, tensors, strict=True)
         )
 
     @staticmethod
