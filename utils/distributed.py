@@ -7,6 +7,7 @@ for being distributed: a reduction without gradient gives the right loss and a g
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+# A rank may wait in a collective while another evaluates alone (k-means, pictures). A process that fails does not keep
+# the others waiting: its connection tells (utils/peers.py).
+TIME_LIMIT = timedelta(hours=12)
 WAIT = 0.1  # seconds between two looks for the other ranks
 _barriers = 0  # calls of barrier(): each has keys of its own in the store
 COMMUNICATION = ("gloo", "NCCL", "c10d", "TCPStore", "Connection closed by peer", "Connection reset by peer")
@@ -61,10 +65,40 @@ def rank_zero_print(text: str) -> None:
         print(text, flush=True)
 
 
-def init_process_group(cuda: bool) -> None:
-    """Form a group with the processes that torchrun started beside this one, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+def launched_local_rank() -> int:
+    """The number that the launcher gave this process among those of its machine: which GPU it takes."""
+    return next((int(os.environ[k]) for k in ("LOCAL_RANK", "SLURM_LOCALID") if k in os.environ), 0)
+
+
+def init_process_group(device: torch.device, processes: int) -> None:
+    """Form a group with the processes that torchrun or srun started beside this one, if there are several.
+
+    device: of this process. It becomes torch's current one before the group forms: objects are exchanged through it,
+    and two ranks that exchange through one GPU are refused by NCCL.
+    """
+    if max(processes, int(os.environ.get("WORLD_SIZE", "1"))) == 1 or dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        _export_slurm_variables()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device, timeout=TIME_LIMIT)
+    else:
+        dist.init_process_group("gloo", timeout=TIME_LIMIT)
+
+
+def _export_slurm_variables() -> None:
+    """What torch reads from torchrun's variables, from those of SLURM. MASTER_ADDR and MASTER_PORT stay as they are."""
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)  # the first machine, and a port that the number of the job decides
+    os.environ |= {
+        "MASTER_ADDR": slurm.main_address,
+        "MASTER_PORT": str(slurm.main_port),
+        "RANK": str(slurm.global_rank()),
+        "LOCAL_RANK": str(slurm.local_rank()),
+        "WORLD_SIZE": str(slurm.world_size()),
+    }
 
 
 def destroy_process_group() -> None:

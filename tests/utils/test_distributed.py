@@ -1,5 +1,6 @@
 """Collectives and their gradients; what ranks agree on beside sums: errors, and work of the first rank."""
 
+import os
 import time
 from datetime import timedelta
 
@@ -10,12 +11,14 @@ import torch.distributed as dist
 from methods.base import ViewFeatures
 from tests.helpers.collectives import Collective, CountCollectives
 from tests.helpers.commands import build_method
+from tests.helpers.runs import slurm_job
 from tests.prove import Pooled, cases, local_batch
 from utils.distributed import (
     ProcessError,
     barrier,
     gather,
     gather_together,
+    init_process_group,
     is_communication_error,
     mean_over_ranks,
     raise_together,
@@ -115,6 +118,48 @@ CALLS = {
 @pytest.mark.parametrize("case", cases())
 def test_loss_of_a_method_calls_few_collectives(case, ranks):
     assert ranks(2).run(_step_calls, case) == [CALLS.get(case.split()[0], [])] * 2
+
+
+@pytest.fixture
+def formed(monkeypatch):
+    """The calls by which a process forms a group on a machine that pretends to have GPUs."""
+    calls = []
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: calls.append(("set_device", device)))
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: calls.append((*args, kwargs)))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+        monkeypatch.delenv(name)
+    return calls
+
+
+def test_init_process_group_takes_its_own_gpu_before_the_group_forms(monkeypatch, formed):
+    """NCCL refuses two ranks of one group whose objects go through the same GPU, and ends waits after ten minutes."""
+    monkeypatch.setenv("RANK", "1")
+    init_process_group(torch.device("cuda", 1), processes=2)
+    (first, device), (backend, options) = formed
+    assert (first, device, backend) == ("set_device", torch.device("cuda", 1), "nccl")
+    assert options["device_id"] == torch.device("cuda", 1)
+    assert options["timeout"] >= timedelta(hours=1)
+
+
+def test_init_process_group_on_the_cpu_and_of_one_process(monkeypatch, formed):
+    init_process_group(torch.device("cuda", 0), processes=1)
+    assert formed == []
+    monkeypatch.setenv("RANK", "0")
+    init_process_group(torch.device("cpu"), processes=2)
+    ((backend, options),) = formed
+    assert (backend, set(options)) == ("gloo", {"timeout"})
+
+
+def test_init_process_group_knows_the_variables_of_slurm(monkeypatch, formed):
+    slurm_job(monkeypatch)
+    for name, value in {"NTASKS": "4", "NTASKS_PER_NODE": "2", "NNODES": "2", "PROCID": "3", "LOCALID": "1",
+                        "NODEID": "1", "NODELIST": "node[17-18]"}.items():  # fmt: skip
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    init_process_group(torch.device("cuda", 1), processes=4)
+    expected = {"MASTER_ADDR": "node17", "MASTER_PORT": "19711", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
+    assert {name: os.environ[name] for name in expected} == expected
+    assert [call[0] for call in formed] == ["set_device", "nccl"]
 
 
 LIMIT = timedelta(milliseconds=300)
