@@ -32,22 +32,26 @@ def nnclr_loss(rows: Tensor, index: list[Tensor], p: list[Tensor], temperature: 
     all_index, all_p = gather_together(torch.stack(index, dim=1), torch.stack(p, dim=1))  # (N, L), (N, V, D)
     nn, all_nn = [rows[i] for i in index], [rows[i] for i in all_index.unbind(dim=1)]
     self_index = torch.arange(len(p[0]), device=p[0].device) + rank() * len(p[0])  # (n,) columns of this rank's images
-    pairs = zip(view_pairs(p, nn), view_pairs(all_p.unbind(dim=1), all_nn), strict=True)
+    pairs = list(zip(view_pairs(p, nn), view_pairs(all_p.unbind(dim=1), all_nn), strict=True))
+    columns = 2 * len(pairs) * len(all_p)  # of the similarities of all terms together
     terms = [
-        _cross_entropy(queries, keys, self_index, temperature)
+        _cross_entropy(queries, keys, self_index, temperature, columns)
         for (local_p, local_nn), (global_p, global_nn) in pairs
         for queries, keys in ((local_nn, global_p), (local_p, global_nn))
     ]
     return torch.stack(terms).mean()
 
 
-def _cross_entropy(queries: Tensor, keys: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """Mean over (n, D) queries i of  -log e(q_i . k_index_i) / sum_k e(q_i . k_k)  with (N, D) keys."""
+def _cross_entropy(queries: Tensor, keys: Tensor, index: Tensor, temperature: float, columns: int) -> Tensor:
+    """Mean over (n, D) queries i of  -log e(q_i . k_index_i) / sum_k e(q_i . k_k)  with (N, D) keys.
+
+    columns: of the matrix that is computed in chunks of rows, of which the similarities are a part.
+    """
 
     def terms(queries: Tensor, index: Tensor) -> tuple[Tensor]:
         return (F.cross_entropy(queries @ keys.T / temperature, index, reduction="sum")[None],)
 
-    (sums,) = map_row_chunks(terms, len(keys), queries, index)
+    (sums,) = map_row_chunks(terms, columns, queries, index)
     return sums.sum() / len(queries)
 
 

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from methods.nnclr import nnclr_loss
 from methods.simclr import nt_xent, supcon
+from tests.helpers.memory import PeakMemory
 from tests.helpers.networks import random_views
 from utils import row_chunks
 from utils.precision import l2_normalize
@@ -43,7 +41,7 @@ def test_loss_and_gradients_in_chunks_are_those_of_the_full_matrix(name, v, rows
     """7 images: the last chunk is smaller than the others, and chunks cut through the views of an image."""
     views = random_views(v, 7, 5)
     full = loss_and_gradients(LOSSES[name], views)
-    columns = 7 if name == "info_nce" else 7 * v
+    columns = 4 * 7 * (v - 1) if name == "info_nce" else 7 * v  # InfoNCE: 4 (v - 1) terms
     monkeypatch.setattr(row_chunks, "MAX_ENTRIES", rows * columns + 1)
     for part, expected in zip(loss_and_gradients(LOSSES[name], views), full, strict=True):
         assert_close(part, expected, rtol=1e-13, atol=1e-13)
@@ -86,33 +84,15 @@ def test_small_matrices_are_computed_once_and_large_ones_again_in_the_backward_p
         assert calls[len(forward) :] == backward
 
 
-class PeakMemory(TorchDispatchMode):
-    """The most bytes that tensors made inside the block held at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.alive, self.peak = {}, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                reference = StorageWeakRef(x.untyped_storage())
-                self.alive[reference.cdata] = (reference, x.untyped_storage().nbytes())
-        self.alive = {k: v for k, v in self.alive.items() if not v[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
-        return out
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_memory_of_forward_and_backward_is_bounded(name, monkeypatch):
-    """1,024 rows of 1,024 similarities are 8 MiB a matrix in float64; a chunk has 1/16 of it."""
-    views = random_views(2, 1024 if name == "info_nce" else 512, 5)
+    """The similarities are 2**20 numbers, 8 MiB in float64, in the four terms of InfoNCE together; a chunk has 1/16."""
+    views = random_views(2, 512, 5)
     peaks = {}
     for limit in (2**20, 2**16):
         monkeypatch.setattr(row_chunks, "MAX_ENTRIES", limit)
         with PeakMemory() as memory:
             loss_and_gradients(LOSSES[name], views)
         peaks[limit] = memory.peak
-    assert peaks[2**20] > 3 * 2**23, "several matrices at once: what the chunks are for"
+    assert peaks[2**20] > 2**23, "the whole matrix, and more"
     assert peaks[2**16] < 7 * 2**19 + 2**20, "a few chunks, and the embeddings"
