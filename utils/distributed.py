@@ -98,6 +98,7 @@ def _export_slurm_variables() -> None:
         "RANK": str(slurm.global_rank()),
         "LOCAL_RANK": str(slurm.local_rank()),
         "WORLD_SIZE": str(slurm.world_size()),
+        "LOCAL_WORLD_SIZE": str(slurm.world_size() // int(os.environ.get("SLURM_NNODES", "1"))),
     }
 
 

@@ -126,7 +126,7 @@ def formed(monkeypatch):
     calls = []
     monkeypatch.setattr("torch.cuda.set_device", lambda device: calls.append(("set_device", device)))
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: calls.append((*args, kwargs)))
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # so that what the code sets is taken back
         monkeypatch.delenv(name)
     return calls
@@ -157,7 +157,8 @@ def test_init_process_group_knows_the_variables_of_slurm(monkeypatch, formed):
                         "NODEID": "1", "NODELIST": "node[17-18]"}.items():  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
     init_process_group(torch.device("cuda", 1), processes=4)
-    expected = {"MASTER_ADDR": "node17", "MASTER_PORT": "19711", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
+    expected = {"MASTER_ADDR": "node17", "MASTER_PORT": "19711", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4",
+                "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
     assert {name: os.environ[name] for name in expected} == expected
     assert [call[0] for call in formed] == ["set_device", "nccl"]
 
