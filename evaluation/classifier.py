@@ -205,11 +205,14 @@ def compute_features(network: nn.Module, images: Tensor, device: torch.device) -
 
     On a CUDA GPU as pretraining computes them by default: images in channels-last layout, and bf16 where it is native.
     """
+    features: Tensor
     if device.type != "cuda":
-        return network(images).float()
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast("cuda", torch.bfloat16, enabled=native):
-        return network(images.contiguous(memory_format=torch.channels_last)).float()
+        features = network(images)
+    else:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.autocast("cuda", torch.bfloat16, enabled=native):
+            features = network(images.contiguous(memory_format=torch.channels_last))
+    return features.float()
 
 
 def new_head(width: int, classes: int, device: torch.device) -> nn.Linear:
