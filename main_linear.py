@@ -21,7 +21,7 @@ from runs.folder import new_run_id, temporary_on_error, write_bad_images, writes
 from runs.loggers import log_results
 from utils.distributed import destroy_process_group, rank, rank_zero_print
 from utils.errors import run_cli
-from utils.hardware import choose_hardware, local_device, relaunch_with_torchrun
+from utils.hardware import choose_hardware, local_device, start_processes
 from utils.peers import init_process_group
 from utils.plan import BackboneConfig
 from utils.scores import Rows, all_numbers
@@ -81,8 +81,8 @@ def main(argv: list[str]) -> None:
     """Parse, load the weights, evaluate them, export one."""
     args = parse_evaluation(argv, list(DATASETS), EVALUATIONS)
     hardware = choose_hardware(args.accelerator, args.gpus)
-    relaunch_with_torchrun(hardware, argv)
-    init_process_group(hardware.accelerator == "cuda")
+    start_processes(hardware, argv)
+    init_process_group(local_device(hardware), hardware.processes)
     sources = load.open_all_weights(args.pretrained_feature_extractor)
     size = load.choose_size(args.large_size, sources, DATASETS[args.dataset].views.get("large_size", 224))
     if args.export:

@@ -185,11 +185,34 @@ def train(
 
 
 def _average_gradients(modules: Sequence[nn.Module]) -> None:
-    """Average over ranks: each has seen its share of the batch."""
+    """Average over ranks, in one collective: each has seen its share of the batch."""
     if world_size() > 1:
-        for p in (p for module in modules for p in module.parameters()):
-            if p.grad is not None:
-                p.grad = mean_over_ranks(p.grad)
+        gradients = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+        averages = mean_over_ranks(torch.cat([g.flatten() for g in gradients])).split([g.numel() for g in gradients])
+        for gradient, average in zip(gradients, averages, strict=True):
+            gradient.copy_(average.view_as(gradient))
+
+
+def to_fastest_layout(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network itself, on a CUDA GPU with the weights of its convolutions in channels-last layout."""
+    for convolution in (m for m in network.modules() if isinstance(m, nn.Conv2d) and device.type == "cuda"):
+        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def compute_features(network: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Features (N, D) in float32 of images (N, 3, H, W).
+
+    On a CUDA GPU as pretraining computes them by default: images in channels-last layout, and bf16 where it is native.
+    """
+    features: Tensor
+    if device.type != "cuda":
+        features = network(images)
+    else:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.autocast("cuda", torch.bfloat16, enabled=native):
+            features = network(images.contiguous(memory_format=torch.channels_last))
+    return features.float()
 
 
 def new_head(width: int, classes: int, device: torch.device) -> nn.Linear:
@@ -220,10 +243,11 @@ def linear_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> t
 
     def loss_of(batch: Batch) -> Tensor:
         with torch.no_grad():
-            features = target.network(batch.views[0]).float()
+            features = compute_features(target.network, batch.views[0], target.device)
         return torch.stack([F.cross_entropy(head(features), batch.labels) for head in heads]).sum()
 
     with evaluation_mode(target.network):
+        to_fastest_layout(target.network, target.device)
         batches = target.train_subset_loader(rows)
         train(batches, list(heads), settings.lrs, loss_of, settings, f"{target.title}, linear")
     heads.cpu()
@@ -255,13 +279,13 @@ def _finetune(
     target: EvaluationTarget, settings: ClassifierSettings, rows: Tensor, lr: float
 ) -> tuple[nn.Module, nn.Linear]:
     """A copy of the network and a head on CPU, trained together at one learning rate."""
-    network = copy.deepcopy(target.network).train()
+    network = to_fastest_layout(copy.deepcopy(target.network), target.device).train()
     if world_size() > 1:
         synchronize_batch_norm(network, target.device.type == "cuda")
     head = new_head(target.feature_width, target.classes, target.device)
 
     def loss_of(batch: Batch) -> Tensor:
-        return F.cross_entropy(head(network(batch.views[0]).float()), batch.labels)
+        return F.cross_entropy(head(compute_features(network, batch.views[0], target.device)), batch.labels)
 
     title = f"{target.title}, finetune {lr:g}"
     train(target.train_subset_loader(rows), [network, head], [lr, lr], loss_of, settings, title)

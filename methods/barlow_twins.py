@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 
+import torch
 from torch import Tensor, nn
 
 from methods.base import Method, ViewFeatures
@@ -14,11 +15,13 @@ from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
 
 
-def standardize(z: Tensor, eps: float = 1e-5) -> Tensor:
-    """Scale each coordinate of (n, D) embeddings to mean 0 and standard deviation 1 over the global batch."""
-    z = at_least_float32(z)
-    z = z - mean_over_ranks(z.mean(dim=0))
-    return z * (mean_over_ranks(z.square().mean(dim=0)) + eps).rsqrt()
+def standardize(views: list[Tensor], eps: float = 1e-5) -> list[Tensor]:
+    """Scale each coordinate of (n, D) embeddings to mean 0 and standard deviation 1 over the global batch of a view."""
+    views = [at_least_float32(z) for z in views]
+    means = mean_over_ranks(torch.stack([z.mean(dim=0) for z in views]))  # of all views in one collective
+    views = [z - mean for z, mean in zip(views, means, strict=True)]
+    variances = mean_over_ranks(torch.stack([z.square().mean(dim=0) for z in views]))
+    return [z * (variance + eps).rsqrt() for z, variance in zip(views, variances, strict=True)]
 
 
 @full_precision
@@ -26,10 +29,10 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, lamb: float) -> dict[str, Tensor]:
     """Eq. 1:  sum_i (1 - C_ii)^2  +  lambda * sum_i sum_{j != i} C_ij^2
 
     z1, z2: (n, D) embeddings of two views of this rank's images. C (eq. 2) is their cross-correlation over the global
-    batch. Averages over ranks carry their gradient: the loss is the same on each rank, and so is its gradient.
+    batch. Averages over ranks carry their gradient: the loss is the same on each rank, and so is the gradient of C.
     """
-    z1, z2 = standardize(z1), standardize(z2)
-    c = mean_over_ranks(z1.T @ z2 / len(z1))  # (D, D)
+    z1, z2 = standardize([z1, z2])
+    c = mean_over_ranks(z1.T @ z2 / len(z1), equal_gradient=True)  # (D, D)
     invariance = (1 - c.diagonal()).square().sum()
     redundancy = c.square().sum() - c.diagonal().square().sum()
     return {"loss": invariance + lamb * redundancy, "invariance": invariance, "redundancy": redundancy}

@@ -9,33 +9,50 @@ from torch.nn import functional as F
 from methods.base import Method, ViewFeatures, view_pairs
 from utils.arg_types import positive_float, positive_int
 from utils.batch import Batch
-from utils.distributed import gather, rank
+from utils.distributed import gather_together, rank
 from utils.errors import UserError
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
 from utils.queue import FeatureQueue
+from utils.row_chunks import map_row_chunks
 
 
 @full_precision
-def nnclr_loss(neighbours: list[Tensor], p: list[Tensor], temperature: float) -> Tensor:
+def nnclr_loss(rows: Tensor, index: list[Tensor], p: list[Tensor], temperature: float) -> Tensor:
     """Eq. 3 and its transpose:  -log e(NN_i . p_i) / sum_k e(NN_i . p_k)  and with  sum_k e(NN_k . p_i)  instead.
 
-    neighbours: (n, D) unit rows of the queue, nearest to the large views of this rank's images. p: (n, D) unit
-    predictions of all views, large ones first. k runs over the N images of the global batch; mean over images, over the
-    two terms and over the pairs of a view and the neighbour of another, large one.
+    rows: (K, D) unit rows of the queue. index: (n,) positions in it of the neighbours NN of the large views of this
+    rank's images. p: (n, D) unit predictions of all views, large ones first. k runs over the N images of the global
+    batch; mean over images, over the two terms and over the pairs of a view and the neighbour of another, large one.
     Deviation: the paper has two views, and writes the transposed term without the mean.
     """
-    all_nn, all_p = (gather(torch.stack(x, dim=1)).unbind(dim=1) for x in (neighbours, p))  # each (N, D)
+    # The queue is equal on all ranks: positions say as much as the neighbours themselves.
+    all_index, all_p = gather_together(torch.stack(index, dim=1), torch.stack(p, dim=1))  # (N, L), (N, V, D)
+    nn, all_nn = [rows[i] for i in index], [rows[i] for i in all_index.unbind(dim=1)]
     self_index = torch.arange(len(p[0]), device=p[0].device) + rank() * len(p[0])  # (n,) columns of this rank's images
-    pairs = zip(view_pairs(p, neighbours), view_pairs(all_p, all_nn), strict=True)
+    pairs = list(zip(view_pairs(p, nn), view_pairs(all_p.unbind(dim=1), all_nn), strict=True))
+    columns = 2 * len(pairs) * len(all_p)  # of the similarities of all terms together
     terms = [
-        F.cross_entropy(queries @ keys.T / temperature, self_index)
+        _cross_entropy(queries, keys, self_index, temperature, columns)
         for (local_p, local_nn), (global_p, global_nn) in pairs
         for queries, keys in ((local_nn, global_p), (local_p, global_nn))
     ]
     return torch.stack(terms).mean()
+
+
+def _cross_entropy(queries: Tensor, keys: Tensor, index: Tensor, temperature: float, columns: int) -> Tensor:
+    """Mean over (n, D) queries i of  -log e(q_i . k_index_i) / sum_k e(q_i . k_k)  with (N, D) keys.
+
+    columns: of the matrix that is computed in chunks of rows, of which the similarities are a part.
+    """
+
+    def terms(queries: Tensor, index: Tensor) -> tuple[Tensor]:
+        return (F.cross_entropy(queries @ keys.T / temperature, index, reduction="sum")[None],)
+
+    (sums,) = map_row_chunks(terms, columns, queries, index)
+    return sums.sum() / len(queries)
 
 
 class NNCLR(Method):
@@ -75,7 +92,7 @@ class NNCLR(Method):
         p = [l2_normalize(self.predictor(x)) for x in z]
         queries = [l2_normalize(x).detach() for x in z[: len(feats.large)]]
         found = [self.queue.nearest(q) for q in queries]
-        loss = nnclr_loss([self.queue.rows[index] for index, _ in found], p, self.args.temperature)
+        loss = nnclr_loss(self.queue.rows, [index for index, _ in found], p, self.args.temperature)
         index, similarity = found[0]
         out = {"loss": loss, "nn_similarity": similarity.mean(), **self._neighbour_metrics(index, batch.labels)}
         self.queue.push(queries[0], batch.labels)  # after the look-ups, or the batch would find itself

@@ -3,35 +3,28 @@
 from argparse import Namespace
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from methods.base import Method, ViewFeatures
 from utils.arg_types import positive_float
 from utils.batch import Batch
-from utils.distributed import gather, rank
+from utils.distributed import gather, gather_together, rank
 from utils.errors import UserError
 from utils.heads import add_projector_flags, projector
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
+from utils.row_chunks import map_row_chunks
 
 
-def similarities(views: list[Tensor], temperature: float) -> tuple[Tensor, Tensor]:
-    """Cosines / T of this rank's views with all views of the global batch, and each view's own column.
-
-    views: V tensors (n, D). Returns logits (nV, NV) and self_index (nV,); rows and columns are ordered by image, then
-    by view.
-    """
-    v, n = len(views), len(views[0])
-    z = torch.stack([l2_normalize(x) for x in views], dim=1)  # (n, V, D)
-    all_z = rearrange(gather(z), "N V D -> (N V) D")
-    self_index = torch.arange(n * v, device=z.device) + rank() * n * v
-    return rearrange(z, "n V D -> (n V) D") @ all_z.T / temperature, self_index
+def unit_views(views: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Unit vectors (nV, D) of V views (n, D), ordered by image, then by view, and their rows (nV,) among all ranks'."""
+    z = torch.stack([l2_normalize(x) for x in views], dim=1).flatten(0, 1)
+    return z, torch.arange(len(z), device=z.device) + rank() * len(z)
 
 
 def log_normalizer(logits: Tensor, self_index: Tensor) -> Tensor:
-    """log sum_{k != i} exp(logits_ik) for each row i: (nV, NV) -> (nV,)."""
+    """log sum_{k != i} exp(logits_ik) for each row i: (m, NV) -> (m,). self_index: (m,) columns k = i."""
     rows = torch.arange(len(logits), device=logits.device)
     return logits.index_put((rows, self_index), logits.new_full((), -torch.inf)).logsumexp(dim=1)
 
@@ -45,12 +38,18 @@ def nt_xent(views: list[Tensor], temperature: float) -> dict[str, Tensor]:
     Deviation: the paper has two views; the mean over several positives stands outside the logarithm.
     """
     v = len(views)
-    logits, self_index = similarities(views, temperature)
-    image, view = self_index // v, self_index % v  # (nV,)
-    others = torch.arange(v - 1, device=logits.device)
-    others = others + (others >= view[:, None])  # (nV, V - 1) the other views of the same image
-    positive = logits.gather(1, image[:, None] * v + others)  # by columns: a boolean mask would wait for the GPU
-    loss = log_normalizer(logits, self_index) - positive.mean(dim=1)  # (nV,)
+    z, self_index = unit_views(views)
+    all_z = gather(z)  # (NV, D)
+
+    def terms(z: Tensor, self_index: Tensor) -> tuple[Tensor, Tensor]:
+        logits = z @ all_z.T / temperature  # (m, NV)
+        image, view = self_index // v, self_index % v  # (m,)
+        others = torch.arange(v - 1, device=z.device)
+        others = others + (others >= view[:, None])  # (m, V - 1) the other views of the same image
+        positive = logits.gather(1, image[:, None] * v + others)  # by columns: a boolean mask would wait for the GPU
+        return log_normalizer(logits, self_index) - positive.mean(dim=1), positive
+
+    loss, positive = map_row_chunks(terms, len(all_z), z, self_index)
     return {"loss": loss.mean(), "positive_similarity": positive.mean() * temperature}
 
 
@@ -62,16 +61,19 @@ def supcon(views: list[Tensor], labels: Tensor, temperature: float) -> dict[str,
     views: as in `nt_xent`. labels: (n,) of this rank's images. P(i): all other views of i's image and all views of
     images of its class; an image of unknown label, -1, has only its own. One image per class: NT-Xent.
     """
-    v, n = len(views), len(views[0])
-    logits, self_index = similarities(views, temperature)
+    z, self_index = unit_views(views)
     # Unknown labels become distinct labels: below -1, by the position of the image in the global batch.
-    unknown = -2 - torch.arange(n, device=labels.device) - rank() * n
-    local_labels = torch.where(labels < 0, unknown, labels)
-    all_labels = gather(local_labels).repeat_interleave(v)  # (NV,)
-    positive = (local_labels.repeat_interleave(v)[:, None] == all_labels).to(logits.dtype)  # (nV, NV)
-    positive[torch.arange(n * v, device=logits.device), self_index] = 0
-    similarity = (logits * positive).sum(dim=1) / positive.sum(dim=1)  # (nV,) mean over P(i)
-    loss = log_normalizer(logits, self_index) - similarity
+    labels = torch.where(labels < 0, -2 - self_index[:: len(views)] // len(views), labels).repeat_interleave(len(views))
+    all_z, all_labels = gather_together(z, labels)  # (NV, D), (NV,)
+
+    def terms(z: Tensor, labels: Tensor, self_index: Tensor) -> tuple[Tensor, Tensor]:
+        logits = z @ all_z.T / temperature  # (m, NV)
+        positive = (labels[:, None] == all_labels).to(logits.dtype)  # (m, NV)
+        positive[torch.arange(len(z), device=z.device), self_index] = 0
+        similarity = (logits * positive).sum(dim=1) / positive.sum(dim=1)  # (m,) mean over P(i)
+        return log_normalizer(logits, self_index) - similarity, similarity
+
+    loss, similarity = map_row_chunks(terms, len(all_z), z, labels, self_index)
     return {"loss": loss.mean(), "positive_similarity": similarity.mean() * temperature}
 
 

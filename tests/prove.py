@@ -11,8 +11,10 @@ probe are the application's own.
 import functools
 import sys
 import tempfile
+import unittest.mock
 import warnings
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,25 @@ class Losses(nn.Module):
         return self.method.compute_losses(batch)
 
 
+class SumWithoutGradient(distributed._Sum):
+    """A reduction whose gradient is not reduced."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class GatherWithoutGradient(distributed._Gather):
+    """A gathering that gives back the gradient of this rank's loss alone."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grad.chunk(distributed.world_size())[distributed.rank()] for grad in grads)
+
+
+WITHOUT_GRADIENT = {"_Sum": SumWithoutGradient, "_Gather": GatherWithoutGradient}
+
+
 def local_batch(rank: int, world: int, step: int, method: Method) -> Batch:
     """This rank's part of the global batch of a step; ranks have unequally many unknown labels."""
     g = torch.Generator().manual_seed(step)
@@ -79,13 +100,8 @@ def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dic
 
     break_gradient: reduce over ranks without reducing the gradient, a common mistake that the test must detect.
     """
-    backward = distributed._Sum.backward
-    if break_gradient:
-        distributed._Sum.backward = staticmethod(lambda ctx, grad: grad)  # type: ignore[method-assign]
-    try:
+    with unittest.mock.patch.dict(vars(distributed), WITHOUT_GRADIENT if break_gradient else {}):
         return _train(rank, world, case)
-    finally:
-        distributed._Sum.backward = backward  # type: ignore[method-assign]
 
 
 def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ for being distributed: a reduction without gradient gives the right loss and a g
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+# A rank may wait in a collective while another evaluates alone (k-means, pictures). A process that fails does not keep
+# the others waiting: its connection tells (utils/peers.py).
+TIME_LIMIT = timedelta(hours=12)
 WAIT = 0.1  # seconds between two looks for the other ranks
 _barriers = 0  # calls of barrier(): each has keys of its own in the store
 COMMUNICATION = ("gloo", "NCCL", "c10d", "TCPStore", "Connection closed by peer", "Connection reset by peer")
@@ -61,10 +65,41 @@ def rank_zero_print(text: str) -> None:
         print(text, flush=True)
 
 
-def init_process_group(cuda: bool) -> None:
-    """Form a group with the processes that torchrun started beside this one, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+def launched_local_rank() -> int:
+    """The number that the launcher gave this process among those of its machine: which GPU it takes."""
+    return next((int(os.environ[k]) for k in ("LOCAL_RANK", "SLURM_LOCALID") if k in os.environ), 0)
+
+
+def init_process_group(device: torch.device, processes: int) -> None:
+    """Form a group with the processes that torchrun or srun started beside this one, if there are several.
+
+    device: of this process. It becomes torch's current one before the group forms: objects are exchanged through it,
+    and two ranks that exchange through one GPU are refused by NCCL.
+    """
+    if max(processes, int(os.environ.get("WORLD_SIZE", "1"))) == 1 or dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        _export_slurm_variables()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device, timeout=TIME_LIMIT)
+    else:
+        dist.init_process_group("gloo", timeout=TIME_LIMIT)
+
+
+def _export_slurm_variables() -> None:
+    """What torch reads from torchrun's variables, from those of SLURM. MASTER_ADDR and MASTER_PORT stay as they are."""
+    from pytorch_lightning.plugins.environments import SLURMEnvironment
+
+    slurm = SLURMEnvironment(auto_requeue=False)  # the first machine, and a port that the number of the job decides
+    os.environ |= {
+        "MASTER_ADDR": slurm.main_address,
+        "MASTER_PORT": str(slurm.main_port),
+        "RANK": str(slurm.global_rank()),
+        "LOCAL_RANK": str(slurm.local_rank()),
+        "WORLD_SIZE": str(slurm.world_size()),
+        "LOCAL_WORLD_SIZE": str(slurm.world_size() // int(os.environ.get("SLURM_NNODES", "1"))),
+    }
 
 
 def destroy_process_group() -> None:
@@ -157,36 +192,82 @@ def run_on_first_rank(function: Callable[[], T]) -> T | None:
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce forward and all-reduce of the gradient backward."""
+    """All-reduce forward and of the gradient backward; a gradient that is equal on all ranks is summed without one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, equal_gradient: bool) -> Tensor:
+        ctx.equal_gradient = equal_gradient
         x = x.clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.equal_gradient:
+            return grad * world_size(), None
         grad = grad.clone()
         dist.all_reduce(grad)
-        return grad
+        return grad, None
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather of several tensors as one; reduce-scatter of the gradient of each one that has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if len(tensors) == 1:
+            return (_all_gather(tensors[0]),)
+        flat = [x.reshape(1, -1).view(torch.uint8) for x in tensors]  # bytes: the types may differ
+        gathered = _all_gather(torch.cat(flat, dim=1)).split([x.shape[1] for x in flat], dim=1)  # each (W, bytes)
+        # Clones are aligned for their type; parts lie at any byte.
+        parts = [part.clone(memory_format=torch.contiguous_format).view(-1) for part in gathered]
+        return tuple(
+            part.view(x.dtype).view(world_size() * len(x), *x.shape[1:]) for part, x in zip(parts, tensors, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = zip(grads, ctx.needs_input_grad, strict=True)
+        return tuple(_reduce_scatter(grad) if needed else None for grad, needed in wanted)
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    """(N, ...) on each rank -> (W * N, ...) on every rank."""
+    out = x.new_empty(world_size() * len(x), *x.shape[1:])
+    # torch 2.14 renamed this function and the next one and warns of the old names.
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(out, x.contiguous())
+    return out
+
+
+def _reduce_scatter(x: Tensor) -> Tensor:
+    """(W * N, ...) on every rank -> the sum over ranks of this rank's (N, ...)."""
+    out = x.new_empty(len(x) // world_size(), *x.shape[1:])
+    getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(out, x.contiguous())
+    return out
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum of x over ranks, with gradient."""
-    return x if world_size() == 1 else _Sum.apply(x)
+    return x if world_size() == 1 else _Sum.apply(x, False)
 
 
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """Average of x over ranks, with gradient."""
-    return x if world_size() == 1 else _Sum.apply(x) / world_size()
+def mean_over_ranks(x: Tensor, equal_gradient: bool = False) -> Tensor:
+    """Average of x over ranks, with gradient.
+
+    equal_gradient: whether the gradient of the result is the same on every rank, as that of a loss that all ranks
+    compute from averages alone. It then needs no collective.
+    """
+    return x if world_size() == 1 else _Sum.apply(x, equal_gradient) / world_size()
 
 
 def gather(x: Tensor) -> Tensor:
-    """(N, ...) on each rank -> (W * N, ...) on every rank, in rank order, with gradient."""
+    """(N, ...) on each rank -> (W * N, ...) on every rank, in rank order, with gradient; N is the same on all ranks."""
+    return gather_together(x)[0]
+
+
+def gather_together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """`gather` of several tensors, of any types and lengths, in one collective."""
     if world_size() == 1:
-        return x
-    slots = [torch.zeros_like(x) for _ in range(world_size())]
-    slots[rank()] = x
-    gathered: Tensor = _Sum.apply(torch.cat(slots))
+        return tensors
+    gathered: tuple[Tensor, ...] = _Gather.apply(*tensors)
     return gathered

@@ -5,8 +5,12 @@ import sys
 
 import torch
 
+from utils.distributed import launched_local_rank
 from utils.errors import UserError
 from utils.plan import HardwareConfig
+
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # a variable of the processes that torchrun starts
+THREADS = "OMP_NUM_THREADS"
 
 
 def choose_hardware(accelerator: str, gpus: list[int] | None, num_nodes: int = 1) -> HardwareConfig:
@@ -38,16 +42,25 @@ def _choose_accelerator(requested: str) -> str:
     return requested
 
 
-def relaunch_with_torchrun(hardware: HardwareConfig, argv: list[str]) -> None:
-    """Start this program again as one process per CUDA device where it is alone and has several to use."""
-    if hardware.accelerator == "cuda" and hardware.processes > 1 and "LOCAL_RANK" not in os.environ:
+def start_processes(hardware: HardwareConfig, argv: list[str]) -> None:
+    """Start this program again as one process per CUDA device, with torchrun, where no launcher has started it.
+
+    torchrun gives each of several processes one thread. Here each takes its share of the cores instead, for the work of
+    evaluations on the CPU (k-means, L-BFGS, pictures).
+    """
+    _, started = _launched(hardware.nodes)
+    threads = str(max(1, usable_cores() // (started or hardware.processes)))
+    if hardware.accelerator == "cuda" and hardware.processes > 1 and not started:
+        os.environ.setdefault(THREADS, threads)
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(hardware.processes)]
         os.execv(sys.executable, [sys.executable, *torchrun, sys.argv[0], *argv])
+    if TORCHRUN in os.environ and started > 1 and os.environ.get(THREADS) == "1":
+        torch.set_num_threads(int(threads))
 
 
 def local_device(hardware: HardwareConfig) -> torch.device:
-    """The device of this process: of several that torchrun started, each takes its own."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    """The device of this process: of several on one machine, each takes its own."""
+    local_rank = launched_local_rank()
     if hardware.accelerator != "cuda":
         return torch.device(hardware.accelerator, 0)
     return torch.device("cuda", hardware.devices[local_rank] if isinstance(hardware.devices, list) else local_rank)
@@ -66,12 +79,22 @@ def _launched(nodes: int) -> tuple[int, int]:
     """(nodes, processes on this one) as torchrun or srun set them; 0 processes where no launcher started this one."""
     from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if TORCHRUN in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return int(os.environ["WORLD_SIZE"]) // local, local
     if SLURMEnvironment.detect():
-        nodes = int(os.environ.get("SLURM_NNODES", nodes))
-        return nodes, int(os.environ["SLURM_NTASKS"]) // nodes
+        nodes, tasks = int(os.environ.get("SLURM_NNODES", nodes)), int(os.environ["SLURM_NTASKS"])
+        if tasks % nodes or (tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ):
+            raise UserError(
+                f"SLURM has {tasks} tasks on {nodes} machines, which need equally many; give sbatch or srun "
+                f"--ntasks-per-node instead of --ntasks"
+            )
+        return nodes, tasks // nodes
+    if nodes > 1 and "NODE_RANK" not in os.environ:  # Lightning's variable, for processes that are started by hand
+        raise UserError(
+            f"--num_nodes {nodes} needs a launcher that starts the command on each machine: torchrun --nnodes {nodes}, "
+            f"or srun in a job of SLURM"
+        )
     return nodes, 0
 
 

@@ -19,6 +19,8 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import NamedTuple
 
+import torch
+
 from utils import distributed
 
 GRACE = 2.0  # seconds in which a process may still fail by itself: it knows more (and writes a post-mortem)
@@ -185,10 +187,10 @@ def watch_peers() -> None:
     _peers = local
 
 
-def init_process_group(cuda: bool) -> None:
-    """Form a group with the processes that torchrun started beside this one, if it did, and watch them."""
+def init_process_group(device: torch.device, processes: int) -> None:
+    """Form a group with the processes that torchrun or srun started beside this one, if one did, and watch them."""
     with signals_end_at_once():
-        distributed.init_process_group(cuda)
+        distributed.init_process_group(device, processes)
     watch_peers()
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.distributed import gather
+from utils.distributed import gather_together
 from utils.precision import full_precision
 
 
@@ -34,7 +34,8 @@ class FeatureQueue(nn.Module):
 
     def push(self, z: Tensor, labels: Tensor) -> None:
         """Hand in (N, D) unit vectors and (N,) labels of this rank; the rows of all ranks enter at the next flush."""
-        self._pending.append((gather(z.detach()), gather(labels)))
+        z, labels = gather_together(z.detach(), labels)
+        self._pending.append((z, labels))
 
     @torch.no_grad()
     def flush(self) -> None:

@@ -12,6 +12,7 @@ from evaluation.classifier import add_classifier_flags, classifier_settings
 from evaluation.features import FeatureSet
 from evaluation.settings import TrainingLabels
 from evaluation.target import EvaluationTarget, NetworkInfo
+from tests.helpers.collectives import CountCollectives
 from tests.helpers.evaluation import Pixels, target_of
 from utils.batch import Batch
 from utils.errors import UserError
@@ -194,3 +195,58 @@ def test_scores_say_the_fraction_and_the_chosen_rate(tmp_path):
     assert score.chosen["lr"] in (0.1, 1.0)
     (score,) = classifier.finetune(target, settings_of("--epochs", "1"))
     assert (score.name, score.chosen) == ("finetune", {})
+
+
+class Recorder(nn.Sequential):
+    """A convolutional network that records the layout of its images and the precision it computes in."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 2), nn.Flatten())
+        self.seen = []
+
+    def forward(self, x):
+        half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.float32
+        self.seen.append((x.is_contiguous(memory_format=torch.channels_last), half))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_compute_features_on_a_gpu_is_channels_last_and_bf16_where_that_is_native(native, precision, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: native)
+    network, gpu = classifier.to_fastest_layout(Recorder(), torch.device("cuda", 0)), torch.device("cuda", 0)
+    features = classifier.compute_features(network, torch.randn(2, 3, 5, 5), gpu)
+    assert network.seen == [(True, precision)]
+    assert features.dtype == torch.float32
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compute_features_on_a_cpu_is_the_network_itself():
+    network, images, cpu = Recorder(), torch.randn(2, 3, 5, 5), torch.device("cpu")
+    weight = network[0].weight
+    assert torch.equal(classifier.compute_features(classifier.to_fastest_layout(network, cpu), images, cpu),
+                       F.conv2d(images, weight, network[0].bias).flatten(1))  # fmt: skip
+    assert network.seen == [(False, torch.float32)]
+    assert weight.is_contiguous()
+
+
+def _averaged(rank, world):
+    """Gradients of two modules before and after they are averaged over ranks, and the number of collectives."""
+    torch.manual_seed(rank)
+    modules = [nn.Conv2d(3, 4, 2), nn.Linear(5, 2), nn.Linear(2, 2)]
+    modules[0].to(memory_format=torch.channels_last)
+    for p in [*modules[0].parameters(), *modules[1].parameters()]:  # the last module has no gradients
+        p.grad = torch.randn_like(p)
+    own = [p.grad.clone() for module in modules[:2] for p in module.parameters()]
+    with CountCollectives() as counted:
+        classifier._average_gradients(modules)
+    assert all(p.grad is None for p in modules[2].parameters())
+    return own, [p.grad for module in modules[:2] for p in module.parameters()], len(counted.calls)
+
+
+def test_gradients_are_averaged_over_ranks_in_one_collective(ranks):
+    (own_0, averaged_0, calls), (own_1, averaged_1, _) = ranks(2).run(_averaged)
+    assert calls == 1
+    for a, b, first, second in zip(own_0, own_1, averaged_0, averaged_1, strict=True):
+        assert torch.equal(first, (a + b) / 2)
+        assert torch.equal(second, first)

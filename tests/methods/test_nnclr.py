@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from methods import nnclr
 from methods.base import ViewFeatures
-from methods.nnclr import nnclr_loss
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
@@ -19,6 +19,12 @@ from utils.errors import UserError
 def unit(n, d, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(n, d, dtype=torch.double, generator=generator), dim=1)
+
+
+def nnclr_loss(neighbours, p, t):
+    """The loss for neighbours that are given as vectors, one (n, D) tensor per large view."""
+    index = torch.arange(len(neighbours) * len(p[0])).split(len(p[0]))
+    return nnclr.nnclr_loss(torch.cat(neighbours), list(index), p, t)
 
 
 def naive_nnclr(nn, p, t):
