@@ -2,7 +2,8 @@
 
 `specialize` makes of them the functions of an executor: parts of loops that numba compiles, operations on batches of
 tensors, parts of kernels on a GPU. A pixel is three numbers in [0, 1]; `row` holds the parameters of its view
-(`parameter_rows`). No operation branches, since a tensor cannot: `select` chooses between two results.
+(`parameter_rows`). An executor may have tensors in the place of the numbers, so no operation branches: `select` chooses
+between two results.
 """
 
 import math
@@ -14,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.sampler import ViewParams
-
-Number = Any  # a number, a tensor, or what an executor has in the place of one
 
 RED, GREEN, BLUE = 0.2989, 0.587, 0.114  # torchvision's weights of the channels in gray
 ZERO, ONE, TWO, THREE, FOUR, SIX = 0.0, 1.0, 2.0, 3.0, 4.0, 6.0
@@ -29,10 +28,10 @@ BEFORE_BLUR, AFTER_BLUR = (
     (SOLARIZE,),
 )  # columns that are above 0 where the function of that name changes a view
 
-minimum: Callable[..., Number] = min
-maximum: Callable[..., Number] = max
-absolute: Callable[..., Number] = abs
-floor: Callable[..., Number] = math.floor
+minimum: Callable[..., float] = min
+maximum: Callable[..., float] = max
+absolute: Callable[..., float] = abs
+floor: Callable[..., float] = math.floor
 
 
 def parameter_rows(params: ViewParams) -> NDArray:
@@ -41,30 +40,31 @@ def parameter_rows(params: ViewParams) -> NDArray:
     return np.column_stack(columns).astype(np.float64)
 
 
-def select(condition: Number, a: Number, b: Number) -> Number:
+def select(condition: bool, a: float, b: float) -> float:
     """a where the condition holds, else b."""
     return a if condition else b
 
 
-def parameter(row: Number, column: int) -> Number:
+def parameter(row: list, column: int) -> float:
     """One parameter of a view."""
-    return row[column]
+    value: float = row[column]
+    return value
 
 
-def clip(x: Number) -> Number:
+def clip(x: float) -> float:
     return minimum(maximum(x, ZERO), ONE)
 
 
-def triangle(distance: Number, half: Number) -> Number:
+def triangle(distance: float, half: float) -> float:
     """Weight of the filter of antialiased bilinear resizing; `half` is its half-width."""
     return maximum(ONE - absolute(distance) / half, ZERO)
 
 
-def gray(r: Number, g: Number, b: Number) -> Number:
+def gray(r: float, g: float, b: float) -> float:
     return RED * r + GREEN * g + BLUE * b
 
 
-def blend(x: Number, factor: Number, part: Number) -> Number:
+def blend(x: float, factor: float, part: float) -> float:
     """Brightness, contrast or saturation of a channel: factor * x + (1 - factor) * base, clipped.
 
     part: (1 - factor) * base, with base 0, the mean gray of the view, or the gray of the pixel.
@@ -72,7 +72,7 @@ def blend(x: Number, factor: Number, part: Number) -> Number:
     return clip(factor * x + part)
 
 
-def shift_hue(r: Number, g: Number, b: Number, sixths: Number) -> tuple[Number, Number, Number]:
+def shift_hue(r: float, g: float, b: float, sixths: float) -> tuple[float, float, float]:
     """Shift the hue by `sixths` of a sixth of the circle, exactly through HSV, without its branches.
 
     With v, m the largest and smallest channel of a pixel and c = v - m, the hue in sixths is, up to full circles,
@@ -90,18 +90,18 @@ def shift_hue(r: Number, g: Number, b: Number, sixths: Number) -> tuple[Number, 
     return red, green, blue
 
 
-def solarize(x: Number) -> Number:
+def solarize(x: float) -> float:
     return select(x >= THRESHOLD, ONE - x, x)
 
 
-def before_blur(r: Number, g: Number, b: Number, row: Number) -> tuple[Number, Number, Number]:
+def before_blur(r: float, g: float, b: float, row: list) -> tuple[float, float, float]:
     """The operations between the jitter and the blur, each where the view has it."""
     on = parameter(row, TO_GRAY) > ZERO
     level = gray(r, g, b)
     return select(on, level, r), select(on, level, g), select(on, level, b)
 
 
-def after_blur(r: Number, g: Number, b: Number, row: Number) -> tuple[Number, Number, Number]:
+def after_blur(r: float, g: float, b: float, row: list) -> tuple[float, float, float]:
     """The operations after the blur, each where the view has it."""
     on = parameter(row, SOLARIZE) > ZERO
     return select(on, solarize(r), r), select(on, solarize(g), g), select(on, solarize(b), b)
@@ -114,7 +114,7 @@ PRIMITIVES = ("minimum", "maximum", "absolute", "floor", "select", "parameter")
 def specialize(
     primitives: Mapping[str, Any], number: Callable[[float], Any], compiled: Callable[[FunctionType], Any]
 ) -> Any:
-    """The operations as attributes, made for an executor.
+    """The operations, and the constants as `number` makes them, as attributes.
 
     primitives: what the executor has for each of PRIMITIVES, and other names that its functions must see. number: a
     constant, float or int, as the executor wants it (a float in double precision would make every result one).
@@ -128,4 +128,4 @@ def specialize(
         copy = FunctionType(operation.__code__, scope, operation.__name__)
         copy.__module__ = __name__
         scope[operation.__name__] = compiled(copy)
-    return SimpleNamespace(**{operation.__name__: scope[operation.__name__] for operation in OPERATIONS})
+    return SimpleNamespace(**constants, **{operation.__name__: scope[operation.__name__] for operation in OPERATIONS})
