@@ -3,7 +3,9 @@
 Images are (N, 3, H, W) in [0, 1]; every sample has its own parameters (`data.sampler.ViewParams`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from data.pixel_operations import (
     specialize,
 )
 from data.sampler import ViewParams
+
+Statistic = tuple[float, ...]  # one number per channel
 
 
 def _minimum(a: Tensor, b: Tensor | float) -> Tensor:
@@ -75,6 +79,33 @@ def crop_axes(box: NDArray, size: int) -> tuple[Axis, Axis]:
         Axis(top, height / size, top, top + height),
         Axis(left, width / size, left, left + width),
     )
+
+
+class Views(NamedTuple):
+    """One view of each of N images that are still to be made of `pixels` (M, 3, H, W) uint8, which are contiguous.
+
+    image: (N,) rows of `pixels`. y, x: where the pixels of the views lie in the images; None: `pixels` are cropped and
+    flipped views. size: side of the views. taps: of the blur.
+    """
+
+    pixels: Tensor
+    image: NDArray
+    params: ViewParams
+    y: Axis | None
+    x: Axis | None
+    size: int
+    taps: int
+
+
+def augment_views(views: Sequence[Views], mean: Statistic, std: Statistic, dtype: torch.dtype) -> list[Tensor]:
+    """(N, 3, S, S) for each of `views`, on the device of their pixels, normalized, of type `dtype`, channels last."""
+    made = []
+    for pixels, image, params, y, x, size, taps in views:
+        images = pixels.index_select(0, upload(image, pixels.device))
+        view = images.float().div_(255) if y is None or x is None else resample(images, y, x, size, params.flip)
+        view = standardize_images(apply_color_augmentations(view, params, taps), mean, std)
+        made.append(view.to(dtype, memory_format=torch.channels_last))
+    return made
 
 
 def weights(axis: Axis, pixels: int, size: int, flip: NDArray | None, device: torch.device) -> Tensor:
@@ -164,7 +195,7 @@ def apply_color_augmentations(x: Tensor, params: ViewParams, taps: int) -> Tenso
     return x
 
 
-def standardize_images(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def standardize_images(x: Tensor, mean: Statistic, std: Statistic) -> Tensor:
     """(N, 3, H, W) uint8, or float in [0, 1], -> float32 standardized with the data set's mean and deviation."""
     x = x.float().div_(255) if x.dtype == torch.uint8 else x
     m, s = upload(np.array([mean, std]), x.device, x.dtype).view(2, 1, 3, 1, 1)

@@ -7,7 +7,6 @@ those of `data.augment_torch`; a pixel is read and written a few times, where te
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import pixel_operations
-from data.augment_torch import Axis, upload
+from data.augment_torch import Axis, Statistic, Views, upload
 from data.pixel_operations import parameter_rows, specialize
-from data.sampler import ViewParams
-
-Statistic = tuple[float, ...]  # one number per channel
 
 BLOCK = 256  # pixels of a program
 # Columns of `pack_parameters` after those of `parameter_rows`: the axes with start, scale, low and high; how many
@@ -73,22 +69,6 @@ FLIP, JITTER, FACTORS, ORDER = _operations.FLIP, _operations.JITTER, _operations
 SIGMA = _operations.SIGMA
 
 
-class Views(NamedTuple):
-    """One view of each of N images, still to be made.
-
-    pixels: (M, 3, H, W) uint8, contiguous, on the device. image: (N,) rows of `pixels`. y, x: where the pixels of the
-    views lie in the images. size: side of the views. taps: of the blur.
-    """
-
-    pixels: Tensor
-    image: NDArray
-    params: ViewParams
-    y: Axis
-    x: Axis
-    size: int
-    taps: int
-
-
 def augment_views(views: Sequence[Views], mean: Statistic, std: Statistic, dtype: torch.dtype) -> list[Tensor]:
     """(N, 3, S, S) for each of `views`, normalized, of type `dtype`, channels last; the host waits for nothing.
 
@@ -112,11 +92,19 @@ def augment_views(views: Sequence[Views], mean: Statistic, std: Statistic, dtype
     return out
 
 
+def compiles() -> bool:
+    """Whether the kernels run on the GPU: the environment may ask for Triton's interpreter, which is for tests."""
+    return isinstance(_crop, triton.JITFunction)
+
+
 def pack_parameters(views: Sequence[Views]) -> NDArray:
     """(N, COLUMNS) float32: what the kernels read of all views of one size, those with a blur first."""
     parts = []
     for view in views:
-        params, axes = view.params, (view.y, view.x)
+        assert view.pixels.is_contiguous()
+        params, size, one = view.params, float(view.size), np.ones(len(view.image))
+        whole = Axis(0 * one, one, 0 * one, size * one)  # of views that are cropped already
+        axes = (view.y or whole, view.x or whole)
         columns = [a for axis in axes for a in (axis.start, axis.scale, axis.low, axis.high)]
         first = np.where(params.jitter, (params.order == pixel_operations.CONTRAST).argmax(axis=1), 0)
         parts.append(np.column_stack([parameter_rows(params), *columns, first, np.zeros((len(first), 4))]))
