@@ -123,7 +123,7 @@ def specialize(
     missing = set(PRIMITIVES) - primitives.keys()
     assert not missing, f"an executor without {sorted(missing)}"
     constants = {name: number(value) for name, value in globals().items() if isinstance(value, int | float)}
-    scope: dict[str, Any] = {"__name__": __name__, **constants, **primitives}
+    scope: dict[str, Any] = {"__name__": __name__, "__builtins__": __builtins__, **constants, **primitives}
     for operation in OPERATIONS:
         copy = FunctionType(operation.__code__, scope, operation.__name__)
         copy.__module__ = __name__
