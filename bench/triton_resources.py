@@ -49,7 +49,9 @@ def resources(target: int) -> Iterator[Resources]:
         constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
         signature = {name: "constexpr" if name in constants else argument_type(name) for name in kernel.arg_names}
         source = ASTSource(kernel, signature, constants, pointers_aligned(kernel.arg_names))
-        compiled = triton.compile(source, target=GPUTarget("cuda", target, 32))
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", target, 32), options={"num_warps": augment_triton.WARPS}
+        )
         assembler = get_ptxas(target).path
         yield Resources(kernel.__name__, target, *assemble(assembler, compiled.asm["ptx"]))
 

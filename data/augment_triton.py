@@ -20,6 +20,8 @@ from data.augment_torch import Axis, Statistic, Views, upload
 from data.pixel_operations import parameter_rows, specialize
 
 BLOCK = 256  # pixels of a program
+# A pixel for each thread: with several, Triton moves them between threads, through barriers, in the innermost loops.
+WARPS = BLOCK // 32
 # Columns of `pack_parameters` after those of `parameter_rows`: the axes with start, scale, low and high; how many
 # colour properties come before the contrast; the address of the image, two columns; the row of the view in the output.
 Y_AXIS, X_AXIS, BEFORE_CONTRAST, ADDRESS, OUTPUT, COLUMNS = (tl.constexpr(n) for n in (13, 17, 21, 22, 24, 26))
@@ -125,17 +127,18 @@ def augment_batch(
     image: height and width of the images. taps: of the blur.
     """
     n, tiles = len(rows), triton.cdiv(size * size, BLOCK)
+    shape = {"SIZE": size, "BLOCK": BLOCK, "num_warps": WARPS}
     out = torch.empty(n, 3, size, size, dtype=dtype, device=rows.device, memory_format=torch.channels_last)
     work = torch.empty(n, 3, size, size, device=rows.device)
     gray_sums = torch.empty(n, tiles, device=rows.device)
     gain, shift = [1 / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
-    _crop[n, tiles](rows, work, gray_sums, *image, SIZE=size, BLOCK=BLOCK)
+    _crop[n, tiles](rows, work, gray_sums, *image, **shape)
     padded = triton.next_power_of_2(tiles)
-    _color[n, tiles](rows, work, gray_sums, out, blurred, *gain, *shift, SIZE=size, BLOCK=BLOCK, TILES=padded)
+    _color[n, tiles](rows, work, gray_sums, out, blurred, *gain, *shift, TILES=padded, **shape)
     if blurred:
         columns = torch.empty(blurred, 3, size, size, device=rows.device)
-        _blur_columns[blurred, tiles](rows, work, columns, taps // 2, SIZE=size, BLOCK=BLOCK)
-        _blur_rows[blurred, tiles](rows, columns, out, taps // 2, *gain, *shift, SIZE=size, BLOCK=BLOCK)
+        _blur_columns[blurred, tiles](rows, work, columns, taps // 2, **shape)
+        _blur_rows[blurred, tiles](rows, columns, out, taps // 2, *gain, *shift, **shape)
     return out
 
 
@@ -244,14 +247,13 @@ def _crop(rows, work, gray_sums, height, width, SIZE: tl.constexpr, BLOCK: tl.co
     total = tl.zeros([BLOCK], tl.float32)
     for y in range(taps_y):
         weight_y = _weight(first_y + y, centre_y, half_y, low_y, high_y)
-        line = image + (first_y + y) * width
+        line = tl.minimum(tl.maximum(first_y + y, 0), height - 1) * width  # outside of the image weights are 0
         for x in range(taps_x):
             weight = weight_y * _weight(first_x + x, centre_x, half_x, low_x, high_x)
-            there = inside & (weight > 0)
-            pixel = line + first_x + x
-            r += weight * tl.load(pixel, mask=there, other=0).to(tl.float32)
-            g += weight * tl.load(pixel + height * width, mask=there, other=0).to(tl.float32)
-            b += weight * tl.load(pixel + 2 * height * width, mask=there, other=0).to(tl.float32)
+            pixel = line + tl.minimum(tl.maximum(first_x + x, 0), width - 1)
+            r += weight * tl.load(image + pixel).to(tl.float32)
+            g += weight * tl.load(image + height * width + pixel).to(tl.float32)
+            b += weight * tl.load(image + 2 * height * width + pixel).to(tl.float32)
             total += weight
     unit = 1 / (255 * tl.where(inside, total, 1.0))
     r, g, b = r * unit, g * unit, b * unit

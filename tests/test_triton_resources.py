@@ -11,7 +11,7 @@ from tests.helpers.commands import ROOT
 from utils.errors import UserError
 
 pytest.importorskip("triton", reason="Triton is not installed; torch brings it on Linux")
-MOST = {"_crop": 96, "_color": 48, "_blur_columns": 48, "_blur_rows": 48}  # registers of a thread
+MOST = {"_crop": 48, "_color": 40, "_blur_columns": 40, "_blur_rows": 40}  # registers of a thread
 
 
 def table(*targets, cache):
