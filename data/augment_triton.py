@@ -22,9 +22,11 @@ from data.pixel_operations import parameter_rows, specialize
 BLOCK = 256  # pixels of a program
 # A pixel for each thread: with several, Triton moves them between threads, through barriers, in the innermost loops.
 WARPS = BLOCK // 32
-# Columns of `pack_parameters` after those of `parameter_rows`: the axes with start, scale, low and high; how many
-# colour properties come before the contrast; the address of the image, two columns; the row of the view in the output.
-Y_AXIS, X_AXIS, BEFORE_CONTRAST, ADDRESS, OUTPUT, COLUMNS = (tl.constexpr(n) for n in (13, 17, 21, 22, 24, 26))
+# Columns of `pack_parameters` after those of `parameter_rows`: the address of the image, in two columns of which the
+# first is even; the axes with start, scale, low and high; how many colour properties come before the contrast; the row
+# of the view in the output.
+_FREE = pixel_operations.COLUMNS + pixel_operations.COLUMNS % 2
+ADDRESS, Y_AXIS, X_AXIS, BEFORE_CONTRAST, OUTPUT, COLUMNS = (tl.constexpr(_FREE + n) for n in (0, 2, 6, 10, 11, 12))
 
 
 # Functions of their own around Triton's, whose names the interpreter replaces in `tl` alone.
@@ -109,10 +111,13 @@ def pack_parameters(views: Sequence[Views]) -> NDArray:
         axes = (view.y or whole, view.x or whole)
         columns = [a for axis in axes for a in (axis.start, axis.scale, axis.low, axis.high)]
         first = np.where(params.jitter, (params.order == pixel_operations.CONTRAST).argmax(axis=1), 0)
-        parts.append(np.column_stack([parameter_rows(params), *columns, first, np.zeros((len(first), 4))]))
-    rows = np.concatenate(parts).astype(np.float32)
+        rows = np.zeros((len(first), COLUMNS.value), np.float32)
+        rows[:, : pixel_operations.COLUMNS] = parameter_rows(params)
+        rows[:, Y_AXIS.value : OUTPUT.value] = np.column_stack([*columns, first])
+        parts.append(rows)
+    rows = np.concatenate(parts)
     address = np.concatenate([v.pixels.data_ptr() + v.image.astype(np.int64) * v.pixels[0].numel() for v in views])
-    rows[:, ADDRESS.value : OUTPUT.value] = address[:, None].view(np.float32)  # the bits of a whole number
+    rows[:, ADDRESS.value : Y_AXIS.value] = address[:, None].view(np.float32)  # the bits of a whole number
     rows[:, OUTPUT.value] = np.arange(len(rows), dtype=np.int32).view(np.float32)
     blurred_first: NDArray = rows[np.argsort(rows[:, pixel_operations.SIGMA] <= 0, kind="stable")]
     return blurred_first

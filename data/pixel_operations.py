@@ -22,6 +22,7 @@ THRESHOLD = 128 / 255  # from which on a channel is inverted
 TINY = 1e-9  # instead of a division by zero
 
 FLIP, JITTER, FACTORS, ORDER, TO_GRAY, SIGMA, SOLARIZE = 0, 1, 2, 6, 10, 11, 12  # columns of `parameter_rows`
+COLUMNS = 13  # of them
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3  # the colour properties in FACTORS and ORDER, four columns each
 BEFORE_BLUR, AFTER_BLUR = (
     (TO_GRAY,),
@@ -35,7 +36,7 @@ floor: Callable[..., float] = math.floor
 
 
 def parameter_rows(params: ViewParams) -> NDArray:
-    """(N, 13) float64: the parameters of each view but its box as one row of numbers."""
+    """(N, COLUMNS) float64: the parameters of each view but its box as one row of numbers."""
     columns = (params.flip, params.jitter, params.factors, params.order, params.gray, params.sigma, params.solarize)
     return np.column_stack(columns).astype(np.float64)
 

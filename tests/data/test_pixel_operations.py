@@ -10,7 +10,7 @@ from numba import typeof
 from torchvision.transforms.v2 import functional as TF
 
 from data import augment_numba, augment_torch, pixel_operations
-from data.pixel_operations import SIX, SOLARIZE, TO_GRAY, parameter_rows, specialize
+from data.pixel_operations import COLUMNS, SIX, SOLARIZE, TO_GRAY, parameter_rows, specialize
 from data.views import ViewSpec
 from tests.helpers.executors import params
 
@@ -41,7 +41,7 @@ def test_operations_of_one_pixel_are_torchvisions(pixel):
 
 
 def test_operations_after_the_jitter_are_applied_where_the_view_has_them():
-    row, pixel = [0.0] * 13, (0.2, 0.7, 0.4)
+    row, pixel = [0.0] * COLUMNS, (0.2, 0.7, 0.4)
     assert pixel_operations.before_blur(*pixel, row) == pixel
     assert pixel_operations.after_blur(*pixel, row) == pixel
     row[TO_GRAY] = row[SOLARIZE] = 1.0
@@ -52,6 +52,7 @@ def test_operations_after_the_jitter_are_applied_where_the_view_has_them():
 def test_parameter_rows_hold_every_parameter_but_the_box():
     p = params(ViewSpec(8, blur=0.5, solarize=0.5))
     rows = parameter_rows(p)
+    assert rows.shape == (len(p.box), COLUMNS)
     assert np.array_equal(rows[:, pixel_operations.FLIP], p.flip)
     assert np.array_equal(rows[:, pixel_operations.ORDER : pixel_operations.ORDER + 4], p.order)
     assert np.array_equal(rows[:, pixel_operations.FACTORS : pixel_operations.FACTORS + 4], p.factors)
@@ -65,9 +66,9 @@ def test_parameter_rows_hold_every_parameter_but_the_box():
 def test_operations_of_every_executor_give_the_numbers_of_the_plain_ones(name):
     rng = np.random.default_rng(0)
     inputs = {"gray": 3, "blend": 3, "shift_hue": 4, "triangle": 2, "before_blur": 3, "after_blur": 3}[name]
-    row = np.ones(13)
+    row = np.ones(COLUMNS)
     more = (row,) if name.endswith("blur") else ()
-    on_device = (torch.ones(1, 13),) if more else ()
+    on_device = (torch.ones(1, COLUMNS),) if more else ()
     for values in rng.random((20, inputs)).astype(np.float32):
         expected = np.atleast_1d(getattr(pixel_operations, name)(*map(float, values), *more))
         compiled = getattr(augment_numba, name)(*values, *more)
