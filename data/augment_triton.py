@@ -6,6 +6,7 @@ The last kernel of a view normalizes it and writes it in the precision of the tr
 those of `data.augment_torch`; a pixel is read and written a few times, where tensor operations do it some fifty times.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from data import pixel_operations
 from data.augment_torch import Axis, Statistic, Views, upload
 from data.pixel_operations import parameter_rows, specialize
+from utils.distributed import rank_zero_print
 
 BLOCK = 256  # pixels of a program
 # A pixel for each thread: with several, Triton moves them between threads, through barriers, in the innermost loops.
@@ -96,9 +98,24 @@ def augment_views(views: Sequence[Views], mean: Statistic, std: Statistic, dtype
     return out
 
 
+@functools.cache
 def compiles() -> bool:
-    """Whether the kernels run on the GPU: the environment may ask for Triton's interpreter, which is for tests."""
-    return isinstance(_crop, triton.JITFunction)
+    """Whether the kernels run on the GPU; found out once, with a line that says why where they do not.
+
+    The environment may ask for Triton's interpreter, which is for tests, and Triton needs a C compiler.
+    """
+    if not isinstance(_crop, triton.JITFunction):
+        return False
+    try:
+        triton.runtime.driver.active.get_current_device()  # builds what starts kernels, with the compiler
+    except Exception as error:  # of the compiler, the linker or the driver: there is another executor
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "it needs a C compiler and Python's header files"
+        rank_zero_print(
+            f"  note: slower tensor operations make the views: Triton starts no kernels ({reason}); {remedy}"
+        )
+        return False
+    return True
 
 
 def pack_parameters(views: Sequence[Views]) -> NDArray:

@@ -18,7 +18,7 @@ from data.views import ViewSpec
 from tests.helpers.executors import COLOR, OFF, images, params
 from tests.helpers.networks import batched
 
-pytest.importorskip("triton", reason="Triton is not installed; torch brings it on Linux")
+triton = pytest.importorskip("triton", reason="Triton is not installed; torch brings it on Linux")
 from data import augment_triton  # noqa: E402  # it needs Triton
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -155,6 +155,18 @@ def test_views_are_in_the_precision_of_the_training_and_channels_last(dtype):
     assert found.dtype == dtype
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_close(found.float(), exact, rtol=torch.finfo(dtype).eps, atol=1e-3 * torch.finfo(dtype).eps)
+
+
+def test_compiles_says_why_triton_cannot_start_kernels(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("Failed to find C compiler.\nPlease specify")
+
+    monkeypatch.setattr(augment_triton, "_crop", triton.JITFunction(augment_triton._crop.fn))
+    monkeypatch.setattr(type(triton.runtime.driver), "active", property(lambda self: broken()))
+    augment_triton.compiles.cache_clear()
+    assert [augment_triton.compiles(), augment_triton.compiles()] == [False, False]
+    augment_triton.compiles.cache_clear()
+    assert capsys.readouterr().out.count("Triton starts no kernels (Failed to find C compiler.); it needs") == 1
 
 
 class Counting:
