@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     for note in (*data.notes, *worker_notes(pipeline, args.num_workers, plan.hardware), *notes(plan, args)):
         rank_zero_print(f"  note: {note}")
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
-                            plan.seed, args.num_workers, args.cache, accelerator)  # fmt: skip
+                            plan.seed, args.num_workers, args.cache, accelerator, plan.hardware.precision)  # fmt: skip
     folder = open_run_folder(resume, args, plan, argv)
     write_bad_images(folder, data.bad)
     rank_zero_print(f"  {'run folder':<16} {folder}")

@@ -17,6 +17,7 @@ from bench.task import BATCH, LARGE, WORKERS, Task
 REMEDIES = {
     "faiss": "faiss is not installed: pip install -r requirements-faiss.txt",
     "lightly": "Lightly is not installed: pip install -r requirements-bench.txt",
+    "triton": "Triton is not installed: pip install triton",
     "nvidia.dali": "DALI is not installed: pip install -r requirements-dali.txt",
 }
 
@@ -27,7 +28,7 @@ class Row:
 
     unit: of a rate (more is better), or "s" or "ms" (fewer are better). ours, theirs: title and function of Lookalike
     and of the baseline. cores: that each side may use, 0 for all. reads: the folder of `Settings` whose images the row
-    takes. library: that the baseline needs. cuda: only with a CUDA device.
+    takes. library: that the row needs. cuda: only with a CUDA device.
     """
 
     unit: str
@@ -70,7 +71,13 @@ def view_rows() -> dict[str, Row]:
             ("torchvision v1 on Pillow images", partial(usual.one_by_one, v1=True, spec=LARGE)),
             1,
         ),
-        "views-224-gpu": Row("ms", ("512 views by the batched executor", views.on_gpu), cuda=True),
+        "views-224-gpu": Row(
+            "ms",
+            ("512 views by the Triton kernels", views.on_gpu),
+            ("512 views by the batched executor", partial(views.on_gpu, batched=True)),
+            library="triton",
+            cuda=True,
+        ),
     }
 
 

@@ -81,7 +81,8 @@ def application(settings: Settings, task: Task) -> tuple[Plan, Method, str, Data
     method = METHODS[plan.method](args, plan, *task.backbone())
     pipeline, _ = choose_pipeline("auto", data, size, None, accelerator)
     specs = view_specs(plan.views, method.large_views)
-    module = build_pipeline(pipeline, data, specs, plan.batch.batch_size, plan.seed, 4, None, accelerator)
+    batch_size, precision = plan.batch.batch_size, plan.hardware.precision
+    module = build_pipeline(pipeline, data, specs, batch_size, plan.seed, 4, None, accelerator, precision)
     return plan, method, pipeline, module
 
 

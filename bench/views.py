@@ -22,6 +22,7 @@ from bench.task import (
     synchronize,
 )
 from bench.usual import by_pillow
+from data import augment_torch
 from data.allocator import keep_freed_memory
 from data.augment_torch import standardize_images
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, Data
@@ -29,6 +30,7 @@ from data.folder import read_folder
 from data.images import ArrayImages, Images, decode_file
 from data.pipelines.base import DataModule
 from data.pipelines.choose import build_pipeline
+from data.pipelines.kernels import augment_views
 from data.pipelines.loaders import EpochBatchSampler
 from data.pipelines.memory import MemoryDataModule
 from data.pipelines.prefetch import ThreadPrefetchLoader
@@ -124,20 +126,28 @@ def cropped(settings: Settings) -> Work:
     """The work of the threads of --pipeline stream where a GPU does the rest: decoding and crops, in uint8."""
     assert settings.photographs
     images = read_folder(settings.photographs)
-    work = StreamedViews(as_data(images), [LARGE, LARGE], 0, finished=False, pinned=False)
+    work = StreamedViews(as_data(images), [LARGE, LARGE], 0, finished=False)
     order = EpochBatchSampler(EPOCH * BATCH, BATCH, 0, np.resize(np.arange(len(images)), EPOCH * BATCH))
-    loader = ThreadPrefetchLoader(work, order, WORKERS)
+    loader = ThreadPrefetchLoader(work, order, WORKERS, CPU)
     return Work(from_files(lambda: loader))
 
 
-def on_gpu(settings: Settings) -> Work:
-    """Milliseconds of 512 views of 224 pixels from decoded images of 256 pixels that are on the GPU."""
-    module = MemoryDataModule(in_memory(images_in_memory(LARGE)), [LARGE, LARGE], IN_MEMORY, 0, 0, "cuda")
-    work, epochs, device = module.train_dataset(), itertools.count(), torch.device("cuda", 0)
+def on_gpu(settings: Settings, batched: bool = False) -> Work:
+    """Milliseconds of 512 views of 224 pixels in bfloat16 from decoded images of 256 pixels that are on the GPU.
+
+    batched: by the batched executor, else by the executor that training uses.
+    """
+    device = torch.device("cuda", 0)
+    module = MemoryDataModule(
+        in_memory(images_in_memory(LARGE)), [LARGE, LARGE], IN_MEMORY, 0, 0, device.type, "bf16-mixed"
+    )
+    work, epochs = module.train_dataset(), itertools.count()
     work.decoded.to(device)
+    executor = augment_torch.augment_views if batched else augment_views
 
     def batch() -> int:
-        work.on_device((next(epochs), list(range(IN_MEMORY))), device)
+        views = work.views_to_make((next(epochs), list(range(IN_MEMORY))), device)
+        executor(views, IMAGENET_MEAN, IMAGENET_STD, module.dtype)
         synchronize()
         return 1
 

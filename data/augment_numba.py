@@ -4,15 +4,32 @@ Equal to `data.augment_torch`, operation for operation, but for the ends of the 
 [0, 1] until they are written, normalized. The loops are written so that the innermost runs over neighbours in memory.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from data.augment_torch import CONTRAST, GRAY, HUE, SATURATION, Axis
+from data import pixel_operations
+from data.augment_torch import Axis
+from data.pixel_operations import (
+    AFTER_BLUR,
+    BEFORE_BLUR,
+    CONTRAST,
+    FACTORS,
+    FLIP,
+    HUE,
+    JITTER,
+    ORDER,
+    SATURATION,
+    SIGMA,
+    parameter_rows,
+    specialize,
+)
 from data.sampler import ViewParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,19 +42,41 @@ NUMBA_OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
 }
 BLOCK = 16  # columns that are transposed together: a cache line of float32
-RED, GREEN, BLUE = (np.float32(part) for part in GRAY)
-ZERO, ONE, TWO, THREE, FOUR, SIX = (np.float32(n) for n in (0, 1, 2, 3, 4, 6))
-THRESHOLD = np.float32(128 / 255)
-TINY = np.float32(1e-9)
+ZERO, ONE, SIX = (np.float32(n) for n in (0, 1, 6))
+SHARED = hashlib.sha256(Path(pixel_operations.__file__).read_bytes()).hexdigest()[:12]
 
 
 def compiled(function: F) -> F:
-    """The function compiled to machine code, which is kept beside this file, or in the user's cache, for later runs."""
+    """The function compiled to machine code, which is kept beside this file, or in the user's cache, for later runs.
+
+    numba compiles a function anew when its own file has changed; SHARED in the name does it for the shared operations.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{SHARED}"
     try:
         fast: F = njit(cache=True, **NUMBA_OPTIONS)(function)
     except RuntimeError:  # neither folder can be written to: every run compiles anew
         fast = njit(**NUMBA_OPTIONS)(function)
     return fast
+
+
+@compiled
+def _select(condition: bool, a: np.float32, b: np.float32) -> np.float32:
+    return a if condition else b
+
+
+@compiled
+def _parameter(row: NDArray, column: int) -> float:
+    value: float = row[column]
+    return value
+
+
+_operations = specialize(
+    {"minimum": min, "maximum": max, "absolute": abs, "floor": np.floor, "select": _select, "parameter": _parameter},
+    number=lambda x: np.float32(x) if isinstance(x, float) else x,
+    compiled=compiled,
+)
+blend, gray, shift_hue, triangle = _operations.blend, _operations.gray, _operations.shift_hue, _operations.triangle
+before_blur, after_blur = _operations.before_blur, _operations.after_blur
 
 
 def augment_images(
@@ -49,14 +88,14 @@ def augment_images(
     y, x: where the pixels of the views lie in the images. params: of the flip and the colours. taps: of the blur.
     """
     axes = np.stack([y.start, y.scale, y.low, y.high, x.start, x.scale, x.low, x.high], axis=1)
-    _augment_images(pixels, index, axes, _parameter_rows(params), taps, *_gain_and_shift(mean, std), out)
+    _augment_images(pixels, index, axes, parameter_rows(params), taps, *_gain_and_shift(mean, std), out)
 
 
 def augment_crops(
     views: list[NDArray], params: ViewParams, taps: int, mean: Statistic, std: Statistic, out: NDArray
 ) -> None:
     """Write cropped views (S, S, 3) uint8 into out (N, 3, S, S) float32: flip, colours, blur, normalization."""
-    rows, (gain, shift) = _parameter_rows(params), _gain_and_shift(mean, std)
+    rows, (gain, shift) = parameter_rows(params), _gain_and_shift(mean, std)
     for i, view in enumerate(views):
         _augment_crop(view, rows[i], taps, gain, shift, out[i])
 
@@ -71,15 +110,6 @@ def _gain_and_shift(mean: Statistic, std: Statistic) -> tuple[NDArray, NDArray]:
     """Normalization as x * gain + shift, per channel."""
     deviation = np.array(std, np.float32)
     return ONE / deviation, -np.array(mean, np.float32) / deviation
-
-
-FLIP, JITTER, FACTORS, ORDER, TO_GRAY, SIGMA, SOLARIZE = 0, 1, 2, 6, 10, 11, 12  # columns of `_parameter_rows`
-
-
-def _parameter_rows(params: ViewParams) -> NDArray:
-    """(N, 13) float64: the parameters of a view as one row of numbers, which the loops read."""
-    columns = (params.flip, params.jitter, params.factors, params.order, params.gray, params.sigma, params.solarize)
-    return np.column_stack(columns).astype(np.float64)
 
 
 @compiled
@@ -135,7 +165,7 @@ def _filter_weights(axis: NDArray, pixels: int, unit: float, first: NDArray, cou
         at, until = max(int(math.floor(centre - half)), 0), min(int(math.ceil(centre + half)), pixels)
         n, total = 0, 0.0
         for j in range(at, until):
-            w = 1 - abs(j + 0.5 - centre) / half
+            w = triangle(j + 0.5 - centre, half)
             if w > 0 and low < j + 0.5 < high:
                 if n == 0:
                     first[i] = j
@@ -197,17 +227,23 @@ def _augment_inplace(t: NDArray, params: NDArray, taps: int, scratch: NDArray) -
         for k in range(4):
             op = int(params[ORDER + k])
             _jitter(t, op, np.float32(params[FACTORS + op]))
-    if params[TO_GRAY] > 0:
-        r, g, b = t[0].ravel(), t[1].ravel(), t[2].ravel()
+    r, g, b = t[0].ravel(), t[1].ravel(), t[2].ravel()
+    if _any_on(params, BEFORE_BLUR):
         for i in range(len(r)):
-            gray = RED * r[i] + GREEN * g[i] + BLUE * b[i]
-            r[i], g[i], b[i] = gray, gray, gray
+            r[i], g[i], b[i] = before_blur(r[i], g[i], b[i], params)
     if params[SIGMA] > 0:
         _blur(t, params[SIGMA], taps, scratch)
-    if params[SOLARIZE] > 0:
-        flat = t.ravel()
-        for i in range(len(flat)):
-            flat[i] = ONE - flat[i] if flat[i] >= THRESHOLD else flat[i]
+    if _any_on(params, AFTER_BLUR):
+        for i in range(len(r)):
+            r[i], g[i], b[i] = after_blur(r[i], g[i], b[i], params)
+
+
+@compiled
+def _any_on(params: NDArray, columns: tuple[int, ...]) -> bool:
+    for column in columns:  # noqa: SIM110  # numba knows no generators
+        if params[column] > 0:
+            return True
+    return False
 
 
 @compiled
@@ -216,40 +252,21 @@ def _jitter(t: NDArray, op: int, f: np.float32) -> None:
     r, g, b = t[0].ravel(), t[1].ravel(), t[2].ravel()
     if op == HUE:
         if f != 0:
-            _shift_hue(r, g, b, SIX * f)
+            for i in range(len(r)):
+                r[i], g[i], b[i] = shift_hue(r[i], g[i], b[i], SIX * f)
     elif op == SATURATION:
         for i in range(len(r)):
-            base = (ONE - f) * (RED * r[i] + GREEN * g[i] + BLUE * b[i])
-            r[i], g[i], b[i] = _clip(f * r[i] + base), _clip(f * g[i] + base), _clip(f * b[i] + base)
+            part = (ONE - f) * gray(r[i], g[i], b[i])
+            r[i], g[i], b[i] = blend(r[i], f, part), blend(g[i], f, part), blend(b[i], f, part)
     else:
-        base = ZERO
+        part = ZERO
         if op == CONTRAST:
             total = ZERO
             for i in range(len(r)):
-                total += RED * r[i] + GREEN * g[i] + BLUE * b[i]
-            base = (ONE - f) * total / np.float32(len(r))
+                total += gray(r[i], g[i], b[i])
+            part = (ONE - f) * total / np.float32(len(r))
         for i in range(len(r)):
-            r[i], g[i], b[i] = _clip(f * r[i] + base), _clip(f * g[i] + base), _clip(f * b[i] + base)
-
-
-@compiled
-def _clip(x: np.float32) -> np.float32:
-    return min(max(x, ZERO), ONE)
-
-
-@compiled
-def _shift_hue(rs: NDArray, gs: NDArray, bs: NDArray, sixths: np.float32) -> None:
-    """`data.augment_torch.shift_hue`, which has the derivation, pixel by pixel."""
-    for i in range(len(rs)):
-        r, g, b = rs[i], gs[i], bs[i]
-        m = min(r, g, b)
-        c = max(r, g, b) - m
-        h = (g + b - r - m) / max(c, TINY) + ONE
-        h = (h if g >= b else -h) + sixths
-        h -= SIX * np.float32(math.floor(h / SIX))
-        rs[i] = m + c * _clip(abs(h - THREE) - ONE)
-        gs[i] = m + c * _clip(TWO - abs(h - TWO))
-        bs[i] = m + c * _clip(TWO - abs(h - FOUR))
+            r[i], g[i], b[i] = blend(r[i], f, part), blend(g[i], f, part), blend(b[i], f, part)
 
 
 @compiled

@@ -3,8 +3,9 @@
 Images are (N, 3, H, W) in [0, 1]; every sample has its own parameters (`data.sampler.ViewParams`).
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.pixel_operations import (
+    AFTER_BLUR,
+    BEFORE_BLUR,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    SIX,
+    parameter_rows,
+    specialize,
+)
 from data.sampler import ViewParams
 
-GRAY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+Statistic = tuple[float, ...]  # one number per channel
+
+
+def _minimum(a: Tensor, b: Tensor | float) -> Tensor:
+    return a.clamp(max=b) if isinstance(b, float) else torch.minimum(a, b)
+
+
+def _maximum(a: Tensor, b: Tensor | float) -> Tensor:
+    return a.clamp(min=b) if isinstance(b, float) else torch.maximum(a, b)
+
+
+def _parameter(rows: Tensor, column: int) -> Tensor:
+    """(N, 1, 1): one parameter of each view, to go with a channel (N, H, W)."""
+    return rows[:, column, None, None]
+
+
+operations = specialize(
+    {"minimum": _minimum, "maximum": _maximum, "absolute": torch.abs, "floor": torch.floor, "select": torch.where,
+     "parameter": _parameter},
+    number=lambda x: x,
+    compiled=lambda function: function,
+)  # fmt: skip
+
+
+def upload(array: NDArray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The array on the device; the host does not wait for a GPU to have it."""
+    host = torch.as_tensor(array, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 @dataclass
@@ -44,23 +81,47 @@ def crop_axes(box: NDArray, size: int) -> tuple[Axis, Axis]:
     )
 
 
+class Views(NamedTuple):
+    """One view of each of N images that are still to be made of `pixels` (M, 3, H, W) uint8, which are contiguous.
+
+    image: (N,) rows of `pixels`. y, x: where the pixels of the views lie in the images; None: `pixels` are cropped and
+    flipped views. size: side of the views. taps: of the blur.
+    """
+
+    pixels: Tensor
+    image: NDArray
+    params: ViewParams
+    y: Axis | None
+    x: Axis | None
+    size: int
+    taps: int
+
+
+def augment_views(views: Sequence[Views], mean: Statistic, std: Statistic, dtype: torch.dtype) -> list[Tensor]:
+    """(N, 3, S, S) for each of `views`, on the device of their pixels, normalized, of type `dtype`, channels last."""
+    made = []
+    for pixels, image, params, y, x, size, taps in views:
+        images = pixels.index_select(0, upload(image, pixels.device))
+        view = images.float().div_(255) if y is None or x is None else resample(images, y, x, size, params.flip)
+        view = standardize_images(apply_color_augmentations(view, params, taps), mean, std)
+        made.append(view.to(dtype, memory_format=torch.channels_last))
+    return made
+
+
 def weights(axis: Axis, pixels: int, size: int, flip: NDArray | None, device: torch.device) -> Tensor:
     """(N, size, pixels) float32: how much each pixel of the image counts for each pixel of the view.
 
     The triangle filter of antialiased bilinear resizing: its half-width is `scale` when shrinking and 1 otherwise.
     """
-    start, scale, low, high = (
-        torch.as_tensor(a, dtype=torch.float32, device=device)[:, None, None]
-        for a in (axis.start, axis.scale, axis.low, axis.high)
-    )
+    ends = np.stack([axis.start, axis.scale, axis.low, axis.high, np.zeros(len(axis.low)) if flip is None else flip])
+    start, scale, low, high, mirrored = upload(ends, device, torch.float32)[:, :, None, None]
     i = torch.arange(size, device=device, dtype=torch.float32)[:, None] + 0.5
-    if flip is not None:
-        mirrored = torch.as_tensor(flip, device=device)[:, None, None]
-        i = torch.where(mirrored, size - i, i)
+    i = torch.where(mirrored > 0, size - i, i)
     j = torch.arange(pixels, device=device, dtype=torch.float32) + 0.5
-    w = (1 - (j - start - i * scale).abs() / scale.clamp(min=1)).clamp(min=0)
+    w = operations.triangle(j - start - i * scale, scale.clamp(min=1))
     w = w * ((j > low) & (j < high))
-    return w / w.sum(dim=2, keepdim=True)
+    weight: Tensor = w / w.sum(dim=2, keepdim=True)
+    return weight
 
 
 def resample(images: Tensor, y: Axis, x: Axis, size: int, flip: NDArray | None = None) -> Tensor:
@@ -79,47 +140,29 @@ def resample(images: Tensor, y: Axis, x: Axis, size: int, flip: NDArray | None =
 
 def to_gray(x: Tensor) -> Tensor:
     """(N, 3, H, W) -> (N, 1, H, W)."""
-    return (x[:, :1] * GRAY[0]).add_(x[:, 1:2], alpha=GRAY[1]).add_(x[:, 2:], alpha=GRAY[2])
+    gray: Tensor = operations.gray(*x.split(1, dim=1))
+    return gray
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Shift the hue by shift (N,) of a full circle, exactly through HSV, without its branches.
-
-    With v, m the largest and smallest channel of a pixel and c = v - m, the hue in sixths is, up to full circles,
-    1 + (g + b - r - m) / c where g >= b and minus that where not: the usual three cases in one. Back from a hue h in
-    [0, 6), red is m + c * clip(|h - 3| - 1, 0, 1), green and blue m + c * clip(2 - |h - o|, 0, 1), o = 2 and 4.
-    """
-    r, g, b = x.unbind(dim=1)
-    m = torch.minimum(torch.minimum(r, g), b)
-    c = torch.maximum(torch.maximum(r, g), b).sub_(m)
-    h = (g + b).sub_(r).sub_(m).div_(c.clamp(min=1e-9)).add_(1)  # where c is 0, so is what it divides
-    h = torch.copysign(h, g - b).add_(6 * shift.view(-1, 1, 1))
-    h.sub_(torch.div(h, 6).floor_(), alpha=6)
-    near = h[:, None] - torch.tensor([3.0, 2.0, 4.0], dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-    near = near.abs_().neg_().add_(2)
-    near[:, 0].neg_().add_(1)
-    return near.clamp_(0, 1).mul_(c[:, None]).add_(m[:, None])
+    """Shift the hue of images (N, 3, H, W) by shift (N,) of a full circle."""
+    return torch.stack(operations.shift_hue(*x.unbind(dim=1), SIX * shift[:, None, None]), dim=1)
 
 
 def jitter(x: Tensor, params: ViewParams) -> Tensor:
-    """Brightness, contrast, saturation and hue, in each sample's own order, clamped after each; changes x.
-
-    The first three are one formula, f * x + (1 - f) * base, with base 0, the mean gray, and the gray of the pixel.
-    """
+    """Brightness, contrast, saturation and hue of (N, 3, H, W), in each sample's own order; may change x."""
     op = np.where(params.jitter[:, None], params.order, HUE)  # (N, 4)
     f = np.take_along_axis(params.factors, op, 1)
     parts = np.stack([np.where(op == HUE, 1, f), (1 - f) * (op == CONTRAST), (1 - f) * (op == SATURATION)])
-    gains, mean_parts, gray_parts = torch.as_tensor(parts, dtype=x.dtype, device=x.device).view(3, -1, 4, 1, 1, 1)
+    gains, mean_parts, gray_parts = upload(parts, x.device, x.dtype).view(3, -1, 4, 1, 1, 1)
     turned = (op == HUE) & params.jitter[:, None] & (f != 0)
     for place in range(4):
         gray = to_gray(x)
-        base = mean_parts[:, place] * gray.mean(dim=(2, 3), keepdim=True)
-        base = gray.mul_(gray_parts[:, place]).add_(base)
-        x = x.mul_(gains[:, place]).add_(base).clamp_(0, 1)
+        part = mean_parts[:, place] * gray.mean(dim=(2, 3), keepdim=True) + gray_parts[:, place] * gray
+        x = operations.blend(x, gains[:, place], part)
         if turned[:, place].any():
             rows = np.flatnonzero(turned[:, place])
-            shift = torch.as_tensor(f[rows, place], dtype=x.dtype, device=x.device)
-            at = torch.as_tensor(rows, device=x.device)
+            shift, at = upload(f[rows, place], x.device, x.dtype), upload(rows, x.device)
             x.index_copy_(0, at, shift_hue(x.index_select(0, at), shift))
     return x
 
@@ -136,24 +179,24 @@ def blur(x: Tensor, sigma: Tensor, taps: int) -> Tensor:
 
 
 def apply_color_augmentations(x: Tensor, params: ViewParams, taps: int) -> Tensor:
-    """Apply jitter, gray, blur and solarize to views (N, 3, S, S) in [0, 1]; changes x and returns the result."""
-
-    def change(mask: NDArray, operation: Callable[[Tensor], Tensor]) -> None:
-        if mask.any():
-            rows = torch.as_tensor(np.flatnonzero(mask), device=x.device)
-            x.index_copy_(0, rows, operation(x.index_select(0, rows)))  # many times faster than x[rows] on CPU
-
+    """Apply jitter, gray, blur and solarize to views (N, 3, S, S) in [0, 1]; may change x, and returns the result."""
+    rows = parameter_rows(params)
+    on_device = upload(rows, x.device, x.dtype)
     if params.jitter.any():
         x = jitter(x, params)
-    sigma = torch.as_tensor(params.sigma[params.sigma > 0], dtype=x.dtype, device=x.device)
-    change(params.gray, lambda views: to_gray(views).expand(-1, 3, -1, -1))
-    change(params.sigma > 0, lambda views: blur(views, sigma, taps))
-    change(params.solarize, lambda views: torch.where(views >= 128 / 255, 1 - views, views))
+    if (rows[:, BEFORE_BLUR] > 0).any():
+        x = torch.stack(operations.before_blur(*x.unbind(dim=1), on_device), dim=1)
+    if (params.sigma > 0).any():
+        at = upload(np.flatnonzero(params.sigma > 0), x.device)
+        sigma = upload(params.sigma[params.sigma > 0], x.device, x.dtype)
+        x.index_copy_(0, at, blur(x.index_select(0, at), sigma, taps))  # many times faster than x[at] on CPU
+    if (rows[:, AFTER_BLUR] > 0).any():
+        x = torch.stack(operations.after_blur(*x.unbind(dim=1), on_device), dim=1)
     return x
 
 
-def standardize_images(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def standardize_images(x: Tensor, mean: Statistic, std: Statistic) -> Tensor:
     """(N, 3, H, W) uint8, or float in [0, 1], -> float32 standardized with the data set's mean and deviation."""
     x = x.float().div_(255) if x.dtype == torch.uint8 else x
-    m, s = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
+    m, s = upload(np.array([mean, std]), x.device, x.dtype).view(2, 1, 3, 1, 1)
     return x.sub_(m).div_(s)

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 import main_contrastive
-from data.datasets import read_dataset
+from data import augment_torch
+from data.augment_torch import Views, crop_axes
+from data.datasets import IMAGENET_MEAN, IMAGENET_STD, read_dataset
 from data.pipelines.choose import build_pipeline
 from data.sampler import sample
 from data.views import ViewSpec
@@ -34,6 +36,37 @@ def test_views_on_cuda_equal_those_on_the_cpu(size):
     cuda = batched(x.cuda(), p, spec).cpu()
     assert (cpu - cuda).abs().mean() < 1e-4
     assert (cpu - cuda).abs().quantile(0.999) < 5e-3  # solarize turns a rounding at its threshold into a step
+
+
+@pytest.mark.parametrize("size", [32, 96, 224])
+def test_views_of_the_kernels_equal_those_of_the_batched_executor(size):
+    augment_triton = pytest.importorskip("data.augment_triton", reason="Triton is not installed")
+    if not augment_triton.compiles():
+        pytest.skip("Triton cannot start kernels here")
+    spec, n, cuda = ViewSpec(size, blur=0.5, solarize=0.3), 64, torch.device("cuda", 0)
+    x = torch.randint(0, 256, (n, 3, 256, 256), dtype=torch.uint8, device=cuda)
+    p = sample(spec, 0, 0, np.arange(n), 0, np.tile((256, 256), (n, 1)))
+    views = [Views(x, np.arange(n), p, *crop_axes(p.box, size), size, spec.blur_taps)] * 2
+    for dtype, near in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+        (expected, _), (found, again) = (
+            executor.augment_views(views, IMAGENET_MEAN, IMAGENET_STD, dtype)
+            for executor in (augment_torch, augment_triton)
+        )
+        assert ((found - expected).abs() < near).float().mean() > 0.9999  # solarize may jump
+        assert torch.equal(found, again)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_epochs_of_views_need_no_more_memory_than_the_first():
+    """Freed memory belongs to the stream that used it: a stream for each epoch would strand its share."""
+    module = build_pipeline(
+        "memory", read_dataset("digits", "none", None, None), [ViewSpec(64)], 64, 0, 0, None, "cuda"
+    )
+    loader, reserved = module.train_loader(module.order, torch.device("cuda", 0)), []
+    for _ in range(4):
+        assert len(list(loader)) == len(module.order)
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[3] < 1.5 * reserved[1]
 
 
 def test_memory_pipeline_keeps_decoded_images_on_the_device():

@@ -22,6 +22,7 @@ MAY_IMPORT = {  # room -> rooms; the two mains may import everything, and nothin
 ONLY_IN = {  # libraries that one file alone may import
     "torch.distributed": {"utils/distributed.py"},
     "nvidia": {"data/pipelines/dali.py"},
+    "triton": {"data/augment_triton.py"},
     "faiss": {"evaluation/kmeans.py"},
     "umap": {"evaluation/pictures.py"},
     "wandb": {"runs/dashboard.py"},

@@ -11,8 +11,8 @@ from data.datasets import Data
 from data.image_alarms import image_alarms
 from data.pipelines.evaluation_views import EvaluationViews
 from data.pipelines.finalize import finalize_batch
+from data.pipelines.kernels import DTYPES
 from data.pipelines.loaders import (
-    BatchDataset,
     BatchKeys,
     EpochBatchSampler,
     ResumableLoader,
@@ -32,23 +32,21 @@ class DataModule(LightningDataModule):
     batches on the device that they are given. Evaluation images are the same in every pipeline: decoded by
     `num_workers` threads, resized and cropped as torchvision does it (`data.pipelines.evaluation_views`).
 
-    batch_size: images of one process. accelerator: "cpu", "cuda" or "mps".
+    batch_size: images of one process. accelerator: "cpu", "cuda" or "mps". precision: of the training, in which a GPU
+    writes the training views: "32", "bf16-mixed" or "16-mixed". The device of a loader decides which executor it uses.
     """
 
     def __init__(
-        self, data: Data, specs: list[ViewSpec], batch_size: int, seed: int, num_workers: int, accelerator: str
-    ):
+        self, data: Data, specs: list[ViewSpec], batch_size: int, seed: int, num_workers: int, accelerator: str,
+        precision: str = "32",
+    ):  # fmt: skip
         super().__init__()
         self.data, self.specs, self.batch_size, self.seed = data, expand(specs), batch_size, seed
         self.num_workers = num_workers
         self.size = self.specs[0].size
-        self.on_host = accelerator != "cuda"  # then views are finished before they leave the loader
+        self.dtype = DTYPES[precision] if accelerator == "cuda" else torch.float32  # of training views
         self.order = EpochBatchSampler(len(data.train), batch_size, seed)
         self._evaluation_views: dict[str, EvaluationViews] = {}
-
-    def train_dataset(self) -> BatchDataset:
-        """The training images as a loader reads them, with the views of `specs`."""
-        raise NotImplementedError
 
     def train_loader(self, keys: BatchKeys, device: torch.device) -> ResumableLoader:
         """A loader of the training images of `keys`, for training on `device`."""
@@ -58,17 +56,18 @@ class DataModule(LightningDataModule):
         """The evaluation views of "train" or "val"; what was decoded is kept for the next loader."""
         if split not in self._evaluation_views:
             images = self.data.splits()[split]
-            self._evaluation_views[split] = EvaluationViews(images, self.size, pinned=not self.on_host)
+            self._evaluation_views[split] = EvaluationViews(images, self.size)
         return self._evaluation_views[split]
 
-    def eval_loader(self, split: str) -> ResumableLoader:
-        """A loader of this rank's share of the evaluation images of a split, in order."""
+    def eval_loader(self, split: str, device: torch.device) -> ResumableLoader:
+        """A loader of this rank's share of the evaluation images of a split, in order, for use on `device`."""
         images = self.eval_dataset(split)
-        return ThreadPrefetchLoader(images, SequentialBatchSampler(len(images), self.batch_size), self.num_workers)
+        keys = SequentialBatchSampler(len(images), self.batch_size)
+        return ThreadPrefetchLoader(images, keys, self.num_workers, device)
 
-    def finalize_batch(self, batch: UnfinishedBatch) -> Batch:
+    def finalize_batch(self, batch: UnfinishedBatch, dtype: torch.dtype = torch.float32) -> Batch:
         """The batch with its views finished (colours, normalization) on the device where they are."""
-        return finalize_batch(batch, self.specs, self.data.mean, self.data.std)
+        return finalize_batch(batch, self.specs, self.data.mean, self.data.std, dtype)
 
     def train_dataloader(self) -> ResumableLoader:
         self.order = EpochBatchSampler(len(self.data.train), self.batch_size, self.seed)
@@ -76,11 +75,11 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> ResumableLoader:
         assert self.data.val is not None, "the data set has no validation images"
-        return self.eval_loader("val")
+        return self.eval_loader("val", self._device())
 
     def eval_dataloader(self, split: str, device: torch.device) -> "EvalLoader":
         """Finished batches of this rank's share of the evaluation images of "train" or "val", on the device."""
-        return EvalLoader(self, self.eval_loader(split), device)
+        return EvalLoader(self, self.eval_loader(split, device), device)
 
     def augmented_loader(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Finished batches of the augmented views of the training images `rows`, as epoch 0 draws them."""
@@ -113,7 +112,7 @@ class DataModule(LightningDataModule):
         return batch.to(device)
 
     def on_after_batch_transfer(self, batch: UnfinishedBatch, dataloader_idx: int) -> Batch:
-        return self.finalize_batch(batch)
+        return self.finalize_batch(batch, self.dtype)
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")

@@ -59,18 +59,19 @@ def worker_notes(pipeline: str, num_workers: int, hardware: HardwareConfig) -> l
 
 def build_pipeline(
     name: str, data: Data, specs: Sequence[ViewSpec], batch_size: int, seed: int, num_workers: int,
-    cache: str | None, accelerator: str,
+    cache: str | None, accelerator: str, precision: str = "32",
 ) -> DataModule:  # fmt: skip
     """The data module `name`, on images that are the same in every process.
 
     batch_size: images of one process. cache: directory for decoded images, of "memory" only. accelerator: "cpu",
-    "cuda" or "mps". Side effect: the C library of this process keeps freed memory from here on, which cannot be put
-    back (`keep_freed_memory`); views are large and short-lived.
+    "cuda" or "mps". precision: of the training, in which a GPU writes the training views. Side effect: the C library
+    of this process keeps freed memory from here on, which cannot be put back (`keep_freed_memory`); views are large and
+    short-lived.
     """
     data.check_ranks()
     keep_freed_memory()
     if name == "memory":
         return MemoryDataModule(
-            data, list(specs), batch_size, seed, num_workers, accelerator, Path(cache) if cache else None
+            data, list(specs), batch_size, seed, num_workers, accelerator, precision, Path(cache) if cache else None
         )
-    return PIPELINES[name](data, list(specs), batch_size, seed, num_workers, accelerator)
+    return PIPELINES[name](data, list(specs), batch_size, seed, num_workers, accelerator, precision)

@@ -203,7 +203,10 @@ class DaliPipeline:
                 (_, index), params = self.source.queued.popleft()
                 rows = torch.tensor(index)
                 left = [without_flip(p) for p in params]
-                yield UnfinishedBatch(rows, views, self.dataset.images.labels[rows], left)
+                labels = self.dataset.images.labels[rows]
+                if self.device.type == "cuda":  # from pinned memory it copies while the host goes on
+                    rows, labels = rows.pin_memory(), labels.pin_memory()
+                yield UnfinishedBatch(rows, views, labels, left)
 
     def _next(self) -> list[Tensor]:
         """The views of the oldest batch in the queue; none when there is no batch."""
@@ -268,9 +271,10 @@ class DaliDataModule(DataModule):
     """num_workers counts DALI's threads."""
 
     def __init__(
-        self, data: Data, specs: list[ViewSpec], batch_size: int, seed: int, num_workers: int, accelerator: str
-    ):
-        super().__init__(data, specs, batch_size, seed, num_workers, accelerator)
+        self, data: Data, specs: list[ViewSpec], batch_size: int, seed: int, num_workers: int, accelerator: str,
+        precision: str = "32",
+    ):  # fmt: skip
+        super().__init__(data, specs, batch_size, seed, num_workers, accelerator, precision)
         check_dali(accelerator)
         self.headers = Headers(data.train)
 

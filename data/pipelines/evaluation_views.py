@@ -37,8 +37,8 @@ class EvaluationViews(ThreadedDataset):
     Views of image files are kept after they were first decoded where `kept_bytes` says so: evaluations repeat.
     """
 
-    def __init__(self, images: Images, size: int, pinned: bool):
-        super().__init__(images, pinned=pinned)
+    def __init__(self, images: Images, size: int):
+        super().__init__(images)
         self.size = size
         keep = kept_bytes(images, size) > 0
         self.kept = torch.empty(len(images), 3, size, size, dtype=torch.uint8) if keep else None

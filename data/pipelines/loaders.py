@@ -30,6 +30,12 @@ class UnfinishedBatch(NamedTuple):
     labels: Tensor
     color_params: list[ViewParams]
 
+    def pin_memory(self) -> "UnfinishedBatch":
+        """The batch in memory from which a GPU copies while the host goes on; tensors that are there already stay."""
+        return self._replace(
+            index=self.index.pin_memory(), labels=self.labels.pin_memory(), views=[v.pin_memory() for v in self.views]
+        )
+
     def to(self, device: torch.device) -> "UnfinishedBatch":
         """The batch with its tensors on `device`; parameters stay on the host."""
         ahead = device.type == "cuda"  # the copy of pinned memory then runs beside the host

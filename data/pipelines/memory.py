@@ -1,9 +1,10 @@
 """--pipeline memory: every training image decoded once, to uint8, and whole batches made of what is in memory.
 
-On a GPU, and in its memory where there is room, the batched executor makes the next batch on a stream of its own while
-the current one trains; on CPU threads make it with the compiled loops.
+On a GPU, and from its memory where there is room, the next batch is made on a stream of its own while the current one
+trains; on CPU threads make it with the compiled loops.
 """
 
+import functools
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -18,18 +19,20 @@ from torchvision.transforms.v2 import functional as TF
 from tqdm import tqdm
 
 from data.augment_numba import augment_images
-from data.augment_torch import Axis, apply_color_augmentations, crop_axes, resample, standardize_images
+from data.augment_torch import Axis, Views, crop_axes, upload
 from data.datasets import Data
 from data.decode_cache import DecodeCache
 from data.images import ArrayImages, Images
 from data.pipelines.base import DataModule
 from data.pipelines.evaluation_views import kept_bytes, short_side
+from data.pipelines.kernels import augment_views
 from data.pipelines.loaders import BatchKey, BatchKeys, ResumableLoader, UnfinishedBatch
 from data.pipelines.prefetch import ThreadedDataset, ThreadPrefetchLoader
 from data.sampler import ViewParams, sample
 from data.views import ViewSpec
 from utils.errors import UserError
 
+CPU = torch.device("cpu")
 MEMORY_SHARE = 0.4  # of the memory that decoded images may take
 
 
@@ -67,6 +70,7 @@ class DecodedImages:
         self.shape: tuple[int, int] = (height, width)
         self.ratio = np.array(self.shape) / self.sizes
         self.pixels = torch.empty(0, 3, height, width, dtype=torch.uint8)
+        self.kept_on_host = False  # a GPU has no room for the pixels
 
     def load(self) -> "DecodedImages":
         """Decode the images, once; images that are in memory or in the cache already are taken from there."""
@@ -94,16 +98,23 @@ class DecodedImages:
             for _ in tqdm(done, "decoding", n, initial=rows.start, disable=True if n < 5000 else None):
                 pass
 
-    def to(self, device: torch.device) -> None:
-        """Move the pixels to the device, once, when they leave it room."""
-        if device.type == "cuda" and not self.pixels.is_cuda:
+    def to(self, device: torch.device) -> "DecodedImages":
+        """Move the pixels to the device, a GPU only where they leave it room; that is found out once."""
+        if device.type == "cuda" and not self.pixels.is_cuda and not self.kept_on_host:
             free, _ = torch.cuda.mem_get_info(device)
-            if self.pixels.numel() < MEMORY_SHARE * free:
-                self.pixels = self.pixels.to(device)
+            self.kept_on_host = self.pixels.numel() >= MEMORY_SHARE * free
+        if device.type != "cuda" or not self.kept_on_host:
+            self.pixels = self.pixels.to(device)
+        return self
 
-    def take(self, index: Tensor, device: torch.device) -> Tensor:
-        """(N, 3, H, W) uint8 on the device."""
-        return self.pixels[index.to(self.pixels.device)].to(device)
+    def take(self, index: NDArray, device: torch.device) -> tuple[Tensor, NDArray]:
+        """Pixels on the device, and the rows of them that are the images `index` (N,)."""
+        if self.pixels.device == device:
+            return self.pixels, index
+        rows = torch.from_numpy(index)
+        chosen = torch.empty(len(rows), 3, *self.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        torch.index_select(self.pixels, 0, rows, out=chosen)
+        return chosen.to(device, non_blocking=True), np.arange(len(rows))
 
 
 class DecodedViews(ThreadedDataset):
@@ -123,16 +134,22 @@ class DecodedViews(ThreadedDataset):
             augment_images(pixels, index, y, x, params, spec.blur_taps, mean, std, out.numpy())
         return []
 
-    def on_device(self, key: BatchKey, device: torch.device) -> UnfinishedBatch:
-        """A batch of `render_into`'s views, made by the batched executor on the device."""
-        epoch, rows = key
-        index, positions = np.array(rows), torch.tensor(rows)
-        images, views = self.decoded.take(positions, device), []
+    def on_device(self, key: BatchKey, device: torch.device, dtype: torch.dtype) -> UnfinishedBatch:
+        """A batch of `render_into`'s views, of type `dtype`, made by the device's executor."""
+        index = np.array(key[1])
+        made = augment_views(self.views_to_make(key, device), self.data.mean, self.data.std, dtype)
+        positions, labels = upload(np.stack([index, self.images.labels[torch.from_numpy(index)].numpy()]), device)
+        return UnfinishedBatch(positions, made, labels, [])
+
+    def views_to_make(self, key: BatchKey, device: torch.device) -> list[Views]:
+        """The views of a batch as an executor takes them, with their pixels on the device."""
+        epoch, index = key[0], np.array(key[1])
+        pixels, image = self.decoded.take(index, device)
+        views = []
         for number, spec in enumerate(self.specs):
             params, y, x = self._draw(number, epoch, index)
-            view = apply_color_augmentations(resample(images, y, x, spec.size, params.flip), params, spec.blur_taps)
-            views.append(standardize_images(view, self.data.mean, self.data.std))
-        return UnfinishedBatch(positions.to(device), views, self.images.labels[positions].to(device), [])
+            views.append(Views(pixels, image, params, y, x, spec.size, spec.blur_taps))
+        return views
 
     def _draw(self, number: int, epoch: int, index: NDArray) -> tuple[ViewParams, Axis, Axis]:
         """Parameters of view `number`, and where its pixels lie in the decoded images, vertically and horizontally."""
@@ -142,20 +159,30 @@ class DecodedViews(ThreadedDataset):
         return params, y.stretched(ratio[:, 0]), x.stretched(ratio[:, 1])
 
 
+@functools.cache
+def rendering_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The stream on which a CUDA device makes views; always the same, since freed memory stays with its stream."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
 class CudaStreamLoader(ResumableLoader):
-    """Batches made on the device: in a thread, on a stream of its own, one ahead of the one that is asked for."""
+    """Batches made on the device: in a thread, on a stream of its own, one ahead of the one that is asked for.
+
+    dtype: of the views.
+    """
 
     def __init__(self, dataset: DecodedViews, keys: BatchKeys, device: torch.device):
         super().__init__(dataset, keys)
-        self.views, self.device = dataset, device
+        self.views, self.device, self.dtype = dataset, with_index(device), torch.float32
 
     def batches(self) -> Iterator[UnfinishedBatch]:
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        stream = rendering_stream(self.device)
 
         def render(key: BatchKey) -> tuple[UnfinishedBatch, torch.cuda.Event | None]:
             with torch.cuda.stream(stream):  # None leaves everything as it is
                 self.views.decoded.to(self.device)
-                return self.views.on_device(key, self.device), stream.record_event() if stream else None
+                batch = self.views.on_device(key, self.device, self.dtype)
+                return batch, stream.record_event() if stream else None
 
         waiting: deque[Future[tuple[UnfinishedBatch, torch.cuda.Event | None]]] = deque()
         pool = ThreadPoolExecutor(1, "views")
@@ -180,20 +207,33 @@ def _wait_for(batch: UnfinishedBatch, event: torch.cuda.Event | None) -> Unfinis
     return batch
 
 
+def with_index(device: torch.device) -> torch.device:
+    """The device with its number: "cuda" is the current one."""
+    current = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if current else device
+
+
 class MemoryDataModule(DataModule):
     """num_workers counts threads, on CPU. The training images are decoded when a loader of them is first made."""
 
     def __init__(
         self, data: Data, specs: list[ViewSpec], batch_size: int, seed: int, num_workers: int, accelerator: str,
-        cache: Path | None = None,
+        precision: str = "32", cache: Path | None = None,
     ):  # fmt: skip
-        super().__init__(data, specs, batch_size, seed, num_workers, accelerator)
+        super().__init__(data, specs, batch_size, seed, num_workers, accelerator, precision)
         self.decoded = DecodedImages(data.train, self.size, cache)
 
     def train_dataset(self) -> DecodedViews:
         return DecodedViews(self.decoded.load(), self.data, self.specs, self.seed)
 
     def train_loader(self, keys: BatchKeys, device: torch.device) -> ResumableLoader:
-        if self.on_host:
-            return ThreadPrefetchLoader(self.train_dataset(), keys, self.num_workers)
-        return CudaStreamLoader(self.train_dataset(), keys, device)
+        if device.type == "cuda":
+            return CudaStreamLoader(self.train_dataset(), keys, device)
+        self.decoded.to(CPU)
+        return ThreadPrefetchLoader(self.train_dataset(), keys, self.num_workers, device)
+
+    def train_dataloader(self) -> ResumableLoader:
+        loader = super().train_dataloader()
+        if isinstance(loader, CudaStreamLoader):
+            loader.dtype = self.dtype  # all other uses of the views are in full precision
+        return loader

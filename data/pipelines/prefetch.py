@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.allocator import in_large_pages
-from data.images import Images
 from data.pipelines.loaders import BatchDataset, BatchKey, BatchKeys, ResumableLoader, UnfinishedBatch
 from data.sampler import ViewParams
 
@@ -27,10 +26,6 @@ Submit = Callable[..., "Future[list[ViewParams]]"]
 class ThreadedDataset(BatchDataset):
     """A data set whose views are rendered by threads, in place: `render_into` makes those of some images of a batch."""
 
-    def __init__(self, images: Images, seed: int = 0, pinned: bool = False):
-        super().__init__(images, seed)
-        self.pinned = pinned
-
     def shapes(self) -> list[tuple[int, torch.dtype]]:
         """Side and type of every view."""
         raise NotImplementedError
@@ -42,34 +37,41 @@ class ThreadedDataset(BatchDataset):
         """
         raise NotImplementedError
 
-    def submit_batch(self, key: BatchKey, submit: Submit) -> tuple[UnfinishedBatch, list["Future[list[ViewParams]]"]]:
-        """A batch that is complete when all the futures are; their results are its parameters, part by part."""
+    def submit_batch(
+        self, key: BatchKey, submit: Submit, pinned: bool
+    ) -> tuple[UnfinishedBatch, list["Future[list[ViewParams]]"]]:
+        """A batch that is complete when all the futures are; their results are its parameters, part by part.
+
+        pinned: in memory from which a GPU copies while the host goes on.
+        """
         epoch, index = key
         rows, positions = np.array(index), torch.tensor(index)
-        views = [torch.empty(len(rows), 3, s, s, dtype=d, pin_memory=self.pinned) for s, d in self.shapes()]
-        views = views if self.pinned else [in_large_pages(view) for view in views]
+        views = [torch.empty(len(rows), 3, s, s, dtype=d, pin_memory=pinned) for s, d in self.shapes()]
+        views = views if pinned else [in_large_pages(view) for view in views]
         step = max(MIN_IMAGES_PER_TASK, PIXELS_PER_TASK // sum(size**2 for size, _ in self.shapes()))
         parts = [slice(first, first + step) for first in range(0, len(rows), step)]
         futures = [submit(self.render_into, [view[part] for view in views], epoch, rows[part]) for part in parts]
-        return UnfinishedBatch(positions, views, self.images.labels[positions], []), futures
+        batch = UnfinishedBatch(positions, views, self.images.labels[positions], [])
+        return batch.pin_memory() if pinned else batch, futures
 
 
 class ThreadPrefetchLoader(ResumableLoader):
     """Batches in the order of their keys; the error of a thread is raised where its batch is asked for.
 
     threads: 0 makes each batch in the caller, when it is asked for. However the iteration ends, its threads end too.
+    device: to which the batches go from here.
     """
 
-    def __init__(self, dataset: ThreadedDataset, keys: BatchKeys, threads: int):
+    def __init__(self, dataset: ThreadedDataset, keys: BatchKeys, threads: int, device: torch.device):
         super().__init__(dataset, keys)
-        self.views, self.threads = dataset, threads
+        self.views, self.threads, self.pinned = dataset, threads, device.type == "cuda"
 
     def batches(self) -> Iterator[UnfinishedBatch]:
         waiting: deque[tuple[UnfinishedBatch, list[Future[list[ViewParams]]]]] = deque()
         ahead = PREFETCH if self.threads else 0
         with thread_pool(self.threads) as submit:
             for key in self.keys:
-                waiting.append(self.views.submit_batch(key, submit))
+                waiting.append(self.views.submit_batch(key, submit, self.pinned))
                 if len(waiting) > ahead:
                     yield _complete(*waiting.popleft())
             while waiting:

@@ -1,7 +1,7 @@
 """--pipeline stream: images decoded, cropped and resized by threads, once per step for all views, a few batches ahead.
 
-For folders that do not fit in memory. On a GPU the threads leave the views in uint8 and the batched executor does the
-rest; on CPU the threads finish them with the compiled loops.
+For folders that do not fit in memory. For a GPU the threads leave the views in uint8 and its executor does the rest; on
+CPU the threads finish them with the compiled loops.
 """
 
 import numpy as np
@@ -22,8 +22,8 @@ from data.views import ViewSpec
 class StreamedViews(ThreadedDataset):
     """Cropped, resized and flipped views in uint8, or with `finished` whole views in float32, normalized."""
 
-    def __init__(self, data: Data, specs: list[ViewSpec], seed: int, finished: bool, pinned: bool):
-        super().__init__(data.train, seed, pinned)
+    def __init__(self, data: Data, specs: list[ViewSpec], seed: int, finished: bool):
+        super().__init__(data.train, seed)
         self.data, self.specs, self.finished = data, specs, finished
 
     def shapes(self) -> list[tuple[int, torch.dtype]]:
@@ -59,8 +59,6 @@ def resized_crop(image: Tensor, box: list[int], size: int) -> NDArray:
 class StreamDataModule(DataModule):
     """num_workers counts threads."""
 
-    def train_dataset(self) -> StreamedViews:
-        return StreamedViews(self.data, self.specs, self.seed, finished=self.on_host, pinned=not self.on_host)
-
     def train_loader(self, keys: BatchKeys, device: torch.device) -> ThreadPrefetchLoader:
-        return ThreadPrefetchLoader(self.train_dataset(), keys, self.num_workers)
+        images = StreamedViews(self.data, self.specs, self.seed, finished=device.type != "cuda")
+        return ThreadPrefetchLoader(images, keys, self.num_workers, device)

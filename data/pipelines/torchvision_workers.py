@@ -55,9 +55,7 @@ class AugmentedViews(BatchDataset):
 class TorchvisionDataModule(DataModule):
     """Worker processes decode and augment; the device only normalizes. num_workers counts processes for training."""
 
-    def train_dataset(self) -> AugmentedViews:
-        return AugmentedViews(self.data.train, self.specs, self.seed)
-
     def train_loader(self, keys: BatchKeys, device: torch.device) -> ResumableLoader:
-        pinned = not self.on_host and self.num_workers > 0
-        return ResumableLoader(self.train_dataset(), keys, self.num_workers, pin_memory=pinned)
+        images = AugmentedViews(self.data.train, self.specs, self.seed)
+        pinned = device.type == "cuda" and self.num_workers > 0
+        return ResumableLoader(images, keys, self.num_workers, pin_memory=pinned)

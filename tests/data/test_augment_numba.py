@@ -7,8 +7,9 @@ from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as TF
 
 from data import augment_numba
-from data.augment_torch import HUE, apply_color_augmentations, crop_axes
+from data.augment_torch import apply_color_augmentations, crop_axes
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from data.pixel_operations import HUE
 from data.sampler import sample
 from data.views import ViewSpec
 from tests.helpers.executors import COLOR, OFF, N, images, params

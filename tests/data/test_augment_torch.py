@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from data import augment_torch
 from data.pipelines.torchvision_workers import augment_image
+from data.pixel_operations import HUE
 from data.sampler import ViewParams
 from data.views import ViewSpec
 from tests.helpers.executors import COLOR, OFF, N, images, params
@@ -44,7 +45,7 @@ def test_resample_takes_any_box(height, width, top, left, size, flip):
 
 @pytest.mark.parametrize("op", range(4), ids=["brightness", "contrast", "saturation", "hue"])
 def test_jitter_of_one_colour_property_is_torchvisions(op):
-    strength = 0.5 if op == augment_torch.HUE else 0.9
+    strength = 0.5 if op == HUE else 0.9
     names = ["brightness", "contrast", "saturation", "hue"]
     spec = ViewSpec(8, **{name: strength * (name == names[op]) for name in names})
     p = params(spec, jitter=True)

@@ -21,9 +21,9 @@ def images(n=N, h=37, w=52, seed=0):
     return x
 
 
-def params(spec, n=N, sizes=(37, 52), **fixed):
+def params(spec, n=N, sizes=(37, 52), seed=1, **fixed):
     """Drawn parameters of n images, some of them fixed."""
-    p = sample(spec, 1, 2, np.arange(n), 0, np.tile(sizes, (n, 1)))
+    p = sample(spec, seed, 2, np.arange(n), 0, np.tile(sizes, (n, 1)))
     for name, value in fixed.items():
         setattr(p, name, np.broadcast_to(value, getattr(p, name).shape).copy())
     return p

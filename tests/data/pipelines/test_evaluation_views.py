@@ -63,8 +63,8 @@ def test_evaluation_views_of_images_in_memory_are_torchvisions(shape, size):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (5, 3, *shape), dtype=torch.uint8, generator=generator)
     transform = v2.Compose([v2.Resize(SHORT_SIDES[size], antialias=True), v2.CenterCrop(size)])
-    dataset = EvaluationViews(ArrayImages(pixels, torch.zeros(5).long()), size, pinned=False)
-    found = torch.cat([batch.views[0] for batch in ThreadPrefetchLoader(dataset, [(-1, [3, 1]), (-1, [4])], 0)])
+    dataset = EvaluationViews(ArrayImages(pixels, torch.zeros(5).long()), size)
+    found = torch.cat([batch.views[0] for batch in ThreadPrefetchLoader(dataset, [(-1, [3, 1]), (-1, [4])], 0, CPU)])
     assert torch.equal(found, torch.stack([transform(pixels[i]) for i in (3, 1, 4)]))
 
 

@@ -48,3 +48,26 @@ def test_finalize_batch_applies_the_colours_that_are_left(solarize):
         expected = standardize_images(x, IMAGENET_MEAN, IMAGENET_STD)
         near = (found - expected).abs() < 5e-4
         assert near.float().mean() > (0.99 if solarize else 0.999999)  # solarize may jump
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says it is on a CUDA device."""
+
+    is_cuda = True
+
+
+def test_finalize_batch_on_a_gpu_gives_views_of_the_type_of_the_training_by_the_executor_of_the_device():
+    specs = [SPEC, ViewSpec(24, solarize=0.5)]
+    params = [
+        without_flip(sample(spec, 0, 0, np.arange(N), view, np.full((N, 2), 24))) for view, spec in enumerate(specs)
+    ]
+    views = [views_of(0), views_of(1)]
+    batch = UnfinishedBatch(torch.arange(N), [v.as_subclass(OnCuda) for v in views], torch.ones(N).long(), params)
+    found = finalize_batch(batch, specs, IMAGENET_MEAN, IMAGENET_STD, torch.bfloat16)
+    for made, view, p, spec in zip(found.views, views, params, specs, strict=True):
+        x = apply_color_augmentations(view.float() / 255, p, spec.blur_taps)
+        expected = standardize_images(x, IMAGENET_MEAN, IMAGENET_STD)
+        assert torch.equal(made.as_subclass(torch.Tensor), expected.bfloat16())
+        assert made.is_contiguous(memory_format=torch.channels_last)
+    plain = finalize_batch(batch._replace(color_params=[]), specs, IMAGENET_MEAN, IMAGENET_STD, torch.bfloat16)
+    assert plain.views[0].dtype == torch.float32, "evaluation views stay in full precision"

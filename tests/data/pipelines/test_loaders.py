@@ -32,6 +32,12 @@ def test_epoch_batch_sampler_shares_the_steps_of_one_process_among_ranks(world, 
     assert [sum(step, []) for step in zip(*parts, strict=True)] == alone
 
 
+def test_unfinished_batch_pins_all_its_tensors(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x + 1)
+    batch = UnfinishedBatch(torch.zeros(2), [torch.zeros(2)] * 2, torch.zeros(2), []).pin_memory()
+    assert all(bool((tensor == 1).all()) for tensor in (batch.index, batch.labels, *batch.views))
+
+
 def test_epoch_batch_sampler_deals_out_the_given_rows():
     rows = np.array([3, 5, 8, 13, 21])
     order = EpochBatchSampler(5, 2, seed=1, rows=rows)

@@ -7,18 +7,21 @@ import pytest
 import torch
 
 from data.datasets import read_dataset
-from data.pipelines.memory import CudaStreamLoader, DecodedImages, bytes_needed, stored_side
+from data.pipelines.choose import build_pipeline
+from data.pipelines.memory import CudaStreamLoader, DecodedImages, bytes_needed, rendering_stream, stored_side
 from data.views import ViewSpec
 from tests.helpers.images import class_folders, read
-from tests.helpers.pipelines import build, equal_views, training_batches
+from tests.helpers.pipelines import CPU, build, equal_views, training_batches
 
 SPECS = [ViewSpec(32, blur=0.5, solarize=0.2), ViewSpec(16, scale=(0.05, 0.3), count=2)]
 
 
-def memory(on_host=True, workers=0):
-    """A module whose batches threads make, or the executor of the GPU, here on the CPU."""
-    module = build("memory", specs=SPECS, workers=workers)
-    module.on_host = on_host
+def memory(on_host=True, workers=0, precision="32"):
+    """A module whose batches threads make, or the loader for a GPU, here on the CPU."""
+    accelerator = "cpu" if on_host else "cuda"
+    module = build_pipeline("memory", read(), SPECS, 16, 0, workers, None, accelerator, precision)
+    if not on_host:
+        module.train_loader = lambda keys, device: CudaStreamLoader(module.train_dataset(), keys, device)
     return module
 
 
@@ -87,6 +90,42 @@ def test_cuda_stream_loader_resumes_in_the_middle_of_an_epoch():
     rest = list(loader)
     assert len(rest) == len(whole) - 80
     assert all(torch.equal(x.views[0], y.views[0]) for x, y in zip(rest, whole[80:], strict=True))
+
+
+def test_train_dataloader_alone_makes_views_in_the_precision_of_the_training():
+    module = memory(on_host=False, precision="bf16-mixed")
+    batch = next(iter(module.train_dataloader()))
+    assert [view.dtype for view in batch.views] == [torch.bfloat16] * 3
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
+    again = next(module.augmented_loader(batch.index.tolist(), CPU))  # for evaluations, which have no autocast
+    assert [view.dtype for view in again.views] == [torch.float32] * 3
+    assert all(torch.equal(v, w.bfloat16()) for v, w in zip(batch.views, again.views, strict=True))
+
+
+def test_rendering_stream_is_one_for_all_loaders_of_a_device(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    rendering_stream.cache_clear()
+    first = [rendering_stream(torch.device("cuda", number)) for number in (0, 1, 0, 0, 1)]
+    rendering_stream.cache_clear()
+    assert len(made) == 2
+    assert len({id(stream) for stream in first}) == 2
+    assert rendering_stream(CPU) is None
+
+
+def test_decoded_images_ask_a_gpu_for_room_once_and_are_then_taken_from_the_host(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (1000, 1000))
+    decoded = DecodedImages(read().train, 32).load()
+    for _ in range(3):
+        assert not decoded.to(torch.device("cuda", 0)).pixels.is_cuda
+    assert len(asked) == 1
+    pixels, rows = decoded.take(np.array([7, 3]), torch.device("meta"))
+    assert pixels.shape == (2, 3, 8, 8)
+    assert rows.tolist() == [0, 1]
+    pixels, rows = decoded.take(np.array([7, 3]), CPU)
+    assert pixels is decoded.pixels
+    assert rows.tolist() == [7, 3]
 
 
 def test_decoded_images_keep_small_images_and_squeeze_large_ones(tmp_path):

@@ -12,7 +12,7 @@ from data.pipelines.stream import StreamedViews, resized_crop
 from data.sampler import sample
 from data.views import ViewSpec, expand
 from tests.helpers.images import write_image
-from tests.helpers.pipelines import build, smooth_image, training_batches
+from tests.helpers.pipelines import CPU, build, smooth_image, training_batches
 
 SPECS = [ViewSpec(48, blur=0.5, solarize=0.3, count=2), ViewSpec(24, scale=(0.05, 0.3), count=2)]
 
@@ -64,9 +64,9 @@ def test_views_that_a_gpu_finishes_are_those_that_the_threads_finish(photographs
     module = build("stream", photographs, SPECS, threads, 20)
     batches = []
     for finished in (True, False):
-        dataset = StreamedViews(photographs, expand(SPECS), module.seed, finished, pinned=False)
+        dataset = StreamedViews(photographs, expand(SPECS), module.seed, finished)
         order = EpochBatchSampler(40, 20, module.seed)
-        batches.append(list(ThreadPrefetchLoader(dataset, order, threads)))
+        batches.append(list(ThreadPrefetchLoader(dataset, order, threads, CPU)))
     for whole, left in zip(*batches, strict=True):
         assert whole.color_params == []
         assert all(view.dtype == torch.uint8 for view in left.views)
@@ -79,8 +79,8 @@ def test_sample_is_called_once_per_view_and_part(photographs, monkeypatch):
     calls = []
     monkeypatch.setattr("data.pipelines.stream.sample", lambda *args: calls.append(args) or sample(*args))
     monkeypatch.setattr("data.sampler.sample", lambda *args: pytest.fail("parameters were drawn a second time"))
-    dataset = StreamedViews(photographs, expand(SPECS), 0, finished=False, pinned=False)
+    dataset = StreamedViews(photographs, expand(SPECS), 0, finished=False)
     module = build("stream", photographs, SPECS, 0, 8)
-    for batch in ThreadPrefetchLoader(dataset, [(0, list(range(8)))], 0):
+    for batch in ThreadPrefetchLoader(dataset, [(0, list(range(8)))], 0, CPU):
         module.finalize_batch(batch)
     assert len(calls) == len(expand(SPECS))
