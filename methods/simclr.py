@@ -33,7 +33,7 @@ def similarities(views: list[Tensor], temperature: float) -> tuple[Tensor, Tenso
 def log_normalizer(logits: Tensor, self_index: Tensor) -> Tensor:
     """log sum_{k != i} exp(logits_ik) for each row i: (nV, NV) -> (nV,)."""
     rows = torch.arange(len(logits), device=logits.device)
-    return logits.index_put((rows, self_index), logits.new_tensor(-torch.inf)).logsumexp(dim=1)
+    return logits.index_put((rows, self_index), logits.new_full((), -torch.inf)).logsumexp(dim=1)
 
 
 @full_precision
@@ -44,12 +44,12 @@ def nt_xent(views: list[Tensor], temperature: float) -> dict[str, Tensor]:
     the global batch, and j over the other views of the image of i: with two views the loss of the paper.
     Deviation: the paper has two views; the mean over several positives stands outside the logarithm.
     """
-    v, n = len(views), len(views[0])
+    v = len(views)
     logits, self_index = similarities(views, temperature)
-    local = logits[:, rank() * n * v :][:, : n * v]  # (nV, nV) columns of this rank's images
-    image = torch.arange(n * v, device=logits.device) // v
-    same = (image[:, None] == image) & ~torch.eye(n * v, dtype=torch.bool, device=logits.device)
-    positive = local[same].view(n * v, v - 1)  # (nV, V - 1)
+    image, view = self_index // v, self_index % v  # (nV,)
+    others = torch.arange(v - 1, device=logits.device)
+    others = others + (others >= view[:, None])  # (nV, V - 1) the other views of the same image
+    positive = logits.gather(1, image[:, None] * v + others)  # by columns: a boolean mask would wait for the GPU
     loss = log_normalizer(logits, self_index) - positive.mean(dim=1)  # (nV,)
     return {"loss": loss.mean(), "positive_similarity": positive.mean() * temperature}
 

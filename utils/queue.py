@@ -38,16 +38,26 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Replace the oldest rows by the pending ones: any number of rows, wrapping around at the end."""
+        """Replace the oldest rows by the pending ones: any number of rows, wrapping around at the end.
+
+        Where a pending row is NaN or infinite the old row stays: it would be the neighbour of every later query.
+        """
         if not self._pending:
             return
         size = len(self.rows)
         z = torch.cat([z for z, _ in self._pending])[-size:].to(self.rows.dtype)
         labels = torch.cat([y for _, y in self._pending])[-size:]
         positions = (self.pointer + torch.arange(len(z), device=z.device)) % size
-        self.age[self.age >= 0] += 1
-        self.rows[positions], self.labels[positions], self.age[positions] = z, labels, 0
+        self.age += self.age >= 0
+        finite = torch.isfinite(z).all(dim=1)  # no boolean mask, which would wait for the GPU
+        self.rows[positions] = torch.where(finite[:, None], z, self.rows[positions])
+        self.labels[positions] = torch.where(finite, labels, self.labels[positions])
+        self.age[positions] = torch.where(finite, 0, self.age[positions])
         self.pointer.copy_((self.pointer + len(z)) % size)
+        self._pending.clear()
+
+    def discard(self) -> None:
+        """Forget the pending rows, as an optimizer step that was skipped has to."""
         self._pending.clear()
 
     @full_precision

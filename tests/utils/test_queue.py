@@ -95,3 +95,29 @@ def test_push_detaches_gradients():
     queue.push(z * 1.0, torch.zeros(2, dtype=torch.long))
     queue.flush()
     assert not queue.rows.requires_grad
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_flush_keeps_the_old_row_where_the_new_one_is_not_finite(bad):
+    queue = FeatureQueue(6, 3, 0)
+    for first in (0, 6):
+        queue.push(rows(6, first), torch.arange(first, first + 6))
+        queue.flush()
+    z = rows(4, 12)
+    z[1, 2] = bad
+    queue.push(z, torch.arange(12, 16))
+    queue.flush()
+    assert torch.equal(queue.rows, torch.cat([z[:1], rows(1, 7), z[2:], rows(2, 10)]))
+    assert queue.labels.tolist() == [12, 7, 14, 15, 10, 11]
+    assert queue.age.tolist() == [0, 1, 0, 0, 1, 1]
+    assert queue.pointer == 4, "the same on every rank, whatever the rows are"
+
+
+def test_discard_forgets_the_pending_rows():
+    queue = FeatureQueue(4, 3, 0)
+    before = {k: v.clone() for k, v in queue.state_dict().items()}
+    queue.push(rows(2), torch.arange(2))
+    queue.discard()
+    queue.flush()
+    for k, v in queue.state_dict().items():
+        assert torch.equal(before[k], v), k
