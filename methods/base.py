@@ -141,10 +141,13 @@ class Method(LightningModule):
         state = sum(v.nbytes for v in self.state_dict().values())
         return int(state + moments * sum(p.nbytes for p in self.parameters() if p.requires_grad))
 
-    def compile_networks(self) -> None:
-        """Compile the backbone and the moving averages with torch.compile; heads are too small to gain from it."""
-        for network in [self.backbone, *(m for m in self.modules() if isinstance(m, EMA))]:
-            network.compile()
+    def compile_losses(self) -> None:
+        """Compile `compute_losses` with torch.compile: backbone, heads, teachers, loss and probe as one graph.
+
+        One graph of fixed sizes, views of several sizes included: training batches are always full. Evaluation calls
+        `forward`, which is not compiled, so its batches of other sizes compile nothing.
+        """
+        self.compute_losses = torch.compile(self.compute_losses, dynamic=False)  # type: ignore[method-assign]
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Output of `training_loss`, with the online probe's loss and accuracy where the data set has labels."""
