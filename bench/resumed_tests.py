@@ -1,4 +1,5 @@
-"""A plugin of pytest: a line of JSON for each test, and none is run a second time where the file has its line.
+"""A plugin of pytest: lines of JSON for each test and each warning, and no test is run a second time
+where the file has its result.
 
     RESULTS_OF_TESTS=FILE python3 -m pytest -p bench.resumed_tests -m gpu
 
@@ -25,7 +26,7 @@ def results(file: Path) -> list[dict[str, Any]]:
 
 def outcomes(file: Path) -> dict[str, str]:
     """Test -> "passed", "failed", "skipped", or "begun" where it has not ended."""
-    return {line["test"]: line["outcome"] for line in results(file)}
+    return {line["test"]: line["outcome"] for line in results(file) if "test" in line}
 
 
 def write(**line: Any) -> None:
@@ -55,7 +56,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_warning_recorded(warning_message: Any, nodeid: str) -> None:
-    write(test=f"warning in {nodeid}", outcome="warning", text=str(warning_message.message)[:1000])
+    write(warning=nodeid, text=str(warning_message.message)[:1000])
 
 
 def pytest_sessionfinish(session: Any, exitstatus: int) -> None:
