@@ -15,12 +15,13 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import SumMetric
 
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank
 from utils.ema import EMA
 from utils.errors import UserError
+from utils.memory_layout import channels_last, convolutions_channels_last
 from utils.optim import FlagGroup, build_optimizer, build_scheduler, parameter_groups
 from utils.plan import Plan
 from utils.precision import at_least_float32, l2_normalize
@@ -61,11 +62,6 @@ def coordinate_std(z: Tensor) -> Tensor:
     return l2_normalize(z).std(dim=0).mean()
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Convert (N, 3, H, W) to the memory layout in which convolutions are fastest: channels last on CPU and CUDA."""
-    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
-
-
 class Method(LightningModule):
     """A self-supervised objective on top of a backbone.
 
@@ -101,6 +97,7 @@ class Method(LightningModule):
         self.args, self.plan = args, plan
         self.backbone = backbone
         self.grad_norm: Tensor | None = None  # of the last optimizer step, on the device
+        self.step_was_skipped = False  # the last optimizer step, by GradScaler
         self.probe: nn.Module | None = None
         if plan.training_set.num_classes:
             # Features are standardized first: one learning rate then suits backbones of any scale. The random generator
@@ -109,7 +106,13 @@ class Method(LightningModule):
                 self.probe = nn.Sequential(
                     nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, plan.training_set.num_classes)
                 )
-            self.val_accuracy = MulticlassAccuracy(plan.training_set.num_classes, average="micro", ignore_index=-1)
+            # A search for NaN, and an accuracy of torchmetrics, would wait for the GPU in each batch.
+            self.val_correct, self.val_known = (SumMetric(nan_strategy="disable") for _ in range(2))
+
+    def setup(self, stage: str) -> None:
+        """Give the weights of convolutions the memory layout of the images, on a GPU."""
+        if self.plan.hardware.accelerator == "cuda":
+            convolutions_channels_last(self)
 
     def transform_batch(self, batch: Batch) -> Batch:
         """Change the views before the backbone sees them.
@@ -169,12 +172,15 @@ class Method(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self.probe is not None:
-            self.val_accuracy.update(self.probe(self(batch.views[0])).float(), batch.labels)
+            self.val_correct.update(self.probe(self(batch.views[0])).argmax(dim=1) == batch.labels)
+            self.val_known.update(batch.labels >= 0)
 
     def on_validation_epoch_end(self) -> None:
         if self.probe is not None:
-            self.log("val_probe_acc", 100 * self.val_accuracy.compute())  # over all ranks
-            self.val_accuracy.reset()
+            known = self.val_known.compute().clamp(min=1)
+            self.log("val_probe_acc", 100 * self.val_correct.compute() / known)  # over all ranks
+            self.val_correct.reset()
+            self.val_known.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed random layers (dropout) by the position of the batch in the run, so that a resumed run is exact."""
@@ -182,9 +188,19 @@ class Method(LightningModule):
         torch.manual_seed((self.plan.seed * 0x9E3779B97F4A7C15 + position) % 2**63)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step; where GradScaler skips the step, nothing else moves: no teacher, no queue and no learning rate."""
         super().optimizer_step(*args, **kwargs)
-        schedule = self.plan.schedule
-        self.after_optimizer_step(schedule.position(self.trainer.global_step) / schedule.length)
+        self.step_was_skipped = getattr(self.trainer.precision_plugin, "step_was_skipped", False)
+        if self.step_was_skipped:
+            for queue in (m for m in self.modules() if isinstance(m, FeatureQueue)):
+                queue.discard()
+            return
+        schedule, done = self.plan.schedule, self.trainer.lr_scheduler_configs[0].scheduler.last_epoch
+        self.after_optimizer_step(schedule.position(done) / schedule.length)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not self.step_was_skipped:
+            super().lr_scheduler_step(scheduler, metric)
 
     def after_optimizer_step(self, progress: float) -> None:
         """Flush the queues and update the moving averages.

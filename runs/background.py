@@ -90,7 +90,7 @@ def copy_to_cpu(state: Any) -> Any:
     """Copy nested dictionaries, lists and tuples; every tensor gets memory of its own on the CPU.
 
     The training thread changes weights and moments in place while the copy is written. From CUDA the copies are queued
-    into pinned memory, and there is one wait for all of them.
+    into pinned memory, and there is one wait for all of them; they are contiguous, whatever the layout of weights is.
     """
     copied = _copy(state)
     if torch.cuda.is_initialized():
@@ -102,7 +102,8 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         value = value.detach()
         if value.is_cuda:
-            return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            pinned = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            return pinned.copy_(value, non_blocking=True)
         return value.to("cpu", copy=True)
     if isinstance(value, dict):
         copied = copy.copy(value)  # keeps the attributes of a state_dict

@@ -19,6 +19,7 @@ from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, WaitForSave
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
+from runs.precision import build_precision
 from runs.resume import LearningRateOfPlan
 from runs.signals import SignalHandler
 from runs.strategy import FailingTogetherDDP
@@ -43,7 +44,6 @@ def build_trainer(
         devices=hardware.devices,
         num_nodes=hardware.nodes,
         strategy=strategy,
-        precision=hardware.precision,  # type: ignore[arg-type]  # one of Lightning's literals
         max_epochs=plan.schedule.total_epochs,
         max_steps=plan.schedule.total_steps,
         accumulate_grad_batches=plan.batch.accumulate,
@@ -51,7 +51,7 @@ def build_trainer(
         log_every_n_steps=plan.logging.log_every,
         logger=list(loggers),
         callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO(), *slurm_without_requeueing()],
+        plugins=[build_precision(hardware), AtomicCheckpointIO(), *slurm_without_requeueing()],
         # Under SLURM Lightning starts from any hpc_ckpt_*.ckpt that lies here. A folder that is never made has none.
         default_root_dir=folder / "none",
         use_distributed_sampler=False,

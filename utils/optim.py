@@ -125,8 +125,14 @@ def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig) -> to
     """The optimizer that `config` names, over `groups`.
 
     LARS is timm's, all layers at once on a GPU: it adapts no group without weight decay, so biases, norms and the probe
-    see plain momentum SGD.
+    see plain momentum SGD. Moments that are loaded get the memory layout of their parameters.
     """
+    optimizer = _optimizer_of(groups, config)
+    optimizer.register_load_state_dict_post_hook(_lay_out_like_parameters)
+    return optimizer
+
+
+def _optimizer_of(groups: list[ParameterGroup], config: OptimizerConfig) -> torch.optim.Optimizer:
     fused = True if config.fused else None
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
@@ -140,7 +146,21 @@ def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig) -> to
             trust_coeff=config.trust_coefficient,
             trust_clip=config.clip_trust_ratio,
         )
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    if config.fused and config.momentum:
+        # torch allocates the momentum in the first step and leaves it unwritten where GradScaler skips that step. From
+        # zeros, the momentum after the first step that is not skipped is the gradient, as torch defines it.
+        for p in (p for group in sgd.param_groups for p in group["params"]):
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the strides of their parameters: fused steps need them, and checkpoints are contiguous."""
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 def lr_factor(config: ScheduleConfig) -> Callable[[int], float]:

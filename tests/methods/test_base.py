@@ -156,3 +156,20 @@ def test_trainable_parameters_and_checkpoint_bytes(name):
     assert method.trainable_parameters() == trained
     state = sum(v.numel() * v.element_size() for v in method.state_dict().values())
     assert method.checkpoint_bytes() == state + 2 * 4 * trained
+
+
+def test_val_probe_acc_is_that_of_the_known_labels_over_all_batches(monkeypatch):
+    method, right, known = build("simclr").eval(), 0, 0
+    for seed, labels in enumerate(([0, 1, 2, 3, 4, 5, -1, -1], [-1, 1, 1, 1, -1, -1, -1, -1])):
+        seen = batch(method, seed=seed)._replace(labels=torch.tensor(labels))
+        method.validation_step(seen, seed)
+        predictions = method.probe(method(seen.views[0])).argmax(dim=1)
+        right += int((predictions == seen.labels).sum())
+        known += sum(label >= 0 for label in labels)
+    logged = {}
+    monkeypatch.setattr(method, "log", logged.__setitem__)
+    method.on_validation_epoch_end()
+    assert logged["val_probe_acc"].item() == pytest.approx(100 * right / known)
+    method.validation_step(batch(method)._replace(labels=torch.full((8,), -1)), 0)
+    method.on_validation_epoch_end()
+    assert logged["val_probe_acc"] == 0, "the counts begin anew"

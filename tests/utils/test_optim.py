@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from methods import METHODS
+from runs.trainer import deterministic_algorithms
 from tests.helpers.commands import build_method, plan_of
 from tests.helpers.networks import Flat
 from utils.optim import (
@@ -111,6 +112,53 @@ def test_fused_optimizers_equal_the_plain_ones(name):
             optimizer.step()
         ends.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
+
+
+def step_under_grad_scaler(optimizer, parameter, gradient, overflow=False):
+    """A step as GradScaler lets a fused optimizer do it: a flag says that the gradients have overflowed."""
+    parameter.grad = torch.full_like(parameter, torch.inf if overflow else gradient)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(float(overflow))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fused_sgd_starts_without_momentum_after_a_skipped_first_step(momentum):
+    """torch leaves the momentum uninitialized where GradScaler skips the first step."""
+    ends = []
+    for skips in (0, 2):
+        parameter = nn.Parameter(torch.ones(4))
+        group = {"params": [parameter], "lr": 0.1, "weight_decay": 0.0}
+        optimizer = build_optimizer([group], OptimizerConfig("sgd", lr=0.1, weight_decay=0.0, momentum=momentum))
+        for _ in range(skips):
+            with deterministic_algorithms(True):  # torch then fills memory that it leaves unwritten with NaN
+                step_under_grad_scaler(optimizer, parameter, 1.0, overflow=True)
+            assert torch.equal(parameter.detach(), torch.ones(4))
+        for gradient in (1.0, -3.0):
+            step_under_grad_scaler(optimizer, parameter, gradient)
+        ends.append(parameter.detach())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_loaded_optimizer_state_has_the_memory_layout_of_its_parameters(name):
+    """A checkpoint is contiguous, and fused steps on a GPU refuse moments of another layout than their weights'."""
+    config = OptimizerConfig(name, lr=0.1, weight_decay=0.1)
+    states, weights = [], []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
+        optimizer = build_optimizer(parameter_groups(layer, config.lr, config.weight_decay), config)
+        if states:
+            optimizer.load_state_dict(states[0])
+        else:
+            layer(torch.ones(1, 3, 5, 5)).sum().backward()
+            optimizer.step()
+            states.append(optimizer.state_dict())
+        weights.append((layer.weight, optimizer.state[layer.weight]))
+    (_, before), (weight, after) = weights
+    moments = [k for k, v in after.items() if v.shape == weight.shape]
+    assert moments
+    assert all(torch.equal(after[k], before[k]) and after[k].stride() == weight.stride() for k in moments)
 
 
 def test_fused_steps_are_off_where_gradients_are_clipped_before_unscaling(monkeypatch):

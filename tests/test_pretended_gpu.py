@@ -1,0 +1,311 @@
+"""Training, views, evaluations and whole runs on the pretended CUDA device: values, waits, launches and bytes."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+import main_contrastive
+import main_linear
+from data.augment_torch import apply_color_augmentations, standardize_images
+from data.pipelines.choose import build_pipeline
+from data.views import ViewSpec, expand
+from methods import METHODS
+from runs.alarms import embedding_statistics
+from runs.background import copy_to_cpu
+from tests import test_gpu
+from tests.helpers.commands import ROOT, TINY, words
+from tests.helpers.images import read
+from tests.helpers.pretended_cuda import CUDA, on_host, pretended_cuda
+from tests.helpers.runs import assert_same_run, checkpoint, interrupt_at
+from tests.helpers.short_training import VARIANTS, largest_difference, moved_by_step, random_batches, to_device, train
+from utils.errors import Interrupted
+from utils.files import read_json
+
+# Where a training step may wait for the device, with the reason.
+GRAD_SCALER = {
+    "runs/precision.py": "16-mixed: whether the step was skipped decides if teacher, queue and learning rate move",
+}
+VIEWS = {"data/": "views: parameters and small tensors of stream and torchvision go to the device in blocking copies"}
+# Launches and kilobytes of a step in float32, of a batch of 8 views of 16 pixels and two convolutions, and launches in
+# bf16: bounds of what was counted. More is a finding, and less should lower the bound.
+BOUNDS = {
+    "barlow_twins": (274, 1140, 292), "byol": (310, 1500, 349), "clusterfit": (109, 510, 124),
+    "nnclr": (388, 1230, 414), "rotnet": (111, 2230, 126), "simclr": (255, 1120, 271), "simsiam": (280, 1130, 307),
+    "byol --small_views 2": (486, 1880, 527), "clusterfit --small_views 2": (183, 800, 200),
+    "nnclr --small_views 2": (642, 1680, 670), "simclr --small_views 2": (385, 1540, 403),
+    "simsiam --small_views 2": (482, 1540, 511), "simclr --supervised": (260, 1130, 276),
+    "nnclr --no_predictor": (350, 1180, 370), "byol --clip_grad 1": (330, 1510, 369),
+    "simclr --optimizer adamw": (235, 1080, 251), "nnclr --optimizer sgd": (365, 1160, 391),
+}  # fmt: skip
+
+
+def assert_waits_only_in(run, *allowed):
+    """No wait of the stream that trains, but for those places; the message has file and line of the project's code."""
+    unexpected = [wait for wait in run.waits_of_training if not wait.startswith(tuple(k for a in allowed for k in a))]
+    assert not unexpected, "a training step waits for the device:\n" + "\n".join(unexpected)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    """variant -> its training on the CPU, in float32."""
+    folder = tmp_path_factory.mktemp("cpu")
+
+    @functools.cache
+    def training(variant):
+        name, words = VARIANTS[variant]
+        return train(folder, name, *words)
+
+    return training
+
+
+def test_every_method_has_a_variant_and_every_variant_bounds():
+    assert {name for name, _ in VARIANTS.values()} == set(METHODS)
+    assert BOUNDS.keys() == VARIANTS.keys()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_steps_equal_those_of_the_cpu_without_a_wait(tmp_path, on_cpu, variant):
+    name, words = VARIANTS[variant]
+    cpu = on_cpu(variant)
+    with pretended_cuda() as device:
+        run = train(tmp_path, name, *words, device=device)
+    assert run.losses == pytest.approx(cpu.losses, rel=1e-4)
+    assert largest_difference(cpu, run) < 1e-3
+    assert_waits_only_in(run)
+    launches, kilobytes, _ = BOUNDS[variant]
+    assert run.launches <= launches
+    assert run.bytes / 1e3 <= kilobytes
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bf16_steps_are_near_those_of_float32_without_a_wait(tmp_path, on_cpu, variant):
+    name, words = VARIANTS[variant]
+    cpu = on_cpu(variant)
+    with pretended_cuda() as device:
+        run = train(tmp_path, name, *words, "--precision", "bf16-mixed", device=device)
+    assert run.losses[0] == pytest.approx(cpu.losses[0], rel=0.1)
+    assert all(torch.isfinite(v).all() for v in run.states[-1].values())
+    assert_waits_only_in(run)
+    assert run.launches <= BOUNDS[variant][2]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_skipped_steps_of_fp16_move_nothing_and_the_others_are_as_if_alone(tmp_path, variant):
+    """Gradients overflow in the first and in the third of five steps; the fourth is counted."""
+    name, words = VARIANTS[variant]
+    words = (*words, "--precision", "16-mixed", "--scheduler", "cosine")
+    with pretended_cuda() as device:
+        run = train(tmp_path, name, *words, device=device, batches=range(5), overflow=(0, 2))
+        alone = train(tmp_path, name, *words, device=device, batches=(1, 3, 4))
+    assert moved_by_step(run, 0) == moved_by_step(run, 2) == []
+    assert {"weights", "schedule"} <= set(moved_by_step(run, 1))
+    assert [run.rates[step] for step in (1, 3, 4)] == alone.rates
+    for key, value in alone.states[-1].items():
+        if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):  # a skipped step saw a batch too
+            assert_close(run.states[-1][key], value, rtol=1e-3, atol=1e-5)  # the loss has another scale
+    assert_waits_only_in(run, GRAD_SCALER)
+    assert sum(run.waits_of_training.values()) <= 2  # one for optimizers that are not fused, one for the scale
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("pipeline", ["memory", "stream", "torchvision"])
+@pytest.mark.parametrize("method", ["byol", "nnclr"])
+def test_step_with_a_pipeline_waits_for_views_only(tmp_path, method, pipeline, precision):
+    with pretended_cuda() as device:
+        run = train(tmp_path, method, "--precision", precision, device=device, pipeline=pipeline)
+    allowed = [VIEWS] if pipeline != "memory" else []  # memory makes views on a stream of its own
+    assert_waits_only_in(run, *allowed, *([GRAD_SCALER] if precision == "16-mixed" else []))
+
+
+SPECS = [ViewSpec(32, count=2, blur=0.5, solarize=0.3), ViewSpec(20, blur=0.1)]
+
+
+def test_views_of_the_memory_pipeline_equal_those_of_the_batched_executor_on_the_cpu():
+    def batches(device):
+        module = build_pipeline("memory", read(), SPECS, 8, 0, 0, None, "cuda")
+        return list(module.augmented_loader(range(16), device))
+
+    cpu = batches(torch.device("cpu"))
+    with pretended_cuda() as device:
+        cuda = batches(CUDA)
+    assert len(cuda) == 2
+    for a, b in zip(cpu, cuda, strict=True):
+        assert [len(x.views) for x in (a, b)] == [3, 3]
+        assert torch.equal(a.index, on_host(b.index))
+        assert all(v.is_cuda and torch.equal(u, on_host(v)) for u, v in zip(a.views, b.views, strict=True))
+    assert not [wait for wait in device.waits if wait[0] == "training"]
+
+
+def test_views_of_the_stream_pipeline_equal_those_of_the_batched_executor_on_the_cpu():
+    def loader():
+        module = build_pipeline("stream", read(), SPECS, 8, 0, 0, None, "cuda")
+        return module, module.train_loader([(0, list(range(8)))], torch.device("cpu"))
+
+    with pretended_cuda():
+        module, batches = loader()
+        (batch,) = batches
+        views = [on_host(view) for view in module.finalize_batch(batch.to(CUDA)).views]
+        for spec, pixels, params, view in zip(expand(SPECS), batch.views, batch.color_params, views, strict=True):
+            x = apply_color_augmentations(pixels.float().div_(255), params, spec.blur_taps)
+            assert torch.equal(standardize_images(x, module.data.mean, module.data.std), view)
+
+
+def test_gpu_weights_are_channels_last_and_checkpoints_contiguous(tmp_path):
+    seen = []
+
+    def look(trainer, method):
+        weights, optimizer = [p for p in method.parameters() if p.dim() == 4], trainer.optimizers[0]
+        moments = [optimizer.state[p]["momentum_buffer"] for p in weights if p.requires_grad]
+        assert [len(weights), len(moments)] == [4, 2], "two convolutions of the student, two of the teacher"
+        for x in (*weights, *moments):
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            assert not x.is_contiguous()
+        saved = copy_to_cpu({"weights": method.state_dict(), "optimizer": optimizer.state_dict()})
+        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.step()  # a fused step refuses moments of another layout
+        seen.append(saved)
+
+    with pretended_cuda() as device:
+        run = train(tmp_path, "byol", "--optimizer", "sgd", device=device, at_end=look)
+    (saved,) = seen
+    assert all(v.is_contiguous() for v in saved["weights"].values())
+    assert all(v.is_contiguous() for state in saved["optimizer"]["state"].values() for v in state.values())
+    assert all(torch.equal(v, saved["weights"][k]) for k, v in run.states[-1].items())
+
+
+def test_autocast_casts_each_weight_once_per_step_and_gives_the_same_loss(tmp_path):
+    """The views' gradients of a weight are added in half precision where its cast is shared."""
+    ends = []
+
+    def compare(trainer, method):
+        batch = to_device(random_batches(method, [0])[0], CUDA)
+        for cached in (False, True):
+            copied = copy.deepcopy(method)
+            device.reset()
+            with torch.autocast("cuda", torch.bfloat16, cache_enabled=cached):
+                loss = copied.compute_losses(batch)["loss"]
+            casts = device.launches["training", "aten::_to_copy"]
+            loss.backward()
+            gradients = {k: on_host(p.grad) for k, p in copied.named_parameters() if p.grad is not None}
+            ends.append((on_host(loss), gradients, casts))
+        with trainer.precision_plugin.autocast_context_manager():
+            assert torch.is_autocast_cache_enabled()
+
+    words = ("--small_views", "2", "--precision", "bf16-mixed")
+    with pretended_cuda() as device:
+        train(tmp_path, "simsiam", *words, device=device, batches=[0], at_end=compare)
+    (loss, gradients, casts), (cached_loss, cached_gradients, fewer) = ends
+    assert torch.equal(loss, cached_loss)
+    assert fewer <= casts - 3 * 6, "six weights and four views"
+    largest = max(g.abs().max() for g in gradients.values())
+    for key, gradient in gradients.items():
+        assert_close(gradient, cached_gradients[key], rtol=2**-5, atol=2**-7 * float(largest))
+
+
+def test_validation_step_waits_for_nothing(tmp_path):
+    waits = []
+
+    def validate(trainer, method):
+        batch = to_device(random_batches(method, [0])[0], CUDA)
+        device.reset()
+        method.validation_step(batch, 0)
+        waits.append(dict(device.waits))
+
+    with pretended_cuda() as device:
+        train(tmp_path, "simclr", device=device, batches=[0], at_end=validate)
+    assert not waits[0]
+
+
+def test_a_wait_is_reported_with_file_and_line_of_the_project():
+    with pretended_cuda() as device:
+        embedding_statistics(torch.ones(4, 3, device="cuda"))
+    (_, what, place), *_ = device.waits
+    assert what == "copy to cpu that blocks"
+    file, line = place.split(":")
+    assert file == "runs/alarms.py"
+    assert ".cpu()" in (ROOT / file).read_text().splitlines()[int(line) - 1]
+
+
+def test_the_device_refuses_what_cuda_refuses():
+    with pretended_cuda():
+        x = torch.ones(3, device="cuda")
+        assert x.is_cuda
+        assert (x + torch.tensor(1.0)).is_cuda, "a number from the host is no tensor"
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+        with pytest.raises((RuntimeError, TypeError)):
+            x.numpy()
+        with pytest.raises(RuntimeError, match="indices should be"):
+            torch.ones(3)[torch.zeros(1, dtype=torch.long, device="cuda")]
+        assert on_host(torch.empty(2, device="cuda")).isnan().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["byol", "nnclr", "simsiam"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_whole_run_is_saved_and_goes_on(tmp_path, monkeypatch, method, precision):
+    """Three epochs with validation, kNN and checkpoints; a run that is interrupted ends as one that is not."""
+
+    def command(run):
+        return [*words(method, tmp_path), "--precision", precision, "--gpus", "0", "--run_id", run]
+
+    with pretended_cuda():
+        main_contrastive.main(command("whole"))
+        with monkeypatch.context() as patches:
+            interrupt_at(patches, 7)
+            with pytest.raises(Interrupted):
+                main_contrastive.main(command("broken"))
+        main_contrastive.main(["--resume", str(tmp_path / "broken")])
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    state = checkpoint(tmp_path / "whole")["state_dict"]
+    backbone = load_file(tmp_path / "whole" / "backbone.safetensors")
+    assert all(torch.equal(v, state[f"backbone.{k}"]) for k, v in backbone.items())
+    assert all(v.is_contiguous() for v in (*state.values(), *backbone.values()))
+
+
+@pytest.mark.slow
+def test_evaluations_on_the_device_give_the_scores_of_the_cpu(tmp_path):
+    scores = []
+    main_contrastive.main([*words("simclr", tmp_path), "--accelerator", "cpu", "--run_id", "run", "--epochs", "1"])
+    evaluate = ["digits", TINY[1], "--pretrained_feature_extractor", str(tmp_path / "run"), "--output", str(tmp_path),
+                "--evaluation", "logistic", "knn", "fewshot", "quality", "linear", "finetune", "pictures", "--shots",
+                "5", "--epochs", "2", "--num_workers", "0"]  # fmt: skip
+    main_linear.main([*evaluate, "--accelerator", "cpu", "--run_id", "cpu"])
+    with pretended_cuda():
+        main_linear.main([*evaluate, "--gpus", "0", "--run_id", "cuda"])
+    scores = [read_json(tmp_path / run / "summary.json") for run in ("cpu", "cuda")]
+    numbers = [{k: v for k, v in score.items() if isinstance(v, float) and "second" not in k} for score in scores]
+    assert numbers[0].keys() == numbers[1].keys()
+    assert len(numbers[0]) > 5
+    for key, value in numbers[0].items():
+        assert numbers[1][key] == pytest.approx(value, rel=0.02, abs=1.0), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [[], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_run_of_the_gpu_tests_learns(tmp_path, method, more):
+    with pretended_cuda():
+        test_gpu.test_run_learns(tmp_path, method, more)
+
+
+@pytest.mark.slow
+def test_gpu_tests_of_views_and_memory_pass():
+    with pretended_cuda():
+        for size in (32, 96, 224):
+            test_gpu.test_views_on_cuda_equal_those_on_the_cpu(size)
+        test_gpu.test_memory_pipeline_keeps_decoded_images_on_the_device()
+        test_gpu.test_state_is_copied_into_pinned_memory_before_the_next_step_changes_it()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_deterministic_run_of_the_gpu_tests_can_be_repeated(tmp_path, method):
+    with pretended_cuda():
+        test_gpu.test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method)
