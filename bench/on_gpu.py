@@ -5,7 +5,8 @@
     bash bench/on_gpu.sh training --output FOLDER --cifar FOLDER --minutes 8.5
 
 Each part ends by itself within --minutes; the same command then goes on with what is left. results.tar.gz in the
-output folder holds all results and logs; it is written anew after every result. Nothing is downloaded.
+output folder holds all results and logs; it is written anew after every result. Nothing is downloaded. What has a
+result in results/gpu, good or bad, is not done again: delete the file to repeat it.
 Exit status: 0 all is done, 1 something failed, 75 time is over and some work is left.
 """
 
@@ -104,7 +105,8 @@ def test_items(output: Path, short: bool) -> list[Item]:
     files = [str(f.relative_to(ROOT)) for f in marked if f != ROOT / "tests/bench/test_on_gpu.py"]
     chosen = ["-k", "views_on_cuda"] if short else []
     # A warning that only this version of torch or this GPU gives must not fail every test: it is written down instead.
-    command = ["-m", "pytest", "-p", "bench.resumed_tests", "-m", "gpu", "-W", "default", *chosen, *files]
+    options = ["-p", "bench.resumed_tests", "-m", "gpu", "-W", "default", "--continue-on-collection-errors"]
+    command = ["-m", "pytest", *options, *chosen, *files]
 
     def scores() -> dict[str, Any]:
         file = output / TEST_LINES

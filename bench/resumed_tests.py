@@ -55,6 +55,11 @@ def pytest_runtest_logreport(report: Any) -> None:
     write(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2), text=text)
 
 
+def pytest_collectreport(report: Any) -> None:
+    if report.failed:
+        write(test=report.nodeid, outcome="failed", text=str(report.longrepr)[-4000:])
+
+
 def pytest_warning_recorded(warning_message: Any, nodeid: str) -> None:
     write(warning=nodeid, text=str(warning_message.message)[:1000])
 

@@ -145,11 +145,7 @@ class Method(LightningModule):
         return int(state + moments * sum(p.nbytes for p in self.parameters() if p.requires_grad))
 
     def compile_losses(self) -> None:
-        """Compile `compute_losses` with torch.compile: backbone, heads, teachers, loss and probe as one graph.
-
-        One graph of fixed sizes, views of several sizes included: training batches are always full. Evaluation calls
-        `forward`, which is not compiled, so its batches of other sizes compile nothing.
-        """
+        """Compile a training step's networks and losses as one graph of fixed sizes; evaluation is not compiled."""
         self.compute_losses = torch.compile(self.compute_losses, dynamic=False)  # type: ignore[method-assign]
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:

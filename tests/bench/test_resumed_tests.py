@@ -26,15 +26,18 @@ def test_skipped(): pass
 def run(folder, file):
     env = os.environ | {"PYTHONPATH": str(ROOT), "RESULTS_OF_TESTS": str(file)}
     words = ["-m", "pytest", "-q", "-p", "bench.resumed_tests", "-p", "no:cacheprovider", "-W", "default"]
-    return subprocess.run([sys.executable, *words, "test_x.py"], cwd=folder, env=env, stdout=subprocess.DEVNULL)
+    words += ["--continue-on-collection-errors", "test_x.py", "test_y.py"]
+    return subprocess.run([sys.executable, *words], cwd=folder, env=env, stdout=subprocess.DEVNULL)
 
 
 def test_plugin_goes_on_behind_a_test_that_ended_the_process(tmp_path):
     (tmp_path / "test_x.py").write_text(TESTS)
+    (tmp_path / "test_y.py").write_text("import no_such_module")
     (tmp_path / "pytest.ini").write_text("[pytest]")
     file = tmp_path / "lines" / "tests.jsonl"
     assert run(tmp_path, file).returncode == 9
-    assert outcomes(file) == {"test_x.py::test_passes": "passed", "test_x.py::test_ends_the_process": "begun"}
+    first = {"test_x.py::test_passes": "passed", "test_x.py::test_ends_the_process": "begun", "test_y.py": "failed"}
+    assert outcomes(file) == first
     with file.open("a") as f:
         f.write('{"test": "test_x.py::test_wa')  # the process was killed while it wrote
     assert run(tmp_path, file).returncode == 1
