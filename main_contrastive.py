@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     if plan.hardware.processes > 1:
         synchronize_batch_norm(method, accelerator == "cuda")
     if plan.hardware.compile:
-        method.compile_networks()
+        method.compile_losses()
     evaluations = evaluation_callbacks(plan, folder, data.val is not None, log_pictures)
     callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), f"{RESUME} {folder}")
     loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)

@@ -141,6 +141,27 @@ def train_rows(cuda: bool) -> dict[str, Row]:
         "train-32-lightly-float32-quarter": example(quarter),
         "train-224": loop(large),
         "train-224-quarter": loop(large_quarter),
+    } | compiled_rows(simclr)
+
+
+def compiled_rows(task: Task) -> dict[str, Row]:
+    """What torch.compile gains in a whole run and in the bare step, and CUDA graphs beside that."""
+    compiled = replace(task, words=f"{task.words} --compile")
+    whole, graphs = partial(train.whole, task=task), partial(train.bare, task=task, compile_mode="reduce-overhead")
+    step = "bare step, compiled", partial(train.bare, task=task, compile_mode="default")
+    return {
+        "train-32-compiled": Row(
+            "images/s",
+            (f"main_contrastive.py {compiled.command}", partial(train.whole, task=compiled)),
+            ("the same without --compile", whole),
+            reads=task.reads,
+        ),
+        "train-32-step-compiled": Row(
+            "images/s", step, ("bare step", partial(train.bare, task=task)), reads=task.reads
+        ),
+        "train-32-step-graphs": Row(
+            "images/s", ("bare step, compiled, as CUDA graphs", graphs), step, reads=task.reads, cuda=True
+        ),
     }
 
 

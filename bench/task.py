@@ -1,6 +1,5 @@
 """Settings that both sides of a row share, and the timing of their rounds. Imports count in the memory of a side."""
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from backbones.build import build_backbone
 from bench.sides import Settings
 from data.views import ViewSpec
+from utils.hardware import usable_cores
 from utils.plan import BackboneConfig
 
 SMALL = ViewSpec(32, saturation=0.2)
 LARGE = ViewSpec(224, saturation=0.2, blur=0.5)
 IN_MEMORY = 256  # images per batch of those that are in memory
-WORKERS = min(8, os.cpu_count() or 2)  # threads of Lookalike, worker processes of the baselines
+WORKERS = min(8, usable_cores())  # threads of Lookalike, worker processes of the baselines
 WARM = 4  # steps of a training run before the clock starts
 BATCH = 32  # images per batch of views from files
 BEFORE, BATCHES = 2 * WORKERS, 8 * WORKERS  # batches from files before and in a round

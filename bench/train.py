@@ -18,7 +18,7 @@ from pytorch_lightning import Callback
 
 from backbones.build import choose_stem
 from bench.sides import Settings, Work, note_workers, waiting
-from bench.task import WARM, Task, autocast, steady, synchronize
+from bench.task import WARM, WORKERS, Task, autocast, steady, synchronize
 from cli.plan import resolve
 from cli.pretrain import method_args, parse_pretraining
 from data.allocator import keep_freed_memory
@@ -79,10 +79,12 @@ def application(settings: Settings, task: Task) -> tuple[Plan, Method, str, Data
     args, plan, data = read(settings, task)
     accelerator, size = plan.hardware.accelerator, plan.views.large_size
     method = METHODS[plan.method](args, plan, *task.backbone())
+    if plan.hardware.compile:
+        method.compile_losses()
     pipeline, _ = choose_pipeline("auto", data, size, None, accelerator)
     specs = view_specs(plan.views, method.large_views)
     batch_size, precision = plan.batch.batch_size, plan.hardware.precision
-    module = build_pipeline(pipeline, data, specs, batch_size, plan.seed, 4, None, accelerator, precision)
+    module = build_pipeline(pipeline, data, specs, batch_size, plan.seed, WORKERS, None, accelerator, precision)
     return plan, method, pipeline, module
 
 
@@ -102,8 +104,8 @@ def whole(settings: Settings, task: Task) -> Work:
     return waiting(once, {"precision": plan.hardware.precision, "pipeline": pipeline})
 
 
-def bare(settings: Settings, task: Task) -> Work:
-    """Rounds of the bare step on ready tensors."""
+def bare(settings: Settings, task: Task, compile_mode: str | None = None) -> Work:
+    """Rounds of the bare step on ready tensors; compile_mode: compiled in this mode of torch.compile."""
     args, plan, _ = read(settings, task)
     keep_freed_memory()  # as the whole run does
     hardware = plan.hardware
@@ -114,10 +116,13 @@ def bare(settings: Settings, task: Task) -> Work:
     ready = Batch(torch.arange(n, device=device), views, torch.zeros(n, dtype=torch.long, device=device))
     groups = parameter_groups(method, plan.optimizer.lr, plan.optimizer.weight_decay, plan.probe_lr)
     optimizer = build_optimizer(groups, plan.optimizer)
+    losses: Any = method.compute_losses
+    if compile_mode:
+        losses = torch.compile(losses, dynamic=False, mode=compile_mode)
 
     def step(batch: Batch) -> None:
         with autocast(hardware.accelerator, hardware.precision):
-            out = method.compute_losses(batch)
+            out = losses(batch)
             loss = out["loss"] + out["probe_loss"]
         optimizer.zero_grad()
         loss.backward()

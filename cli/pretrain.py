@@ -190,7 +190,7 @@ def _add_hardware_flags(g: FlagGroup) -> None:
     g.add_argument("--num_nodes", type=positive_int, default=1, help="number of machines")
     g.add_argument("--precision", choices=["32", "bf16-mixed", "16-mixed"],
                    help="numeric precision; default: bf16-mixed where the hardware computes bf16, else 32")  # fmt: skip
-    g.add_argument("--compile", action="store_true", help="compile the backbone and the teachers with torch.compile")
+    g.add_argument("--compile", action="store_true", help="compile the networks and the loss of training")
     g.add_argument("--deterministic", action="store_true",
                    help="deterministic algorithms only, so that a run on one GPU can be repeated bit for bit; "
                    "slower")  # fmt: skip

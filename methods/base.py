@@ -144,10 +144,9 @@ class Method(LightningModule):
         state = sum(v.nbytes for v in self.state_dict().values())
         return int(state + moments * sum(p.nbytes for p in self.parameters() if p.requires_grad))
 
-    def compile_networks(self) -> None:
-        """Compile the backbone and the moving averages with torch.compile; heads are too small to gain from it."""
-        for network in [self.backbone, *(m for m in self.modules() if isinstance(m, EMA))]:
-            network.compile()
+    def compile_losses(self) -> None:
+        """Compile a training step's networks and losses as one graph of fixed sizes; evaluation is not compiled."""
+        self.compute_losses = torch.compile(self.compute_losses, dynamic=False)  # type: ignore[method-assign]
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Output of `training_loss`, with the online probe's loss and accuracy where the data set has labels."""

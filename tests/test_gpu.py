@@ -20,6 +20,7 @@ from tests.helpers.images import class_folders, digit_files
 from tests.helpers.networks import batched
 from tests.helpers.runs import assert_same_run
 from utils.files import read_metrics
+from utils.hardware import usable_cores
 
 pytestmark = [
     pytest.mark.gpu,
@@ -116,7 +117,9 @@ def test_run_with_dali_learns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--compile"], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]]
+    "more",
+    [[], ["--compile"], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]],
+    ids=["default", "compile", "torchvision", "stream", "16-mixed"],
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_run_learns(tmp_path, method, more):
@@ -125,7 +128,8 @@ def test_run_learns(tmp_path, method, more):
         more = [*more, "--small_views", "2"]
     main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",
-                           "--output", str(tmp_path), "--run_id", "r", *more])  # fmt: skip
+                           "--num_workers", str(min(4, usable_cores())), "--output", str(tmp_path), "--run_id", "r",
+                           *more])  # fmt: skip
     rows = read_metrics(tmp_path / "r" / "metrics.csv")
     knn = [float(row["knn_20"]) for row in rows if row.get("knn_20")]
     assert knn[-1] > 50
