@@ -28,11 +28,11 @@ def test_knn_and_pictures_that_fail_leave_the_run_as_it_is(tmp_path, monkeypatch
     main_contrastive.main([*argv, "--run_id", "whole"])
     calls = []
 
-    def fail_once(*args):
+    def fail_once(*args, **options):
         calls.append(checkpoint(tmp_path / "r")["global_step"])
         if len(calls) == 2:
             raise MemoryError("cannot allocate 7 GiB")
-        return knn_accuracy(*args)
+        return knn_accuracy(*args, **options)
 
     def fail(*args):
         raise RuntimeError("no fonts")

@@ -86,7 +86,7 @@ def test_pictures_are_drawn_when_training_ends(tmp_path, monkeypatch):
 
 
 def test_knn_that_fails_costs_a_line_and_not_the_run(tmp_path, monkeypatch, capsys):
-    def fail(*args):
+    def fail(*args, **options):
         raise RuntimeError("CUDA error: out of luck\nhints")
 
     module, cache, trainer = Module(), FeatureCache(), trainer_at(3, epoch=2)
