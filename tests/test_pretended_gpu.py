@@ -111,7 +111,7 @@ def test_skipped_steps_of_fp16_move_nothing_and_the_others_are_as_if_alone(tmp_p
     assert sum(run.waits_of_training.values()) <= 2  # one for optimizers that are not fused, one for the scale
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("pipeline", ["memory", "stream", "torchvision"])
 @pytest.mark.parametrize("method", ["byol", "nnclr"])
 def test_step_with_a_pipeline_waits_for_views_only(tmp_path, method, pipeline, precision):
