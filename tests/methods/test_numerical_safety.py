@@ -18,7 +18,6 @@ from utils.batch import Batch
 from utils.precision import l2_normalize
 
 
-
 def nnclr_of(a, b):
     """NNCLR's loss where the first view's embeddings are the neighbours of both."""
     index = [torch.arange(len(a))] * 2
