@@ -90,7 +90,7 @@ class Part:
     def _do(self, item: Item, end: float) -> bool:
         """Run the commands that have not ended; whether the item has a result now."""
         path = self._state(item)
-        state = read_json(path) if path.exists() else {"begun": 0, "seconds": []}
+        state: dict[str, Any] = read_json(path) if path.exists() else {"begun": 0, "seconds": []}
         state["begun"] += 1
         write_state(path, state)
         status = 0

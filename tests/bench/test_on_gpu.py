@@ -88,8 +88,8 @@ def test_script_has_no_mistake_that_shellcheck_knows():
     subprocess.run(["shellcheck", SCRIPT], check=True)
 
 
-def script(output, *words):
-    env = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def script(output, *words, **environment):
+    env = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     return subprocess.Popen(["bash", SCRIPT, *words, "--short", "--output", output], env=env, cwd=output.parent)
 
 
@@ -120,3 +120,24 @@ def test_script_that_is_killed_in_training_goes_on_and_packs_its_results(tmp_pat
         names = archive.getnames()
     assert {"results/gpu/simclr-short.json", "results/gpu/tests.jsonl", "logs/simclr-short.log"} <= set(names)
     assert not [name for name in names if name.endswith((".ckpt", ".safetensors"))]
+
+
+@pytest.mark.slow
+def test_script_runs_on_the_pretended_device(tmp_path):
+    """Every process that it starts sees a CUDA device."""
+    pretend = tmp_path / "pretend"
+    pretend.mkdir()
+    (pretend / "sitecustomize.py").write_text(
+        "import torch._dynamo\n"  # it must not see the names that the device replaces
+        "from tests.helpers.pretended_cuda import pretended_cuda\n"
+        "device = pretended_cuda()\n"
+        "device.__enter__()\n"
+    )
+    output = tmp_path / "out"
+    assert script(output, "all", PYTHONPATH=str(pretend)).wait(900) == 0
+    tests, run = (
+        json.loads((output / "results/gpu" / name).read_text()) for name in ("tests.json", "simclr-short.json")
+    )
+    assert tests["scores"]["passed"] == 3
+    assert run["device"] == "a pretended CUDA device"
+    assert run["scores"]["training"]["images_per_second"] > 0
