@@ -24,7 +24,7 @@ from utils.errors import UserError
 from utils.memory_layout import channels_last, convolutions_channels_last
 from utils.optim import FlagGroup, build_optimizer, build_scheduler, parameter_groups
 from utils.plan import Plan
-from utils.precision import at_least_float32, l2_normalize
+from utils.precision import at_least_float32, l2_normalize, refuse_wrong_bf16_gradients
 from utils.queue import FeatureQueue
 
 
@@ -94,6 +94,7 @@ class Method(LightningModule):
             raise UserError(
                 f"--small_views {plan.views.small_views}: {self.no_small_views_reason}; remove --small_views"
             )
+        refuse_wrong_bf16_gradients(backbone, plan.views.sizes, plan.hardware.precision, plan.hardware.accelerator)
         self.args, self.plan = args, plan
         self.backbone = backbone
         self.grad_norm: Tensor | None = None  # of the last optimizer step, on the device
