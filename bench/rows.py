@@ -146,7 +146,7 @@ def train_rows(cuda: bool) -> dict[str, Row]:
 
 def compiled_rows(task: Task) -> dict[str, Row]:
     """What torch.compile gains in a whole run and in the bare step, and CUDA graphs beside that."""
-    compiled = replace(task, words=f"{task.words} --compile")
+    compiled = replace(task, flags=f"{task.flags} --compile")
     whole, graphs = partial(train.whole, task=task), partial(train.bare, task=task, compile_mode="reduce-overhead")
     step = "bare step, compiled", partial(train.bare, task=task, compile_mode="default")
     return {

@@ -57,5 +57,4 @@ class TorchvisionDataModule(DataModule):
 
     def train_loader(self, keys: BatchKeys, device: torch.device) -> ResumableLoader:
         images = AugmentedViews(self.data.train, self.specs, self.seed)
-        pinned = device.type == "cuda" and self.num_workers > 0
-        return ResumableLoader(images, keys, self.num_workers, pin_memory=pinned)
+        return ResumableLoader(images, keys, self.num_workers, pin_memory=device.type == "cuda")

@@ -65,6 +65,7 @@ class PointsTarget(EvaluationTarget):
     def __init__(self, network):
         g = torch.Generator().manual_seed(0)
         self.network, self.title, self.seed, self.info = network, "points", 0, NetworkInfo("points", "b")
+        self.folder = None
         self.classes, self.device, self.data, self.seen, self.asked = 3, torch.device("cpu"), self, [], []
         self.feature_width = network(torch.zeros(2, 2)).shape[1]
         y = torch.arange(90) % 3
