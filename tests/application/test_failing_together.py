@@ -58,7 +58,8 @@ def test_unreadable_image_of_one_process_ends_both(tmp_path):
         f"broken = lambda: {BROKEN}\n"
         "data.images.ArrayImages.decode = lambda self, i: broken() if launched_rank() == 1 else whole(self, i)\n"
     )
-    argv = words("simclr", tmp_path, "--batch_size", "128", "--run_id", "r", "--knn_every", "1")
+    argv = words("simclr", tmp_path, "--batch_size", "128", "--run_id", "r", "--knn_every", "1",
+                 "--pipeline", "torchvision", "--num_workers", "0")  # fmt: skip
     code, printed, seconds = run_with_fault(tmp_path, argv, fault, "torchrun")
     assert code != 0
     assert seconds < SECONDS

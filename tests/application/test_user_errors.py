@@ -17,7 +17,8 @@ def test_mistakes_are_refused_before_training_and_leave_no_folder(tmp_path):
     assert "unknown backbone 'resnet1'" in refused(["digits", "resnet1", "--output", str(out)])
     assert "fewer than one global batch" in refused([*base, "--batch_size", "5000"])
     assert "needs labels" in refused(["custom", TINY[1], "--data_folder", unlabelled_folder(tmp_path),
-                    "--supervised", "--batch_size", "4", "--output", str(out), "--large_size", "16"])  # fmt: skip
+                    "--supervised", "--batch_size", "4", "--output", str(out), "--large_size", "16",
+                    "--precision", "32"])  # fmt: skip
     for method in ("barlow_twins", "rotnet"):
         assert "--small_views 2: " in refused([*base, "--method", method, "--small_views", "2"])
     assert "smaller than the global batch" in refused([*base, "--method", "nnclr", "--queue_size", "100"])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from evaluation import shared_features
 from evaluation.features import extract
 from evaluation.shared_features import create_npy
-from tests.helpers.disk import largest_file
+from tests.helpers.disk import full_disk
 from tests.helpers.evaluation import CPU, Position, digits_module
 
 
@@ -54,7 +55,8 @@ def test_ranks_share_one_copy_of_the_features_on_each_machine(tmp_path, ranks, m
 
 def features_without_room(rank, world, folder):
     loader = digits_module().eval_dataloader("val", CPU)
-    with largest_file(1000), contextlib.redirect_stdout(io.StringIO()) as printed:
+    # A limit on the size of files would meet the file in which these processes find each other too.
+    with mock.patch("utils.files.allocate", full_disk), contextlib.redirect_stdout(io.StringIO()) as printed:
         return extract(Position(), loader, folder=folder).x, printed.getvalue()
 
 
