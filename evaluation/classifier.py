@@ -20,6 +20,7 @@ from utils.arg_types import nonnegative_float, number, positive_float, positive_
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank, world_size
 from utils.errors import UserError
+from utils.memory_layout import channels_last, convolutions_channels_last
 from utils.optim import (
     FlagGroup,
     OptimizerConfig,
@@ -193,13 +194,6 @@ def _average_gradients(modules: Sequence[nn.Module]) -> None:
             gradient.copy_(average.view_as(gradient))
 
 
-def to_fastest_layout(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network itself, on a CUDA GPU with the weights of its convolutions in channels-last layout."""
-    for convolution in (m for m in network.modules() if isinstance(m, nn.Conv2d) and device.type == "cuda"):
-        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
-
-
 def compute_features(network: nn.Module, images: Tensor, device: torch.device) -> Tensor:
     """Features (N, D) in float32 of images (N, 3, H, W).
 
@@ -211,7 +205,7 @@ def compute_features(network: nn.Module, images: Tensor, device: torch.device) -
     else:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         with torch.autocast("cuda", torch.bfloat16, enabled=native):
-            features = network(images.contiguous(memory_format=torch.channels_last))
+            features = network(channels_last(images))
     return features.float()
 
 
@@ -247,7 +241,8 @@ def linear_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> t
         return torch.stack([F.cross_entropy(head(features), batch.labels) for head in heads]).sum()
 
     with evaluation_mode(target.network):
-        to_fastest_layout(target.network, target.device)
+        if target.device.type == "cuda":
+            convolutions_channels_last(target.network)
         batches = target.train_subset_loader(rows)
         train(batches, list(heads), settings.lrs, loss_of, settings, f"{target.title}, linear")
     heads.cpu()
@@ -279,7 +274,9 @@ def _finetune(
     target: EvaluationTarget, settings: ClassifierSettings, rows: Tensor, lr: float
 ) -> tuple[nn.Module, nn.Linear]:
     """A copy of the network and a head on CPU, trained together at one learning rate."""
-    network = to_fastest_layout(copy.deepcopy(target.network), target.device).train()
+    network = copy.deepcopy(target.network).train()
+    if target.device.type == "cuda":
+        convolutions_channels_last(network)
     if world_size() > 1:
         synchronize_batch_norm(network, target.device.type == "cuda")
     head = new_head(target.feature_width, target.classes, target.device)

@@ -215,17 +215,16 @@ class Recorder(nn.Sequential):
 def test_compute_features_on_a_gpu_is_channels_last_and_bf16_where_that_is_native(native, precision, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: native)
-    network, gpu = classifier.to_fastest_layout(Recorder(), torch.device("cuda", 0)), torch.device("cuda", 0)
+    network, gpu = Recorder(), torch.device("cuda", 0)
     features = classifier.compute_features(network, torch.randn(2, 3, 5, 5), gpu)
     assert network.seen == [(True, precision)]
     assert features.dtype == torch.float32
-    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_compute_features_on_a_cpu_is_the_network_itself():
     network, images, cpu = Recorder(), torch.randn(2, 3, 5, 5), torch.device("cpu")
     weight = network[0].weight
-    assert torch.equal(classifier.compute_features(classifier.to_fastest_layout(network, cpu), images, cpu),
+    assert torch.equal(classifier.compute_features(network, images, cpu),
                        F.conv2d(images, weight, network[0].bias).flatten(1))  # fmt: skip
     assert network.seen == [(False, torch.float32)]
     assert weight.is_contiguous()
