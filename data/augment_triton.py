@@ -206,7 +206,7 @@ def _store(plane, at, inside, r, g, b, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _finish(out, row, at, inside, r, g, b, gain_r, gain_g, gain_b, shift_r, shift_g, shift_b, SIZE: tl.constexpr):
+def _store_view(out, row, at, inside, r, g, b, gain_r, gain_g, gain_b, shift_r, shift_g, shift_b, SIZE: tl.constexpr):
     """Apply what comes after the blur, normalize, and write channels last."""
     r, g, b = after_blur(r, g, b, row)
     view = tl.load(row + OUTPUT).to(tl.int32, bitcast=True)
@@ -309,7 +309,7 @@ def _color(
     if view < blurred:
         _store(_plane(work, view, SIZE), at, inside, r, g, b, SIZE)
     else:
-        _finish(out, row, at, inside, r, g, b, gain_r, gain_g, gain_b, shift_r, shift_g, shift_b, SIZE)
+        _store_view(out, row, at, inside, r, g, b, gain_r, gain_g, gain_b, shift_r, shift_g, shift_b, SIZE)
 
 
 @triton.jit
@@ -356,4 +356,4 @@ def _blur_rows(
     row = rows + view * COLUMNS
     line = at // SIZE * SIZE
     r, g, b = _blur(_plane(columns, view, SIZE), line, at % SIZE, 1, row, radius, inside, SIZE)
-    _finish(out, row, at, inside, r, g, b, gain_r, gain_g, gain_b, shift_r, shift_g, shift_b, SIZE)
+    _store_view(out, row, at, inside, r, g, b, gain_r, gain_g, gain_b, shift_r, shift_g, shift_b, SIZE)

@@ -90,6 +90,7 @@ def children(pid):
     return below
 
 
+@pytest.mark.slow  # `make torture` kills the client too
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the client's process")
 def test_death_of_the_client_does_not_end_the_run(tmp_path, few, no_login):
     argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--epochs", "20", "--knn_every", "0", "--run_id", "r"]

@@ -46,7 +46,7 @@ def on_ranks(rank, world, folder, more):
         return run(folder, **more)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_cluster_does_not_depend_on_the_number_of_processes(tmp_path, ranks, world):
     scores = on_ranks(0, 1, tmp_path / "here", {})
     assert ranks(world).run(on_ranks, tmp_path / "there", {}) == [scores] + [{}] * (world - 1)

@@ -264,7 +264,7 @@ def equal_rows(n):
     return torch.cat([x, -x, x - 3])
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("x", "k", "options", "coordinates"),
     [
@@ -289,7 +289,7 @@ def sums_on_a_rank(rank, world, x, centroids):
     return sums.view(torch.int64).tolist(), size.tolist(), score.hex()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_sums_are_equal_to_the_bit_where_floats_added_in_another_order_would_not_be(ranks, world):
     x = draw(400, 4) * 10.0 ** -torch.linspace(0, 16, 400)[:, None]
     parts = x.double().view(40, 10, 4).sum(dim=1)
@@ -324,7 +324,7 @@ def reseed_on_a_rank(rank, world, x, begin):
         return bits(run_from(begin, x, 20))
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_empty_clusters_are_put_on_the_same_rows_on_any_number_of_ranks(ranks, world):
     x = torch.cat([mixture(100, 4, 8, apart=20), -torch.zeros(3, 4), equal_rows(20).repeat(1, 2)])
     begin = x[100:101].repeat(8, 1)
