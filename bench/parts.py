@@ -79,18 +79,21 @@ class Part:
                     archive.add(file, str(file.relative_to(self.output)))
         path.with_suffix(".part").replace(path)
 
-    def _state(self, item: Item) -> Path:
+    def _state_file(self, item: Item) -> Path:
         return self.output / "work" / f"{item.name}.begun.json"
 
+    def _state(self, item: Item) -> dict[str, Any]:
+        """How often the item was begun, and the seconds of its commands that ended."""
+        path = self._state_file(item)
+        return read_json(path) if path.exists() else {"begun": 0, "seconds": []}
+
     def _times_cut_off(self, item: Item) -> int:
-        state = self._state(item)
-        begun: int = read_json(state)["begun"] if state.exists() else 0
+        begun: int = self._state(item)["begun"]
         return max(0, begun - item.patience + 1)
 
     def _do(self, item: Item, end: float) -> bool:
         """Run the commands that have not ended; whether the item has a result now."""
-        path = self._state(item)
-        state: dict[str, Any] = read_json(path) if path.exists() else {"begun": 0, "seconds": []}
+        path, state = self._state_file(item), self._state(item)
         state["begun"] += 1
         write_state(path, state)
         status = 0

@@ -24,10 +24,8 @@ TINY = 1e-9  # instead of a division by zero
 FLIP, JITTER, FACTORS, ORDER, TO_GRAY, SIGMA, SOLARIZE = 0, 1, 2, 6, 10, 11, 12  # columns of `parameter_rows`
 COLUMNS = 13  # of them
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3  # the colour properties in FACTORS and ORDER, four columns each
-BEFORE_BLUR, AFTER_BLUR = (
-    (TO_GRAY,),
-    (SOLARIZE,),
-)  # columns that are above 0 where the function of that name changes a view
+# Columns that are above 0 where the function of that name changes a view.
+BEFORE_BLUR, AFTER_BLUR = (TO_GRAY,), (SOLARIZE,)
 
 minimum: Callable[..., float] = min
 maximum: Callable[..., float] = max

@@ -20,6 +20,7 @@ from utils.arg_types import nonnegative_float, number, positive_float, positive_
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank, world_size
 from utils.errors import UserError
+from utils.hardware import choose_precision
 from utils.memory_layout import channels_last, convolutions_channels_last
 from utils.optim import (
     FlagGroup,
@@ -203,8 +204,8 @@ def compute_features(network: nn.Module, images: Tensor, device: torch.device) -
     if device.type != "cuda":
         features = network(images)
     else:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        with torch.autocast("cuda", torch.bfloat16, enabled=native):
+        precision, _ = choose_precision(None, "cuda")
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
             features = network(channels_last(images))
     return features.float()
 
@@ -241,8 +242,7 @@ def linear_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> t
         return torch.stack([F.cross_entropy(head(features), batch.labels) for head in heads]).sum()
 
     with evaluation_mode(target.network):
-        if target.device.type == "cuda":
-            convolutions_channels_last(target.network)
+        convolutions_channels_last(target.network, target.device.type)
         batches = target.train_subset_loader(rows)
         train(batches, list(heads), settings.lrs, loss_of, settings, f"{target.title}, linear")
     heads.cpu()
@@ -275,8 +275,7 @@ def _finetune(
 ) -> tuple[nn.Module, nn.Linear]:
     """A copy of the network and a head on CPU, trained together at one learning rate."""
     network = copy.deepcopy(target.network).train()
-    if target.device.type == "cuda":
-        convolutions_channels_last(network)
+    convolutions_channels_last(network, target.device.type)
     if world_size() > 1:
         synchronize_batch_norm(network, target.device.type == "cuda")
     head = new_head(target.feature_width, target.classes, target.device)

@@ -36,14 +36,15 @@ def picture_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Pi
 def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[Score]:
     """Nearest neighbours, 2-D projection and confusion matrix as PNG files, drawn by the first rank; no score."""
     train, val, data = target.train, target.val, target.data.data
+    labelled = val and val.labelled()
 
     def draw() -> None:
         path = {n: target.folder / f"{target.file_name}_{n}.png" for n in ("neighbours", "embedding", "confusion")}
         pictures.neighbours(path["neighbours"], train, val, data, target.seed)
         pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection)
-        if settings.k and val is not None and len(val.labelled().x):
-            predicted = knn_predictions(train, val.labelled(), [settings.k], target.classes, target.device)[settings.k]
-            pictures.confusion(path["confusion"], val.labelled().y, predicted, data.train.classes)
+        if settings.k and labelled is not None and len(labelled.x):
+            predicted = knn_predictions(train, labelled, [settings.k], target.classes, target.device)[settings.k]
+            pictures.confusion(path["confusion"], labelled.y, predicted, data.train.classes)
 
     run_on_first_rank(draw)
     return []

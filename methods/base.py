@@ -112,8 +112,7 @@ class Method(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Give the weights of convolutions the memory layout of the images, on a GPU."""
-        if self.plan.hardware.accelerator == "cuda":
-            convolutions_channels_last(self)
+        convolutions_channels_last(self, self.plan.hardware.accelerator)
 
     def transform_batch(self, batch: Batch) -> Batch:
         """Change the views before the backbone sees them.

@@ -9,7 +9,10 @@ def channels_last(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
 
 
-def convolutions_channels_last(module: nn.Module) -> None:
-    """Convert the weights of all convolutions, in place: else each call on a GPU converts them, and their gradients."""
-    for convolution in (m for m in module.modules() if isinstance(m, nn.Conv2d)):
+def convolutions_channels_last(module: nn.Module, accelerator: str) -> None:
+    """Convert the weights of all convolutions for "cuda", in place: else each call converts them, and their gradients.
+
+    On a CPU and on Apple's GPU they stay as they are.
+    """
+    for convolution in (m for m in module.modules() if accelerator == "cuda" and isinstance(m, nn.Conv2d)):
         convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -17,7 +17,7 @@ def test_convolutions_channels_last_changes_the_strides_of_convolutions_alone():
     module.register_buffer("five", torch.randn(1, 2, 3, 4, 5))  # torch has no channels last for five dimensions
     before = {k: v.clone() for k, v in module.state_dict().items()}
     parameters = list(module.parameters())
-    convolutions_channels_last(module)
+    convolutions_channels_last(module, "cuda")
     assert all(p is q for p, q in zip(parameters, module.parameters(), strict=True)), "an optimizer may have them"
     assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not module[0].weight.is_contiguous()
