@@ -42,6 +42,11 @@ RULES: tuple[Rule, ...] = (
         lambda a: bool(a.pretrained_feature_extractor),
     ),
     (PREDICTOR_FLAGS, "a predictor", has_predictor),
+    (
+        ("queue_size", "temperature", "teacher_temperature"),
+        "similarities to a queue, which a regression does not compute",
+        lambda a: not getattr(a, "regress", False),
+    ),
 )
 
 
@@ -82,8 +87,10 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     multi_crop = MULTI_CROP_VIEWS if first.small_views else {}
     defaults = methods[name].length_defaults(first.epochs) | multi_crop | datasets[first.dataset].views
     args = _parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others)
+    typed = _parser(name, methods, datasets, {}).typed_flags(argv)
+    args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)
-    check_used(args, _parser(name, methods, datasets, {}).typed_flags(argv), RULES)
+    check_used(args, typed, RULES)
     return args
 
 
@@ -231,6 +238,13 @@ def _add_logging_flags(g: FlagGroup) -> None:
                    help="what a sign of failed training (collapse, loss at chance) does: print a line, or end the "
                    "run")  # fmt: skip
     add_dashboard_flags(g, "the method")
+
+
+def _without_values_of_small_views(args: Namespace, large: int, typed: set[str]) -> Namespace:
+    """The flags without what a method's defaults say of small views, where there are none."""
+    flags = [flag for flag in PER_VIEW if flag not in typed and not args.small_views]
+    cut = {flag: getattr(args, flag)[: large * len(PER_VIEW[flag][0].split())] for flag in flags}
+    return Namespace(**vars(args) | cut)
 
 
 def _check_views(args: Namespace, large: int) -> None:

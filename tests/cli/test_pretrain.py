@@ -8,6 +8,7 @@ import pytest
 from cli.pretrain import method_args, parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
+from methods.base import Method
 from tests.helpers.commands import small
 from utils.errors import UserError
 
@@ -117,6 +118,22 @@ def test_each_large_view_may_have_its_own_settings():
     args = typed("digits resnet18 --small_views 2 --jitter 0.8 0 --gray 0.2 0 0.1 --crop_scale 0.2 1 0.5 1")
     assert (args.jitter, args.gray, args.crop_scale) == ([0.8, 0.0], [0.2, 0.0, 0.1], [0.2, 1.0, 0.5, 1.0])
     assert typed("digits resnet18 --jitter_strengths 1 1 1 0.2 0 0 0 0").jitter_strengths[3:] == [0.2, 0, 0, 0, 0]
+
+
+def test_default_values_of_small_views_need_small_views():
+    class Asymmetric(Method):
+        @staticmethod
+        def add_args(parser):
+            parser.set_defaults(jitter=[0.8, 0.0, 0.5], gray=[0.2, 0.0])
+
+    def parsed(text):
+        return parse_pretraining(shlex.split(f"digits resnet18 {text}"), {"simclr": Asymmetric}, DATASETS)
+
+    assert parsed("").jitter == [0.8, 0.0]
+    assert parsed("--small_views 1").jitter == [0.8, 0.0, 0.5]
+    assert parsed("").gray == [0.0], "the digits are gray already"
+    with pytest.raises(UserError, match="--jitter: got 3 numbers"):
+        parsed("--jitter 0.8 0 0.5")
 
 
 @pytest.mark.parametrize(
