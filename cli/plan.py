@@ -166,6 +166,8 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
         "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
         "checkpoints": _checkpoints(plan.checkpoint),
     }
+    if plan.teacher:
+        rows["teacher"] = f"{plan.teacher.name}, {plan.teacher.stem} stem (of the weights), frozen"
     if batch.accumulate > 1:
         rows["accumulation"] = f"negatives, batch norm and correlations see {batch.forward_batch} images at a time"
     return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())

@@ -139,7 +139,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole pretraining run. probe_lr: learning rate of the online probe, not scaled to the batch."""
+    """A whole pretraining run. probe_lr: learning rate of the online probe, not scaled to the batch.
+
+    teacher: the frozen network that the method learns from, where it has one.
+    """
 
     method: str
     seed: int
@@ -153,3 +156,4 @@ class Plan:
     backbone: BackboneConfig
     logging: LoggingConfig
     checkpoint: CheckpointConfig
+    teacher: BackboneConfig | None = None

@@ -21,7 +21,7 @@ from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.finite import NonFiniteLossCheck
 from runs.resume import LearningRateOfPlan
 from runs.trainer import build_trainer, expected_messages_hidden
-from tests.helpers.commands import plan_of
+from tests.helpers.commands import construct, plan_of
 from tests.helpers.images import read
 from tests.helpers.pretended_cuda import on_host
 from utils.batch import Batch
@@ -179,7 +179,7 @@ def train(
     words = ("--batch_size", str(BATCH_SIZE), "--epochs", "1", "--log_every", "1000", "--num_workers", "0", *words)
     torch.manual_seed(0)
     args, plan = plan_of(name, *where, *words)
-    method = METHODS[name](args, plan, SmallConvolutions(), SmallConvolutions.width)
+    method = construct(args, plan, SmallConvolutions(), SmallConvolutions.width)
     training, throughput = Training(method, state_of(method)), Throughput(1)
     callbacks = [
         LearningRateOfPlan(), NonFiniteLossCheck(plan.logging.log_every, folder), Alarms(plan, folder, throughput),
