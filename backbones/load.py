@@ -267,10 +267,11 @@ def load_backbone(
     network: nn.Module,
     flags: KeyFlags | None = None,
     report: Callable[[str], object] = lambda _: None,
+    remedy: str = "name the backbone and the --stem of the weights",
 ) -> Match:
     """Copy the weights into the network; one missing or mismatched tensor is an error and changes nothing.
 
-    report: receives the key-matching report, whether the weights fit or not.
+    report: receives the key-matching report, whether the weights fit or not. remedy: what to do where they do not.
     """
     path = weights.path
     try:
@@ -283,7 +284,7 @@ def load_backbone(
             f"{path} does not fit the backbone: {len(match.tensors)} tensors found under {match.location}, "
             f"{len(match.missing)} missing {match.missing[:3]}, {len(match.unexpected)} unexpected "
             f"{match.unexpected[:3]}, {len(match.mismatched)} of another shape {match.mismatched[:3]}; "
-            f"name the backbone and the --stem of the weights"
+            f"{remedy}"
         )
     check_finite(match.tensors, str(path))
     network.load_state_dict(match.tensors, strict=False)

@@ -4,7 +4,9 @@ from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
+from methods.distill import Distill
 from methods.nnclr import NNCLR
+from methods.ressl import ReSSL
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
 from methods.simsiam import SimSiam
@@ -13,7 +15,9 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
+    "distill": Distill,
     "nnclr": NNCLR,
+    "ressl": ReSSL,
     "rotnet": RotNet,
     "simclr": SimCLR,
     "simsiam": SimSiam,

@@ -26,6 +26,7 @@ class MethodCase:
 
 
 CASES: dict[str, MethodCase] = {
+    "distill": MethodCase(variants=("--regress",)),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
 }

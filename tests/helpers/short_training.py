@@ -14,14 +14,13 @@ from torch.utils.data import DataLoader
 from data.pipelines.choose import build_pipeline
 from data.pipelines.loaders import identity_collate
 from data.views import view_specs
-from methods import METHODS
 from methods.base import Method
 from runs.alarms import Alarms
 from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.finite import NonFiniteLossCheck
 from runs.resume import LearningRateOfPlan
 from runs.trainer import build_trainer, expected_messages_hidden
-from tests.helpers.commands import plan_of
+from tests.helpers.commands import construct, plan_of
 from tests.helpers.images import read
 from tests.helpers.method_cases import backbone_of, every_case
 from tests.helpers.pretended_cuda import on_host
@@ -176,7 +175,7 @@ def train(
     torch.manual_seed(0)
     args, plan = plan_of(name, *where, *words)
     network = backbone_of(name, SmallConvolutions, size=16, patch=4, dim=SmallConvolutions.width)
-    method = METHODS[name](args, plan, network, SmallConvolutions.width)
+    method = construct(args, plan, network, SmallConvolutions.width)
     training, throughput = Training(method, state_of(method)), Throughput(1)
     callbacks = [
         LearningRateOfPlan(), NonFiniteLossCheck(plan.logging.log_every, folder), Alarms(plan, folder, throughput),

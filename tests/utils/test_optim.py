@@ -43,7 +43,7 @@ def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights(name)
     groups = groups_of(module)
     owner = {id(p): g for g in groups for p in g["params"]}
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    assert all((".teacher." in key) != (key in trained) for key, _ in module.named_parameters())
+    assert all(("teacher." in key) != (key in trained) for key, _ in module.named_parameters())
     assert len(owner) == sum(len(g["params"]) for g in groups) == len(trained)
     for key, p in trained.items():
         group = owner[id(p)]
