@@ -3,7 +3,7 @@
 import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from cli.flags import DEFAULT_PROJECT, gpu_list
 from utils.errors import UserError
@@ -204,9 +204,15 @@ def _extension(schedule: ScheduleConfig) -> str:
     return f", to its end after {schedule.length} steps, then constant at {share:.2g} of the learning rate"
 
 
-def notes(plan: Plan, args: Namespace) -> list[str]:
-    """Remarks on flags that have no effect here, in whole or in part."""
-    remarks = []
+class MethodNotes(Protocol):
+    """The part of a method that the notes need."""
+
+    def notes(self) -> list[str]: ...
+
+
+def notes(plan: Plan, args: Namespace, method: MethodNotes | None = None) -> list[str]:
+    """Remarks on flags that have no effect here, in whole or in part, and those of the method."""
+    remarks = method.notes() if method else []
     labelled = plan.training_set.labelled_images
     if labelled and plan.logging.knn_every and list(plan.logging.knn_k) != list(args.knn_k):
         used, requested = (" ".join(map(str, ks)) or "none" for ks in (plan.logging.knn_k, args.knn_k))

@@ -49,6 +49,17 @@ def require_vision_transformer(backbone: nn.Module, method_name: str) -> VisionT
     return backbone  # type: ignore[return-value]
 
 
+def convolutional_notes(method_name: str, backbone: nn.Module) -> list[str]:
+    """A remark for vision transformers, of a method whose paper trains convolutional networks alone; else none."""
+    if not is_vision_transformer(backbone):
+        return []
+    return [
+        f"{method_name}'s paper and its settings are for convolutional networks; a vision transformer needs others "
+        f"(MoCo v3 trains it with --optimizer adamw --lr 1.5e-4 --weight_decay 0.1 --warmup_epochs 40), and methods "
+        f"designed for transformers may suit it better"
+    ]
+
+
 def patch_size(backbone: VisionTransformer) -> int:
     """Side of a patch in pixels."""
     return int(backbone.patch_embed.patch_size[0])
