@@ -1,5 +1,6 @@
 """Token access: the steps together are the backbone itself; masks, subsets and fixed positions do what they say."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
+from tests.helpers.pretended_cuda import CUDA, on_host, pretended_cuda
 from utils.errors import UserError
 from utils.vision_transformer import (
     class_token_attention,
@@ -235,3 +237,26 @@ def test_last_blocks_end_with_the_output_of_all_blocks(pre_norm):
     torch.testing.assert_close(outputs[-1], run_blocks(network, tokens))
     network.blocks = network.blocks[:2]
     torch.testing.assert_close(outputs[0], run_blocks(network, tokens))
+
+
+def masked_features(network, x, token):
+    """Features from every step: masked patches, a part of them, interpolated positions, and two blocks."""
+    mask = torch.arange(16, device=x.device) % 3 == 0
+    patches = embed_patches(network, x, mask.expand(len(x), -1), token)
+    kept = take_tokens(patches, torch.arange(16, device=x.device).flip(0)[None, :9].expand(len(x), -1))
+    last = run_last_blocks(network, with_prefix(network, kept), 2)
+    return torch.cat([pool_tokens(network, out) for out in last], dim=1)
+
+
+def test_no_step_waits_for_a_gpu():
+    """On the pretended CUDA device: no wait and the features of the CPU, of views in channels-last memory too."""
+    network, token = build(dynamic_img_size=True, reg_tokens=1), torch.randn(64)
+    x = images(64).contiguous(memory_format=torch.channels_last)
+    expected = masked_features(network, x, token)
+    with pretended_cuda() as device:
+        moved = copy.deepcopy(network).to(CUDA), x.to(CUDA), token.to(CUDA)
+        device.waits.clear()  # of these copies
+        features = masked_features(*moved)
+        assert not device.waits
+        torch.testing.assert_close(on_host(features), expected)
+    torch.testing.assert_close(masked_features(network, x.contiguous(), token), expected)
