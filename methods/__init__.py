@@ -8,6 +8,7 @@ from methods.nnclr import NNCLR
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
 from methods.simsiam import SimSiam
+from methods.vicreg import VICReg
 
 METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
@@ -17,4 +18,5 @@ METHODS: dict[str, type[Method]] = {
     "rotnet": RotNet,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "vicreg": VICReg,
 }
