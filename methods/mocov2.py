@@ -19,6 +19,7 @@ from utils.queue import FeatureQueue
 from utils.row_chunks import map_row_chunks
 from utils.view_features import ViewFeatures, view_pairs
 
+
 @full_precision
 def mocov2_loss(pairs: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> dict[str, Tensor]:
     """Eq. 1:  -log  e(q . k) / [e(q . k) + sum_r e(q . r)],  e(s) = exp(s / T), mean over the batch and over pairs.

@@ -69,7 +69,7 @@ class MoCoV3(Method):
         parser.set_defaults(crop_scale=[0.2, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         parser.add_argument("--temperature", type=positive_float, default=1.0,
-                            help="temperature of the softmax (official code); 0.2 for a vision transformer")  # fmt: skip
+                            help="temperature of the softmax (official code); 0.2 for vision transformers")  # fmt: skip
         parser.add_argument(
             "--hidden_mlp", type=positive_int, default=4096, help="hidden width of the projector (sec. 5)"
         )

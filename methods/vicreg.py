@@ -32,9 +32,7 @@ def variance_terms(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @full_precision
-def vicreg_loss(
-    z: list[Tensor], large: int, sim_coeff: float, std_coeff: float, cov_coeff: float
-) -> dict[str, Tensor]:
+def vicreg_loss(z: list[Tensor], large: int, sim_coeff: float, std_coeff: float, cov_coeff: float) -> dict[str, Tensor]:
     """Eq. 6:  sim_coeff * s(z1, z2)  +  std_coeff * [v(z1) + v(z2)] / 2  +  cov_coeff * [c(z1) + c(z2)]
 
     z: embeddings (n, D) of all views of this rank's images, the `large` large ones first. s (eq. 5) is the mean of
