@@ -4,6 +4,8 @@ from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
+from methods.mocov2 import MoCoV2
+from methods.mocov3 import MoCoV3
 from methods.nnclr import NNCLR
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
@@ -14,6 +16,8 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
+    "mocov2": MoCoV2,
+    "mocov3": MoCoV3,
     "nnclr": NNCLR,
     "rotnet": RotNet,
     "simclr": SimCLR,

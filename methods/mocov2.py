@@ -1,6 +1,7 @@
 """MoCo v2 (Chen et al., 2020, arXiv:2003.04297)."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -52,6 +53,8 @@ class MoCoV2(Method):
     Deviation: biases and norms get no weight decay here, as for every method; the official code decays them.
     """
 
+    queues: Sequence[FeatureQueue]
+
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="sgd", lr=0.03, weight_decay=1e-4, scheduler="cosine")  # sec. 3, official code
@@ -81,7 +84,8 @@ class MoCoV2(Method):
         self.projector = projector(args, dim, last_norm=False, norm=False)
         self.target = EMA(nn.Sequential(backbone, self.projector), args.tau, final_tau=args.tau)
         views = 2 if args.symmetric else 1  # whose keys enter a queue: both large views, or the second alone
-        self.queues = nn.ModuleList(FeatureQueue(args.queue_size, args.proj_dim, plan.seed + i) for i in range(views))
+        queues = [FeatureQueue(args.queue_size, args.proj_dim, plan.seed + i) for i in range(views)]
+        self.queues = nn.ModuleList(queues)  # type: ignore[assignment]  # a sequence of queues, and a module
 
     def forward_views(self, batch: Batch) -> ViewFeatures:
         """Features of the queries' views: without --symmetric the second large view is seen by the target alone."""
@@ -91,9 +95,9 @@ class MoCoV2(Method):
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         q = [l2_normalize(self.projector(f)) for f in feats.all]
         k = [l2_normalize(self.target(view)) for view in batch.views[2 - len(self.queues) : 2]]
-        keys = [(key, queue.rows) for key, queue in zip(k, self.queues, strict=True)]
-        pairs = view_pairs(q, keys) if self.args.symmetric else [(query, keys[0]) for query in q]
-        out = mocov2_loss([(query, *key) for query, key in pairs], self.args.temperature) | self.queues[-1].metrics()
+        queries = range(len(q))
+        pairs = view_pairs(queries, range(2)) if self.args.symmetric else [(i, 0) for i in queries]
+        out = mocov2_loss([(q[i], k[j], self.queues[j].rows) for i, j in pairs], self.args.temperature)
         for key, queue in zip(k, self.queues, strict=True):
             queue.push(key, batch.labels)  # after the look-ups, or a query's own key would be its negative
-        return out
+        return out | self.queues[-1].metrics()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Method, ViewFeatures, view_pairs
+from methods.base import Method
 from utils.arg_types import nonnegative_float
 from utils.batch import Batch
 from utils.distributed import gather_together
@@ -14,6 +14,7 @@ from utils.heads import add_projector_flags, projector
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
+from utils.view_features import ViewFeatures, view_pairs
 
 EPSILON = 1e-4  # added to a variance before its square root is taken (eq. 2)
 

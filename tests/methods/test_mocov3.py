@@ -64,7 +64,7 @@ def test_mocov3_loss_of_orthogonal_images():
 
 
 @given(seed=st.integers(0, 2**31), n=st.integers(2, 7), small=st.integers(0, 2), t=st.floats(0.05, 2.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_mocov3_loss_ignores_order_of_images_and_views_and_a_rotation_and_has_a_lower_bound(seed, n, small, t):
     q, k = unit(2 + small, n, 5, seed), unit(2, n, 5, seed + 1)
     loss = mocov3_loss(q, k, t)["loss"]
@@ -104,7 +104,7 @@ def test_training_loss_compares_predictions_with_the_key_network(small):
     for p in method.target.teacher.parameters():
         p.data += 0.1 * torch.randn_like(p)
     batch = random_batch(8, 2 + small, dtype=torch.double)
-    q = [F.normalize(method.predictor(method.projector(method.backbone(v))), dim=1) for v in batch.views]
+    q = [F.normalize(method.predictor(method.projector(method.backbone(v))), dim=1).detach() for v in batch.views]
     k = [F.normalize(method.target.teacher(v), dim=1) for v in batch.views[:2]]
     out = method.compute_losses(batch)
     assert_close(out["loss"], naive_mocov3(q, k, 1.0), **DOUBLE)

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from methods.base import ViewFeatures
 from methods.vicreg import variance_terms, vicreg_loss
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_views
+from utils.view_features import ViewFeatures
 
 
 def naive_terms(z):
@@ -64,7 +64,7 @@ def test_vicreg_loss_is_zero_for_equal_views_with_large_and_uncorrelated_coordin
 
 
 @given(seed=st.integers(0, 2**31), n=st.integers(2, 8), small=st.integers(0, 2))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_vicreg_loss_ignores_order_of_images_coordinates_and_large_views_and_a_shift_of_all(seed, n, small):
     z = random_views(2 + small, n, 4, seed)
     loss = vicreg_loss(z, 2, 25, 25, 1)["loss"]
