@@ -26,6 +26,7 @@ class MethodCase:
 
 
 CASES: dict[str, MethodCase] = {
+    "mocov2": MethodCase(variants=("--symmetric",)),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
 }
