@@ -5,20 +5,26 @@ from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
 from methods.distill import Distill
+from methods.mocov2 import MoCoV2
+from methods.mocov3 import MoCoV3
 from methods.nnclr import NNCLR
 from methods.ressl import ReSSL
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
 from methods.simsiam import SimSiam
+from methods.vicreg import VICReg
 
 METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
     "distill": Distill,
+    "mocov2": MoCoV2,
+    "mocov3": MoCoV3,
     "nnclr": NNCLR,
     "ressl": ReSSL,
     "rotnet": RotNet,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "vicreg": VICReg,
 }

@@ -27,6 +27,7 @@ class MethodCase:
 
 CASES: dict[str, MethodCase] = {
     "distill": MethodCase(variants=("--regress",)),
+    "mocov2": MethodCase(variants=("--symmetric",)),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
 }

@@ -7,10 +7,13 @@ import torch
 
 from methods.barlow_twins import barlow_twins_loss
 from methods.byol import byol_loss
+from methods.mocov2 import mocov2_loss
+from methods.mocov3 import mocov3_loss
 from methods.nnclr import nnclr_loss
 from methods.rotnet import rotation_loss
 from methods.simclr import nt_xent, supcon
 from methods.simsiam import simsiam_loss
+from methods.vicreg import vicreg_loss
 from tests.helpers.commands import build_method
 from tests.helpers.method_cases import SMALL_VIEWS, backbone_of, every_case
 from tests.helpers.networks import Flat
@@ -24,14 +27,22 @@ def nnclr_of(a, b):
     return nnclr_loss(l2_normalize(a).detach(), index, [l2_normalize(a), l2_normalize(b)], 0.05)
 
 
+def mocov2_of(a, b):
+    """MoCo v2's loss of queries and keys, which are the rows of the queue too."""
+    return mocov2_loss([(l2_normalize(a), l2_normalize(b), l2_normalize(b).detach())], 0.05)["loss"]
+
+
 LOSSES = {
     "barlow_twins": lambda a, b: barlow_twins_loss(a, b, 5e-3)["loss"],
     "byol": lambda a, b: byol_loss([a, b], [b, a])["loss"],
+    "mocov2": mocov2_of,
+    "mocov3": lambda a, b: mocov3_loss([l2_normalize(a), l2_normalize(b)], [l2_normalize(b)] * 2, 0.05)["loss"],
     "nnclr": nnclr_of,
     "rotnet": lambda a, b: rotation_loss(torch.cat([a, b, b, a])[:, :4])["loss"],
     "simclr": lambda a, b: nt_xent([a, b], 0.05)["loss"],
     "simsiam": lambda a, b: simsiam_loss([a, b], [b, a])["loss"],
     "supcon": lambda a, b: supcon([a, b], torch.arange(len(a)) % 2, 0.05)["loss"],
+    "vicreg": lambda a, b: vicreg_loss([a, b], 2, 25.0, 25.0, 1.0)["loss"],
 }
 INPUTS = {
     "identical": lambda n: (torch.ones(n, 6), torch.ones(n, 6)),
