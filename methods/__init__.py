@@ -4,17 +4,21 @@ from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
+from methods.deepclusterv2 import DeepClusterV2
 from methods.nnclr import NNCLR
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
 from methods.simsiam import SimSiam
+from methods.swav import SwAV
 
 METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
+    "deepclusterv2": DeepClusterV2,
     "nnclr": NNCLR,
     "rotnet": RotNet,
     "simclr": SimCLR,
     "simsiam": SimSiam,
+    "swav": SwAV,
 }

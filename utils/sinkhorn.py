@@ -10,7 +10,7 @@ from utils.precision import at_least_float32, full_precision
 @full_precision
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Eq. 3 and 4 of SwAV (arXiv:2006.09882):  Q* = Diag(u) exp(scores / epsilon) Diag(v).
+    """Eq. 5 of SwAV (arXiv:2006.09882):  Q* = Diag(u) exp(scores / epsilon) Diag(v).
 
     scores: (n, K) similarities of this rank's rows to K prototypes; ranks may have unequally many rows. epsilon: of the
     entropy term; the smaller, the nearer Q to one-hot. Each iteration gives every prototype the same mass over the rows
