@@ -1,11 +1,11 @@
 """DeepCluster v2 (Caron et al., 2020, arXiv:2006.09882)."""
 
 from argparse import Namespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from utils.view_features import ViewFeatures
 
 from methods.base import Method
 from utils.arg_types import number, positive_float, positive_int
@@ -18,6 +18,7 @@ from utils.memory_bank import MemoryBank
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
+from utils.view_features import ViewFeatures
 
 
 @full_precision
@@ -97,8 +98,9 @@ class DeepClusterV2(Method):
         order = torch.randperm(images, generator=torch.Generator().manual_seed(self.plan.seed))
         order = order[torch.arange(-(-images // batch.forward_batch) * batch.forward_batch) % images]
         rows = order.view(-1, batch.processes, batch.batch_size)[:, rank()].flatten()
-        with self.trainer.precision_plugin.forward_context():
-            for part in self.trainer.datamodule.augmented_loader(rows.tolist(), self.device):
+        trainer: Any = self.trainer
+        with trainer.precision_plugin.forward_context():
+            for part in trainer.datamodule.augmented_loader(rows.tolist(), self.device):
                 large = [l2_normalize(self.projector(self(view))) for view in part.views[: self.large_views]]
                 self.bank.push(part.index, large)
                 self.bank.after_optimizer_step()

@@ -2,11 +2,10 @@
 
 import math
 from argparse import Namespace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from utils.step_modules import ScheduledValue
-from utils.view_features import ViewFeatures, view_pairs
 
 from methods.base import Method
 from utils.arg_types import count, nonnegative_float, number, positive_float, positive_int
@@ -19,6 +18,8 @@ from utils.precision import at_least_float32, full_precision, l2_normalize
 from utils.queue import FeatureQueue
 from utils.shares import share
 from utils.sinkhorn import sinkhorn
+from utils.step_modules import ScheduledValue
+from utils.view_features import ViewFeatures, view_pairs
 
 QUEUE_START = 15  # epochs
 FILLING, IN_USE = 1, 2  # states of the queue; 0 before it fills
@@ -41,6 +42,8 @@ class SwAV(Method):
     The clusters of a batch share its images equally, by Sinkhorn-Knopp over the global batch and the queue.
     Deviation: the forward pass normalizes prototypes; the official code scales the weights themselves before it.
     """
+
+    queue: Sequence[FeatureQueue]  # one for each large view, none without --queue_size
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
@@ -68,8 +71,10 @@ class SwAV(Method):
         self.num_choices = args.num_prototypes
         self.projector = projector(args, dim, last_norm=False)
         self.prototypes = Prototypes(args.proj_dim, args.num_prototypes)
-        queues = self.large_views if args.queue_size else 0
-        self.queue = nn.ModuleList(FeatureQueue(args.queue_size, args.proj_dim, plan.seed + i) for i in range(queues))
+        self.queue = nn.ModuleList(  # type: ignore[assignment]  # torch does not type what a list of modules holds
+            FeatureQueue(args.queue_size, args.proj_dim, plan.seed + i)
+            for i in range(self.large_views if args.queue_size else 0)
+        )
         epoch = plan.schedule.steps_per_epoch
         first = args.queue_start_epoch * epoch  # optimizer steps before the queue begins to fill
         full = first + math.ceil(args.queue_size / plan.batch.global_batch)
@@ -83,13 +88,12 @@ class SwAV(Method):
         z = [l2_normalize(self.projector(f)) for f in feats.all]
         scores = [self.prototypes(x) for x in z]
         codes = [self._codes(i, s) for i, s in enumerate(scores[: len(feats.large)])]
-        loss = swav_loss(scores, codes, self.args.temperature)
         for queue, x in zip(self.queue, z, strict=False):
             if self.queue_state.number >= FILLING:  # after the codes, or the batch would count twice
                 queue.push(x, batch.labels)
         nearest = scores[0].argmax(dim=1)
         distinct = torch.zeros_like(scores[0][0]).detach().index_fill_(0, nearest, 1.0).sum() / len(nearest)
-        return {"loss": loss, "distinct_prototypes": distinct}
+        return {"loss": swav_loss(scores, codes, self.args.temperature), "distinct_prototypes": distinct}
 
     @torch.no_grad()
     def _codes(self, view: int, scores: Tensor) -> Tensor:

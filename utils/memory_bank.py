@@ -25,7 +25,8 @@ class MemoryBank(StepModule):
 
     def push(self, index: Tensor, z: list[Tensor]) -> None:
         """Hand in V embeddings (n, D) of this rank's images at the positions index (n,), as many on every rank."""
-        self._pending.append(gather_together(index, torch.stack([x.detach() for x in z], dim=1)))  # (N,), (N, V, D)
+        index, rows = gather_together(index, torch.stack([x.detach() for x in z], dim=1))  # (N,), (N, V, D)
+        self._pending.append((index, rows))
 
     @torch.no_grad()
     def after_optimizer_step(self, progress: float = 0.0) -> None:
