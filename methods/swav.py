@@ -56,10 +56,8 @@ class SwAV(Method):
         parser.add_argument("--num_prototypes", type=number(int, 2), default=3000, help="number of prototypes")
         parser.add_argument("--freeze_prototypes_epochs", type=nonnegative_float, default=1.0,
                             help="epochs before the prototypes begin to train (official code)")  # fmt: skip
-        parser.add_argument("--epsilon", type=positive_float, default=0.05,
-                            help="weight of the entropy of the codes; smaller is nearer to one-hot")  # fmt: skip
-        parser.add_argument("--sinkhorn_iterations", type=positive_int, default=3,
-                            help="iterations of Sinkhorn-Knopp (official code)")  # fmt: skip
+        parser.add_argument("--epsilon", type=positive_float, default=0.05, help="weight of the entropy of the codes")
+        parser.add_argument("--sinkhorn_iterations", type=positive_int, default=3, help="iterations of Sinkhorn-Knopp")
         parser.add_argument("--queue_size", type=count, default=0,
                             help="earlier embeddings in an assignment, 3840 for batches of 256")  # fmt: skip
         parser.add_argument("--queue_start_epoch", type=count, default=QUEUE_START,
@@ -77,7 +75,8 @@ class SwAV(Method):
         )
         epoch = plan.schedule.steps_per_epoch
         first = args.queue_start_epoch * epoch  # optimizer steps before the queue begins to fill
-        full = first + math.ceil(args.queue_size / plan.batch.global_batch)
+        rows = plan.training_set.images // plan.batch.forward_batch * plan.batch.forward_batch  # that an epoch brings
+        full = first + args.queue_size // rows * epoch + math.ceil(args.queue_size % rows / plan.batch.global_batch)
         self.queue_state = ScheduledValue(lambda e, _: (round(e * epoch) >= first) + (round(e * epoch) >= full))
         check_settings(args, plan, full / epoch)
 

@@ -157,6 +157,20 @@ def test_queue_fills_from_its_first_epoch_and_is_used_when_it_is_full():
     assert states == [0] * 10 + [1] * 2 + [2] * 2
 
 
+@pytest.mark.parametrize("size", [12, 20, 24, 50, 54])
+def test_queue_is_used_when_accumulated_steps_have_brought_as_many_rows(size):
+    """An epoch has 7 batches of 4 images, 2 to a step: steps of 8, 8, 8 and 4 rows."""
+    method = build("--queue_size", str(size), "--queue_start_epoch", "0", "--accumulate", "2", images=30)
+    brought, used = 0, []
+    for step in range(10):
+        method.optimizer_steps = step
+        method.queue_state.update(method.epoch, method.progress)
+        used.append(method.queue_state.number == 2)
+        assert used[-1] == (brought >= size)
+        brought += 4 if step % 4 == 3 else 8
+    assert used[0] != used[-1]
+
+
 def test_prototypes_are_frozen_at_first():
     rules = build("--freeze_prototypes_epochs", "2").param_group_rules()
     assert {name: rule.frozen_epochs for name, rule in rules.items()} == {"prototypes.": 2}
