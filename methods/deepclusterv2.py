@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from methods.base import Method
 from utils.arg_types import number, positive_float, positive_int
 from utils.batch import Batch
-from utils.distributed import rank
+from utils.distributed import rank, world_size
 from utils.errors import UserError
 from utils.heads import add_projector_flags, projector
 from utils.kmeans import assign, kmeans, spherical_lloyd
@@ -94,10 +94,10 @@ class DeepClusterV2(Method):
     @torch.no_grad()
     def _fill_bank(self) -> None:
         """Embed every image once, with batch norm over whole batches of random images: the last one is filled up."""
-        batch, images = self.plan.batch, self.plan.training_set.images
+        images, batch = self.plan.training_set.images, self.plan.batch.batch_size * world_size()
         order = torch.randperm(images, generator=torch.Generator().manual_seed(self.plan.seed))
-        order = order[torch.arange(-(-images // batch.forward_batch) * batch.forward_batch) % images]
-        rows = order.view(-1, batch.processes, batch.batch_size)[:, rank()].flatten()
+        order = order[torch.arange(-(-images // batch) * batch) % images]
+        rows = order.view(-1, world_size(), self.plan.batch.batch_size)[:, rank()].flatten()
         trainer: Any = self.trainer
         with trainer.precision_plugin.forward_context():
             for part in trainer.datamodule.augmented_loader(rows.tolist(), self.device):

@@ -17,6 +17,7 @@ from tests.helpers.networks import Flat, random_batch
 from utils.batch import Batch
 from utils.errors import UserError
 from utils.kmeans import assign, kmeans, spherical_lloyd
+from utils.sync_batchnorm import synchronize_batch_norm
 
 
 def unit(n, d, seed=0):
@@ -89,24 +90,24 @@ def image(index, view):
 
 
 class Images:
-    """A data module with the images that `rows` name; it remembers these."""
+    """A data module with the images that `rows` name, in batches of one process; it remembers the rows."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self, batch_size):
+        self.batch_size, self.rows = batch_size, []
 
     def augmented_loader(self, rows, device):
         self.rows += rows
-        for first in range(0, len(rows), 4):
-            index = torch.tensor(rows[first : first + 4])
+        for first in range(0, len(rows), self.batch_size):
+            index = torch.tensor(rows[first : first + self.batch_size])
             yield Batch(index, [image(index, view) for view in range(2)], index % 3)
 
 
-def build(*words):
+def build(*words, batch_size=4):
     torch.manual_seed(0)
-    words = ["--batch_size", "4", "--num_prototypes", "5", "4", "6", *words]
+    words = ["--batch_size", str(batch_size), "--num_prototypes", "5", "4", "6", *words]
     method = build_method("deepclusterv2", Flat(12), 6, *words, images=IMAGES).double()
     method.trainer = SimpleNamespace(
-        datamodule=Images(), precision_plugin=SimpleNamespace(forward_context=contextlib.nullcontext)
+        datamodule=Images(batch_size), precision_plugin=SimpleNamespace(forward_context=contextlib.nullcontext)
     )
     return method
 
@@ -174,6 +175,30 @@ def test_a_resumed_run_clusters_as_one_that_was_not_interrupted():
     for name, value in method.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     assert torch.equal(method.bank.rows, rows)
+
+
+def two_epochs_on_a_rank(rank, world):
+    """Rows that the first pass took on this rank, and the state after an epoch of one batch and the clustering after it."""
+    method = build(batch_size=12 // world)
+    synchronize_batch_norm(method, on_cuda=False)
+    method.on_train_epoch_start()
+    index = torch.arange(12).view(world, -1)[rank]
+    method.compute_losses(Batch(index, [image(index, view) + 1 for view in range(2)], index % 3))
+    method.after_optimizer_step()
+    method.on_train_epoch_start()
+    return method.trainer.datamodule.rows, method.state_dict()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_embed_their_share_and_cluster_as_one_process(ranks, world):
+    rows, state = two_epochs_on_a_rank(0, 1)
+    several = ranks(world).run(two_epochs_on_a_rank)
+    shares = torch.stack([torch.tensor(own).view(2, -1) for own, _ in several], dim=1)  # (batches, ranks, images)
+    assert shares.flatten().tolist() == rows, "together a batch is that of one process"
+    for _, found in several:
+        assert torch.equal(found["assignments"], state["assignments"])
+        for name in ("bank.rows", "centroids", "clusterings"):
+            assert_close(found[name], state[name], rtol=0, atol=1e-9)
 
 
 def test_small_views_are_trained_and_not_clustered():
