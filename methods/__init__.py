@@ -4,6 +4,7 @@ from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
+from methods.deepclusterv2 import DeepClusterV2
 from methods.distill import Distill
 from methods.mocov2 import MoCoV2
 from methods.mocov3 import MoCoV3
@@ -12,6 +13,7 @@ from methods.ressl import ReSSL
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
 from methods.simsiam import SimSiam
+from methods.swav import SwAV
 from methods.vicreg import VICReg
 
 METHODS: dict[str, type[Method]] = {
@@ -21,10 +23,12 @@ METHODS: dict[str, type[Method]] = {
     "distill": Distill,
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,
+    "deepclusterv2": DeepClusterV2,
     "nnclr": NNCLR,
     "ressl": ReSSL,
     "rotnet": RotNet,
     "simclr": SimCLR,
     "simsiam": SimSiam,
     "vicreg": VICReg,
+    "swav": SwAV,
 }

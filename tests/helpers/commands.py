@@ -114,7 +114,8 @@ def construct(settings: Namespace, plan: Plan, backbone: nn.Module, dim: int) ->
 
 def words(method, output, *more):
     """A run of three short epochs on the digits."""
-    queue = ["--queue_size", "300"] if "--queue_size" in flags_of(method, *more) else []  # a batch must fit in
+    queue = [] if "--queue_size" in case_of(method).sizes else ["--queue_size", "300"]  # a batch must fit in
+    queue = queue if "--queue_size" in flags_of(method, *more) else []
     folder = more[more.index("--data_folder") + 1] if "--data_folder" in more else None
     return [*tiny(method), "--method", method, *small(method, *queue, data_folder=folder), "--batch_size", "256",
             "--epochs", "3", "--optimizer", "sgd", "--log_every", "1", "--knn_every", "2",

@@ -28,8 +28,12 @@ class MethodCase:
 CASES: dict[str, MethodCase] = {
     "distill": MethodCase(variants=("--regress",)),
     "mocov2": MethodCase(variants=("--symmetric",)),
+    "deepclusterv2": MethodCase(sizes=("--num_prototypes", "4")),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
+    "swav": MethodCase(
+        sizes=("--num_prototypes", "5", "--queue_size", "0"), variants=("--queue_size 12 --queue_start_epoch 0",)
+    ),
 }
 SMALL_VIEWS = "--small_views 2"
 

@@ -86,6 +86,8 @@ class Record(Callback):
         self.at_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:  # what the beginning of an epoch computes is there
+            self.training.start = state_of(pl_module)
         if self.device is None:
             return
         if batch_idx == self.steps - 2:
@@ -149,11 +151,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class ReadyBatches(LightningDataModule):
-    """Batches that are on the device before training begins."""
+    """Batches that are on the device before training begins.
 
-    def __init__(self, batches: list[Batch]):
+    augmented: the batches that stand for all images, where a method looks at these without training.
+    """
+
+    def __init__(self, batches: list[Batch], augmented: list[Batch]):
         super().__init__()
-        self.batches = batches
+        self.batches, self.augmented = batches, augmented
+
+    def augmented_loader(self, rows: list[int], device: torch.device) -> list[Batch]:
+        return self.augmented
 
     def train_dataloader(self):
         return DataLoader(self.batches, batch_size=None, collate_fn=identity_collate)
@@ -187,7 +195,10 @@ def train(
         module = build_pipeline(pipeline, read(), specs, BATCH_SIZE, plan.seed, 0, None, accelerator)
     else:
         target = torch.device(accelerator, 0)
-        module = ReadyBatches([to_device(batch, target) for batch in random_batches(method, batches)])
+        ready, augmented = (
+            [to_device(b, target) for b in random_batches(method, numbers)] for numbers in (batches, [0])
+        )
+        module = ReadyBatches(ready, augmented)
     with expected_messages_hidden():
         training.trainer = trainer = build_trainer(plan, folder, callbacks, [], validate=False)
         trainer.limit_train_batches = len(batches)
