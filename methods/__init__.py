@@ -4,6 +4,8 @@ from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
+from methods.dino import DINO
+from methods.ibot import IBOT
 from methods.nnclr import NNCLR
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
@@ -13,6 +15,8 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
+    "dino": DINO,
+    "ibot": IBOT,
     "nnclr": NNCLR,
     "rotnet": RotNet,
     "simclr": SimCLR,
