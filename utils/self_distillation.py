@@ -23,9 +23,9 @@ def add_distillation_flags(parser: FlagGroup, prototypes: int, source: str) -> N
     # The learning rate is per 256 images and falls to 1e-6.
     parser.set_defaults(optimizer="adamw", lr=5e-4, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4,
                         clip_grad=3.0)  # fmt: skip
-    # Views of BYOL. Two views without small ones begin at 14 % of the image, as the official code of DINO advises.
-    parser.set_defaults(crop_scale=[0.14, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
-                        blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
+    # Colours of BYOL. Without small views crops begin at 14 % of the image, as the official code of DINO advises.
+    parser.set_defaults(crop_scale=[0.14, 1.0], jitter_strengths=[0.4, 0.4, 0.2, 0.1], blur=[1.0, 0.1],
+                        solarize=[0.0, 0.2])  # fmt: skip
     add_projector_flags(parser, hidden=2048, dim=256, layers=3, source=source)
     parser.add_argument("--num_prototypes", type=positive_int, default=prototypes,
                         help=f"outputs of the head ({source})")  # fmt: skip
@@ -77,7 +77,6 @@ class DistillationHead(nn.Module):
         rows: Tensor = self.mlp(features.flatten(0, -2))  # batch norms take rows
         return l2_normalize(rows).unflatten(0, features.shape[:-1])
 
-    @full_precision  # a temperature divides the cosines
     def logits(self, z: Tensor) -> Tensor:
         """Cosines (..., K) of unit vectors (..., proj_dim) with the prototypes."""
         cosines: Tensor = self.prototypes(z)
