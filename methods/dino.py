@@ -44,6 +44,11 @@ class DINO(Method):
         self.center = RunningMean((args.num_prototypes,), args.center_momentum)
         self.teacher_temperature = teacher_temperature(args)
 
+    @property
+    def projector(self) -> nn.Module:
+        """The layers whose output, the embedding, the alarms watch for collapse."""
+        return self.head.mlp
+
     def eval_backbone(self) -> nn.Module:
         return self.teacher_backbone.teacher
 

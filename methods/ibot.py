@@ -9,7 +9,6 @@ from methods.base import Method
 from utils.arg_types import nonnegative_float
 from utils.batch import Batch
 from utils.ema import EMA
-from utils.errors import UserError
 from utils.koleo import koleo_loss
 from utils.masked_views import MaskedFeatures, add_mask_flags, draw_masks, masked_features, require_masks
 from utils.optim import FlagGroup, ParamGroupRule
@@ -61,8 +60,6 @@ class IBOT(Method):
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
         self.patch_side = require_masks(args, backbone, plan.views, "ibot")
-        if args.koleo and plan.batch.forward_batch < 2:
-            raise UserError(f"--koleo {args.koleo} compares images, and a forward pass has one; raise --batch_size")
         self.head = DistillationHead(args, dim)
         self.teacher_backbone, self.teacher_head = EMA(backbone, args.tau), EMA(self.head, args.tau)
         disable_drop_path(self.teacher_backbone)
@@ -73,6 +70,11 @@ class IBOT(Method):
         self.center, self.patch_center = (RunningMean((args.num_prototypes,), args.center_momentum) for _ in range(2))
         self.teacher_temperature = teacher_temperature(args)
         self.whole_epochs = ScheduledValue(lambda epoch, progress: int(epoch), dtype=torch.long)
+
+    @property
+    def projector(self) -> nn.Module:
+        """The layers whose output, the embedding, the alarms watch for collapse."""
+        return self.head.mlp
 
     def eval_backbone(self) -> nn.Module:
         return self.teacher_backbone.teacher
