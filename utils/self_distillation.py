@@ -23,9 +23,10 @@ def add_distillation_flags(parser: FlagGroup, prototypes: int, source: str) -> N
     # The learning rate is per 256 images and falls to 1e-6.
     parser.set_defaults(optimizer="adamw", lr=5e-4, final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4,
                         clip_grad=3.0)  # fmt: skip
-    # Colours of BYOL. Without small views crops begin at 14 % of the image, as the official code of DINO advises.
-    parser.set_defaults(crop_scale=[0.14, 1.0], jitter_strengths=[0.4, 0.4, 0.2, 0.1], blur=[1.0, 0.1],
-                        solarize=[0.0, 0.2])  # fmt: skip
+    # Colours of BYOL, those of small views last. Without small views crops begin at 14 % of the image, as the official
+    # code of DINO advises.
+    parser.set_defaults(crop_scale=[0.14, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
+                        blur=[1.0, 0.1, 0.5], solarize=[0.0, 0.2, 0.0])  # fmt: skip
     add_projector_flags(parser, hidden=2048, dim=256, layers=3, source=source)
     parser.add_argument("--num_prototypes", type=positive_int, default=prototypes,
                         help=f"outputs of the head ({source})")  # fmt: skip
@@ -53,7 +54,8 @@ def frozen_prototypes(args: Namespace, *heads: str) -> dict[str, ParamGroupRule]
 
 def teacher_temperature(args: Namespace) -> ScheduledValue:
     """Build the schedule of the teacher's temperature that the flags describe."""
-    return ScheduledValue(linear_warmup(*args.teacher_temperature, args.teacher_warmup_epochs))
+    first, last = args.teacher_temperature
+    return ScheduledValue(linear_warmup(first, last, args.teacher_warmup_epochs))
 
 
 class DistillationHead(nn.Module):
@@ -75,7 +77,7 @@ class DistillationHead(nn.Module):
     def bottleneck(self, features: Tensor) -> Tensor:
         """Unit vectors (..., proj_dim) of features (..., dim)."""
         rows: Tensor = self.mlp(features.flatten(0, -2))  # batch norms take rows
-        return l2_normalize(rows).unflatten(0, features.shape[:-1])
+        return l2_normalize(rows).view(*features.shape[:-1], -1)
 
     def logits(self, z: Tensor) -> Tensor:
         """Cosines (..., K) of unit vectors (..., proj_dim) with the prototypes."""
