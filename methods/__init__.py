@@ -5,7 +5,9 @@ from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
 from methods.deepclusterv2 import DeepClusterV2
+from methods.dino import DINO
 from methods.distill import Distill
+from methods.ibot import IBOT
 from methods.mocov2 import MoCoV2
 from methods.mocov3 import MoCoV3
 from methods.nnclr import NNCLR
@@ -24,6 +26,8 @@ METHODS: dict[str, type[Method]] = {
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,
     "deepclusterv2": DeepClusterV2,
+    "dino": DINO,
+    "ibot": IBOT,
     "nnclr": NNCLR,
     "ressl": ReSSL,
     "rotnet": RotNet,

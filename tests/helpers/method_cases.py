@@ -18,17 +18,24 @@ class MethodCase:
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
     the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT.
+    local: the variants ("" for none) in which no gradient passes from one process to another: losses that compare no
+    images, of a ViT without batch norms.
     """
 
     sizes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     transformer: bool = False
+    local: tuple[str, ...] = ()
 
 
 CASES: dict[str, MethodCase] = {
     "distill": MethodCase(variants=("--regress",)),
     "mocov2": MethodCase(variants=("--symmetric",)),
     "deepclusterv2": MethodCase(sizes=("--num_prototypes", "4")),
+    "dino": MethodCase(sizes=("--num_prototypes", "12"), variants=("--head_norm",)),
+    "ibot": MethodCase(
+        sizes=("--num_prototypes", "12"), variants=("--untied_head --koleo 0.1",), transformer=True, local=("",)
+    ),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
     "swav": MethodCase(
@@ -51,6 +58,12 @@ def every_case() -> list[str]:
         for variant in ("", *case_of(name).variants)
         for small in (("", SMALL_VIEWS) if method.supports_small_views else ("",))
     ]
+
+
+def is_local(case: str) -> bool:
+    """Whether no gradient passes from one process to another in this one of `every_case`."""
+    name, *words = case.removesuffix(SMALL_VIEWS).split()
+    return " ".join(words) in case_of(name).local
 
 
 def backbone_of(name: str, otherwise: Callable[[], nn.Module], size: int, patch: int, dim: int) -> nn.Module:
