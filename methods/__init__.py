@@ -4,6 +4,8 @@ from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
+from methods.ijepa import IJEPA
+from methods.mae import MAE
 from methods.nnclr import NNCLR
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
@@ -13,6 +15,8 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
+    "ijepa": IJEPA,
+    "mae": MAE,
     "nnclr": NNCLR,
     "rotnet": RotNet,
     "simclr": SimCLR,
