@@ -4,7 +4,7 @@ import functools
 import math
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class IJEPA(Method):
         return self.target.teacher
 
     def forward_views(self, batch: Batch) -> ContextFeatures:
-        view, teacher = batch.views[0], self.target.teacher
+        view, teacher = batch.views[0], cast("VisionTransformer", self.target.teacher)
         blocks = self.sampler.draw(self.plan.seed, self.epoch_number.value, batch.index)
         patches = take_tokens(embed_patches(self.backbone, view), blocks.context)
         tokens = run_blocks(self.backbone, with_prefix(self.backbone, patches))

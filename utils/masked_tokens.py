@@ -106,8 +106,8 @@ class TokenPredictor(nn.Module):
         known = (self.embed(tokens) + positions)[:, None].expand(-1, sets, -1, -1)
         sequence = torch.cat([known, self.mask_token + self.positions[hidden]], dim=2)  # (N, S, P + K + M, width)
         predicted = self.blocks(sequence.flatten(0, 1))[:, -m:]
-        out: Tensor = self.head(self.norm(predicted))
-        return out.unflatten(0, (n, sets))
+        out: Tensor = self.head(self.norm(predicted)).unflatten(0, (n, sets))
+        return out
 
 
 def add_token_predictor_flags(parser: FlagGroup, name: str, dim: int, layers: int, heads: int, source: str) -> None:
