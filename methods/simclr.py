@@ -5,7 +5,7 @@ from argparse import Namespace
 import torch
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.arg_types import positive_float
 from utils.batch import Batch
 from utils.distributed import gather, gather_together, rank
@@ -15,6 +15,7 @@ from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
 from utils.row_chunks import map_row_chunks
+from utils.view_features import ViewFeatures
 
 
 def unit_views(views: list[Tensor]) -> tuple[Tensor, Tensor]:

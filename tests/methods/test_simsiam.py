@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from methods.base import ViewFeatures
 from methods.simsiam import simsiam_loss
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch, random_views
+from utils.view_features import ViewFeatures
 
 
 def cosine(a, b):
