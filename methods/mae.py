@@ -12,7 +12,14 @@ from methods.base import Method
 from utils.arg_types import probability
 from utils.batch import Batch
 from utils.errors import UserError
-from utils.masked_tokens import add_token_predictor_flags, normalize_tokens, patchify, prepare_backbone, token_predictor
+from utils.masked_tokens import (
+    MASKS,
+    add_token_predictor_flags,
+    normalize_tokens,
+    patchify,
+    prepare_backbone,
+    token_predictor,
+)
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
@@ -89,7 +96,7 @@ class MAE(Method):
 
     def forward_views(self, batch: Batch) -> VisibleFeatures:
         place = torch.arange(self.patches, device=batch.index.device)
-        noise = uniform(self.plan.seed, self.epoch_number.value, batch.index[:, None], place)  # (N, T)
+        noise = uniform(self.plan.seed, MASKS, self.epoch_number.value, batch.index[:, None], place)  # (N, T)
         visible, masked = noise.argsort(dim=1).split([self.visible, self.patches - self.visible], dim=1)
         patches = take_tokens(embed_patches(self.backbone, batch.views[0]), visible)
         tokens = run_blocks(self.backbone, with_prefix(self.backbone, patches))

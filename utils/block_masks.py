@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.masked_tokens import MASKS
 from utils.random import uniform
 
 TARGET_ASPECT = (0.75, 1.5)  # height / width of a target block (I-JEPA, sec. 4)
@@ -63,7 +64,7 @@ class BlockSampler:
         """Draw the blocks of images. epoch: 0-dim int64. image: (N,) int64, positions in the data set."""
         context, targets = self._masks(seed, epoch, image)
         place = torch.arange(targets.shape[-1], device=image.device)  # (T,)
-        order = uniform(seed, epoch, image[:, None], self.blocks + 1, place)  # (N, T)
+        order = uniform(seed, MASKS, epoch, image[:, None], self.blocks + 1, place)  # (N, T)
         number = torch.arange(self.max_target, device=image.device)
         return Blocks(
             _first(context, order, self.context_patches),
@@ -74,7 +75,7 @@ class BlockSampler:
     def _masks(self, seed: int, epoch: int | Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each patch is in the context (N, T), and in each target block (N, B, T)."""
         block, number = (torch.arange(count, device=image.device) for count in (self.blocks + 1, 4))
-        random = uniform(seed, epoch, image[:, None, None], block[:, None], number)  # (N, B + 1, 4)
+        random = uniform(seed, MASKS, epoch, image[:, None, None], block[:, None], number)  # (N, B + 1, 4)
         targets = self._rectangles(random[:, :-1], self.target_scale, TARGET_ASPECT, self.max_target)
         whole = self.grid[0] * self.grid[1]
         context = self._rectangles(random[:, -1], self.context_scale, (1.0, 1.0), whole)

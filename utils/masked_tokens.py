@@ -23,6 +23,8 @@ from utils.vision_transformer import (
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
+MASKS = 2  # stream of random numbers in an address; 0 and 1 are the order of an epoch and the views
+
 
 def prepare_backbone(backbone: nn.Module, size: int, method_name: str) -> tuple[int, int]:
     """Fix the position embedding of a vision transformer and return its (rows, columns) of patches of a view.

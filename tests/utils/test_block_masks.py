@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from utils.block_masks import TARGET_ASPECT, BlockSampler
 from utils.errors import UserError
+from utils.masked_tokens import MASKS
 from utils.random import uniform
 
 PAPER = (4, (0.15, 0.2), (0.85, 1.0))
@@ -29,7 +30,7 @@ def naive_rectangle(numbers, scale, aspect, grid, most):
 def naive_blocks(sampler, seed, epoch, image):
     """(context, targets) of one image as sets of patches, from the numbers of its address."""
     rows, columns = sampler.grid
-    numbers = [[float(uniform(seed, epoch, image, b, i)) for i in range(4)] for b in range(sampler.blocks + 1)]
+    numbers = [[float(uniform(seed, MASKS, epoch, image, b, i)) for i in range(4)] for b in range(sampler.blocks + 1)]
     targets = [naive_rectangle(n, sampler.target_scale, TARGET_ASPECT, sampler.grid, sampler.max_target)
                for n in numbers[:-1]]  # fmt: skip
     context = naive_rectangle(numbers[-1], sampler.context_scale, (1, 1), sampler.grid, rows * columns)
