@@ -42,7 +42,7 @@ def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -
         schedule=_schedule(args, batch, training_set.images),
         views=_views(args),
         training_set=training_set,
-        backbone=BackboneConfig(args.backbone, *stem, zero_init_residual=args.zero_init_residual),
+        backbone=_backbone(args, stem),
         logging=LoggingConfig(
             log_every=args.log_every,
             knn_every=args.knn_every,
@@ -64,6 +64,18 @@ def _hardware(args: Namespace) -> HardwareConfig:
     precision, reason = choose_precision(args.precision, hardware.accelerator)
     return dataclasses.replace(hardware, precision=precision, precision_reason=reason, compile=args.compile,
                                deterministic=args.deterministic)  # fmt: skip
+
+
+def _backbone(args: Namespace, stem: tuple[str, str]) -> BackboneConfig:
+    return BackboneConfig(
+        name=args.backbone,
+        stem=stem[0],
+        stem_reason=stem[1],
+        zero_init_residual=args.zero_init_residual,
+        patch_size=args.patch_size,
+        drop_path=args.drop_path,
+        pool=args.pool,
+    )
 
 
 def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> OptimizerConfig:
@@ -145,11 +157,10 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
     warmup = f", {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
     small = f", {plan.views.small_views} of {plan.views.small_size} px" if plan.views.small_views else ""
     per_256 = optimizer.lr * 256 / batch.global_batch
-    stem = f"{plan.backbone.stem} stem ({plan.backbone.stem_reason})"
     rows = {
         "hardware": f"{hardware.processes} x {hardware.accelerator}, precision {hardware.precision} "
         f"({hardware.precision_reason})" + ", deterministic algorithms" * hardware.deterministic,
-        "backbone": f"{plan.backbone.name}, {stem}" + ", zero-init residual" * plan.backbone.zero_init_residual,
+        "backbone": _describe_backbone(plan.backbone),
         "method": ", ".join(f"{name} {_text(value)}" for name, value in method_settings.items()) or "no settings",
         "parameters": f"{parameters / 1e6:,.2f} M trainable; a checkpoint takes about {_size(checkpoint_bytes)}",
         "views": f"{plan.views.large_size} px{small}; {_augmentations(plan.views)}",
@@ -174,6 +185,15 @@ def _weight_decay(optimizer: OptimizerConfig) -> str:
 def _end(schedule: ScheduleConfig) -> str:
     """Where a cosine ends, if that is not 0."""
     return f", down to {schedule.final_factor:.2g} of the learning rate" if schedule.final_factor else ""
+
+
+def _describe_backbone(backbone: BackboneConfig) -> str:
+    parts = [backbone.name, f"{backbone.stem} stem ({backbone.stem_reason})"]
+    parts += ["zero-init residual"] * backbone.zero_init_residual
+    parts += [f"patches of {backbone.patch_size} px"] * bool(backbone.patch_size)
+    parts += [f"drop path {backbone.drop_path:g}"] * bool(backbone.drop_path)
+    parts += [{"token": "class token", "avg": "average of the tokens"}[backbone.pool]] if backbone.pool else []
+    return ", ".join(parts)
 
 
 def _extension(schedule: ScheduleConfig) -> str:

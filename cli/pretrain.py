@@ -15,6 +15,7 @@ from cli.flags import (
     add_hardware_flags,
     add_loading_flags,
     add_positionals,
+    drop_probability,
     view_size,
 )
 from cli.parser import Parser, Rule, check_used
@@ -210,6 +211,9 @@ def _add_backbone_flags(g: FlagGroup) -> None:
                    help="initialize the last norm of each residual block of a ResNet with zero")  # fmt: skip
     g.add_argument("--no_zero_init_residual", action="store_false", dest="zero_init_residual",
                    help="keep the library's own initialization of these norms")  # fmt: skip
+    g.add_argument("--drop_path", type=drop_probability, default=0.0,
+                   help="probability that an image skips the last residual block, linear from 0 at the first one "
+                   "(stochastic depth), of timm networks that have it; off in evaluation")  # fmt: skip
     g.add_argument("--pretrained_feature_extractor", metavar="WEIGHTS",
                    help="start from these weights: a run folder, a checkpoint or a .safetensors file")  # fmt: skip
     add_checkpoint_key_flags(g)

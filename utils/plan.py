@@ -85,12 +85,19 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A backbone by name. stem: "small" (3x3 without max-pool) or "imagenet", with the reason for its choice."""
+    """A backbone by name. stem: "small" (3x3 without max-pool) or "imagenet", with the reason for its choice.
+
+    patch_size: side in pixels of the patches of a vision transformer; pool: "token" (its class token) or "avg" (the
+    average of the other tokens); None: the network's own. drop_path: largest probability that an image skips a block.
+    """
 
     name: str
     stem: str
     stem_reason: str = ""
     zero_init_residual: bool = False
+    patch_size: int | None = None
+    drop_path: float = 0.0
+    pool: str | None = None
 
 
 @dataclass(frozen=True)

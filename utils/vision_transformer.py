@@ -10,6 +10,7 @@ Between the steps a method may replace patches by a mask token (argument of `emb
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,8 @@ def is_vision_transformer(backbone: nn.Module) -> bool:
     Subclasses (distilled DeiT) and networks with a convolutional stem before the transformer compute their tokens in
     another way.
     """
+    if not type(backbone).__module__.startswith("timm."):  # spares other networks the import
+        return False
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
@@ -104,6 +107,16 @@ def run_blocks(backbone: VisionTransformer, tokens: Tensor) -> Tensor:
     return out
 
 
+def run_last_blocks(backbone: VisionTransformer, tokens: Tensor, count: int) -> list[Tensor]:
+    """Compute all blocks and return the output of the last `count`, first to last, each after the final norm."""
+    tokens, outputs = backbone.norm_pre(backbone.pos_drop(tokens)), []
+    for i, block in enumerate(backbone.blocks):
+        tokens = block(tokens)
+        if i >= len(backbone.blocks) - count:
+            outputs.append(backbone.norm(tokens))
+    return outputs
+
+
 def pool_tokens(backbone: VisionTransformer, tokens: Tensor) -> Tensor:
     """Pool the output of `run_blocks` as the backbone itself does: (N, P + T, D) -> (N, D).
 
@@ -132,6 +145,28 @@ def sincos_position_embedding(dim: int, rows: int, columns: int, prefix: int = 0
     return torch.cat([grid.new_zeros(prefix, dim), grid])[None].float()
 
 
+def resample_positions(backbone: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
+    """Interpolate a checkpoint's position embeddings, of square images of another size, for the backbone.
+
+    name, tensor: of a tensor of the checkpoint that has another shape than the backbone's of this name. Returns None
+    where it holds no position embeddings (1, P + rows * rows, D) of the same width D and number P of other tokens.
+    """
+    if name != "pos_embed" or not is_vision_transformer(backbone):
+        return None
+    own: Tensor = backbone.pos_embed  # type: ignore[assignment]
+    prefix = 0 if backbone.no_embed_class else int(backbone.num_prefix_tokens)  # type: ignore[arg-type]
+    if tensor.ndim != 3 or tensor.shape[0] != 1 or tensor.shape[2] != own.shape[2]:
+        return None
+    side = math.isqrt(max(0, tensor.shape[1] - prefix))
+    if not side or side**2 != tensor.shape[1] - prefix:
+        return None
+    from timm.layers import resample_abs_pos_embed
+
+    new_size = list(backbone.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
+    resampled: Tensor = resample_abs_pos_embed(tensor, new_size, [side, side], num_prefix_tokens=prefix)
+    return resampled
+
+
 def fix_position_embedding(backbone: VisionTransformer) -> None:
     """Replace the learned positions of the backbone by `sincos_position_embedding`, and train them no longer."""
     if backbone.pos_embed is None:
@@ -146,12 +181,19 @@ def fix_position_embedding(backbone: VisionTransformer) -> None:
 
 def disable_drop_path(network: nn.Module) -> nn.Module:
     """Switch drop path off in place, in training mode too, and return the network: for teachers that see all blocks."""
-    from timm.layers import DropPath
-
-    for module in network.modules():
-        if isinstance(module, DropPath):
-            module.drop_prob = 0.0
+    for module in _drop_paths(network):
+        module.drop_prob = 0.0  # type: ignore[assignment]
     return network
+
+
+def has_drop_path(network: nn.Module) -> bool:
+    """Return True if images skip some of the network's blocks in training."""
+    return any(module.drop_prob for module in _drop_paths(network))
+
+
+def _drop_paths(network: nn.Module) -> list[nn.Module]:
+    """All layers of timm's class DropPath, found by name, which spares other networks the import."""
+    return [module for module in network.modules() if type(module).__name__ == "DropPath"]
 
 
 def _positions(backbone: VisionTransformer, grid: tuple[int, int]) -> Tensor | None:

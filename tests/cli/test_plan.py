@@ -126,3 +126,12 @@ def test_checkpoint_bytes_counts_parameters_buffers_and_moments():
     state = sum(v.nbytes for v in sgd.state_dict().values())
     assert sgd.checkpoint_bytes() == state + trained
     assert adamw.checkpoint_bytes() == state + 2 * trained
+
+
+def test_plan_has_the_options_of_the_backbone():
+    words = ("--patch_size", "4", "--drop_path", "0.1", "--pool", "avg")
+    backbone = plan_of("simclr", *words)[1].backbone
+    assert (backbone.patch_size, backbone.drop_path, backbone.pool) == (4, 0.1, "avg")
+    assert "patches of 4 px, drop path 0.1, average of the tokens\n" in text_of("simclr", *words)
+    assert "drop path" not in text_of("simclr")
+    assert plan_of("simclr")[1].backbone.pool is None
