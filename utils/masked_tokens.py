@@ -15,7 +15,6 @@ from utils.optim import FlagGroup
 from utils.vision_transformer import (
     fix_position_embedding,
     patch_grid,
-    patch_size,
     require_vision_transformer,
     sincos_position_embedding,
 )
@@ -29,19 +28,14 @@ MASKS = 2  # stream of random numbers in an address; 0 and 1 are the order of an
 def prepare_backbone(backbone: nn.Module, size: int, method_name: str) -> tuple[int, int]:
     """Fix the position embedding of a vision transformer and return its (rows, columns) of patches of a view.
 
-    size: side of the views in pixels. UserError if the backbone is no vision transformer, if its patches do not tile
-    the views, or if it pools by attention: the pooling would get no gradient from losses of tokens.
+    size: side of the views in pixels, a multiple of the patches. UserError if the backbone is no vision transformer, or
+    if it pools by attention: the pooling would get no gradient from losses of tokens.
     """
     network = require_vision_transformer(backbone, method_name)
-    if size % patch_size(network):
-        raise UserError(
-            f"--large_size {size}: the patches of {patch_size(network)} pixels of the backbone do not divide it, as "
-            f"{method_name} needs; choose a multiple of {patch_size(network)}"
-        )
     if network.attn_pool is not None:
         raise UserError(
             f"{method_name} trains tokens, and the backbone pools them by an attention layer that would stay random; "
-            f"choose one with a class token or average pooling"
+            f"add --pool avg"
         )
     fix_position_embedding(network)
     return patch_grid(network, torch.empty(1, 3, size, size, device="meta"))

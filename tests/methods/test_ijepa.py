@@ -174,7 +174,6 @@ def test_every_parameter_gets_a_gradient(options):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--large_size", "9"), "--large_size 9"),
         (("--target_scale", "0.3", "0.2"), "target blocks of 0.3 to 0.2"),
         (("--target_blocks", "9"), "9 target blocks"),
         (("--predictor_heads", "3"), "--predictor_dim 8 .* --predictor_heads 3"),
