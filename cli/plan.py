@@ -2,7 +2,7 @@
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cli.flags import DEFAULT_PROJECT, gpu_list
@@ -124,17 +124,22 @@ def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> in
 def _views(args: Namespace) -> ViewsConfig:
     return ViewsConfig(
         large_size=args.large_size,
-        crop_scale=tuple(args.crop_scale),
+        crop_scale=_groups(args.crop_scale, 2),
         small_views=args.small_views,
         small_size=args.small_size,
         small_scale=tuple(args.small_scale),
         flip=args.flip,
-        jitter=args.jitter,
-        jitter_strengths=tuple(args.jitter_strengths),
-        gray=args.gray,
+        jitter=tuple(args.jitter),
+        jitter_strengths=_groups(args.jitter_strengths, 4),
+        gray=tuple(args.gray),
         blur=tuple(args.blur),
         solarize=tuple(args.solarize),
     )
+
+
+def _groups(values: Sequence[float], size: int) -> tuple[Any, ...]:
+    """The values in tuples of `size`, one per view."""
+    return tuple(tuple(values[i : i + size]) for i in range(0, len(values), size))
 
 
 def _check_batch(batch: BatchConfig, images: int) -> None:
@@ -217,10 +222,10 @@ def notes(plan: Plan, args: Namespace) -> list[str]:
 
 
 def _augmentations(views: ViewsConfig) -> str:
-    strengths = " ".join(f"{s:g}" for s in views.jitter_strengths)
+    crops, strengths = (" / ".join(map(_text, values)) for values in (views.crop_scale, views.jitter_strengths))
     return (
-        f"crop {_text(views.crop_scale)}, flip {views.flip:g}, jitter {views.jitter:g} ({strengths}), "
-        f"gray {views.gray:g}, blur {_text(views.blur)}, solarize {_text(views.solarize)}"
+        f"crop {crops}, flip {views.flip:g}, jitter {_text(views.jitter)} ({strengths}), "
+        f"gray {_text(views.gray)}, blur {_text(views.blur)}, solarize {_text(views.solarize)}"
     )
 
 

@@ -68,7 +68,7 @@ class IJEPA(Method):
     def add_args(parser: FlagGroup) -> None:
         # App. A.1 and the official configuration, whose rates are those of a batch of 2048 images.
         parser.set_defaults(optimizer="adamw", lr=1.25e-4, final_lr=1.25e-7, weight_decay=0.04, final_weight_decay=0.4)
-        parser.set_defaults(crop_scale=[0.3, 1.0], flip=0.0, jitter=0.0, gray=0.0, pool="avg")
+        parser.set_defaults(crop_scale=[0.3, 1.0], flip=0.0, jitter=[0.0], gray=[0.0], pool="avg")
         parser.add_argument("--tau", type=probability, default=0.996,
                             help="initial decay of the moving average, rising linearly to 1 (sec. 4)")  # fmt: skip
         parser.add_argument("--target_blocks", type=positive_int, default=4, help="target blocks of an image (sec. 4)")

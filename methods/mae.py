@@ -70,7 +70,7 @@ class MAE(Method):
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="adamw", lr=1.5e-4, weight_decay=0.05, adam_betas=[0.9, 0.95])  # app. A.1
-        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=0.0, gray=0.0)  # app. A.1: crops and flips
+        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=[0.0], gray=[0.0])  # app. A.1: crops and flips
         parser.add_argument("--mask_ratio", type=probability, default=0.75, help="share of masked patches (sec. 4.1)")
         add_token_predictor_flags(parser, "decoder", dim=512, layers=8, heads=16, source="sec. 4.1")
         parser.add_argument("--no_norm_pixels", dest="norm_pixels", action="store_false",

@@ -48,18 +48,19 @@ class BatchConfig:
 class ViewsConfig:
     """Settings of the views: sides in pixels, scales as shares of the image's area, probabilities in [0, 1].
 
-    blur, solarize: one probability for all views, or one for each large view and perhaps one for the small ones.
+    crop_scale: one pair for all large views, or one for each. jitter, jitter_strengths, gray, blur, solarize: one entry
+    for all views, or one for each large view and perhaps one for the small ones.
     """
 
     large_size: int
-    crop_scale: tuple[float, float]
+    crop_scale: tuple[tuple[float, float], ...]
     small_views: int
     small_size: int
     small_scale: tuple[float, float]
     flip: float
-    jitter: float
-    jitter_strengths: tuple[float, float, float, float]
-    gray: float
+    jitter: tuple[float, ...]
+    jitter_strengths: tuple[tuple[float, float, float, float], ...]
+    gray: tuple[float, ...]
     blur: tuple[float, ...]
     solarize: tuple[float, ...]
 

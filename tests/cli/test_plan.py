@@ -115,6 +115,12 @@ def test_describe_shows_the_settings_of_the_method_and_the_size_of_the_run():
         assert phrase in shown
 
 
+def test_describe_shows_the_settings_of_each_view():
+    words = ("--crop_scale", "0.2", "1", "0.5", "1", "--jitter", "0.8", "0", "--gray", "0.2", "0")
+    assert "crop 0.2 1 / 0.5 1, flip 0, jitter 0.8 0 (0.4 0.4 0 0), gray 0.2 0, blur 0" in text_of("simclr", *words)
+    assert "crop 0.3 1, flip 0, jitter 0.8 (0.4 0.4 0 0), gray 0, blur 0, solarize 0" in text_of("simclr")
+
+
 def test_describe_tells_what_accumulation_does_not_enlarge():
     assert "64 images at a time" in text_of("simclr", "--batch_size", "64", "--accumulate", "2")
     assert "at a time" not in text_of("simclr")
