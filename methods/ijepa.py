@@ -79,7 +79,7 @@ class IJEPA(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        grid = prepare_backbone(backbone, plan.views.large_size, "I-JEPA")
+        grid = prepare_backbone(backbone, "I-JEPA")
         self.sampler = BlockSampler(grid, args.target_blocks, args.target_scale, args.context_scale)
         width = self.backbone.embed_dim
         init = functools.partial(nn.init.trunc_normal_, std=0.02)

@@ -82,7 +82,7 @@ class MAE(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        grid = prepare_backbone(backbone, plan.views.large_size, "MAE")
+        grid = prepare_backbone(backbone, "MAE")
         self.patch, self.patches = patch_size(self.backbone), grid[0] * grid[1]
         self.visible = round(self.patches * (1 - args.mask_ratio))
         if not 0 < self.visible < self.patches:

@@ -35,11 +35,11 @@ TOLERANCE = 1e-9
 
 
 class Pooled(nn.Sequential):
-    """A smooth convolutional backbone for views of any size; (N, 3, S, S) -> (N, 6)."""
+    """A smooth convolutional backbone for views of any size; (N, 3, S, S) -> (N, 8)."""
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 6)
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 8)
         )
 
 
@@ -96,7 +96,7 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
     name, *words = case.split()
     flags = ["--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9"]
-    method = build_method(name, backbone_of(name, Pooled, size=6, patch=2, dim=6), 6, *words, *flags)
+    method = build_method(name, backbone_of(name, Pooled, size=6, patch=2, dim=8), 8, *words, *flags)
     synchronize_batch_norm(method, on_cuda=False)
     method.double().train()
     optimizer = method.build_optimizer()

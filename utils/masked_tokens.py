@@ -14,7 +14,6 @@ from utils.errors import UserError
 from utils.optim import FlagGroup
 from utils.vision_transformer import (
     fix_position_embedding,
-    patch_grid,
     require_vision_transformer,
     sincos_position_embedding,
 )
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 MASKS = 2  # stream of random numbers in an address; 0 and 1 are the order of an epoch and the views
 
 
-def prepare_backbone(backbone: nn.Module, size: int, method_name: str) -> tuple[int, int]:
+def prepare_backbone(backbone: nn.Module, method_name: str) -> tuple[int, int]:
     """Fix the position embedding of a vision transformer and return its (rows, columns) of patches of a view.
 
-    size: side of the views in pixels, a multiple of the patches. UserError if the backbone is no vision transformer, or
-    if it pools by attention: the pooling would get no gradient from losses of tokens.
+    UserError if the backbone is no vision transformer, or if it pools by attention: the pooling would get no gradient
+    from losses of tokens.
     """
     network = require_vision_transformer(backbone, method_name)
     if network.attn_pool is not None:
@@ -38,7 +37,8 @@ def prepare_backbone(backbone: nn.Module, size: int, method_name: str) -> tuple[
             f"add --pool avg"
         )
     fix_position_embedding(network)
-    return patch_grid(network, torch.empty(1, 3, size, size, device="meta"))
+    rows, columns = network.patch_embed.grid_size
+    return int(rows), int(columns)
 
 
 def normalize_tokens(backbone: VisionTransformer, tokens: Tensor) -> Tensor:

@@ -17,15 +17,28 @@ class MethodCase:
     """What a method needs in tests.
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
-    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT.
+    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen: names
+    of parameters that the method does not train, beside those of a teacher.
     """
 
     sizes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     transformer: bool = False
+    frozen: tuple[str, ...] = ()
 
 
 CASES: dict[str, MethodCase] = {
+    "ijepa": MethodCase(
+        sizes=("--target_blocks", "2", "--predictor_dim", "8", "--predictor_layers", "1", "--predictor_heads", "2"),
+        transformer=True,
+        frozen=("backbone.pos_embed",),
+    ),
+    "mae": MethodCase(
+        sizes=("--decoder_dim", "8", "--decoder_layers", "1", "--decoder_heads", "2"),
+        variants=("--no_norm_pixels",),
+        transformer=True,
+        frozen=("backbone.pos_embed",),
+    ),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
 }
@@ -35,6 +48,11 @@ SMALL_VIEWS = "--small_views 2"
 def case_of(name: str) -> MethodCase:
     """The entry of a method, or the one of all others."""
     return CASES.get(name, MethodCase())
+
+
+def is_frozen(name: str, key: str) -> bool:
+    """Whether a method does not train the parameter `key`, which is then no accident."""
+    return ".teacher." in key or key in case_of(name).frozen
 
 
 def every_case() -> list[str]:

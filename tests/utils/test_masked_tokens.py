@@ -134,7 +134,7 @@ def test_width_that_heads_or_positions_do_not_divide_is_an_error(words):
 
 def test_prepared_backbone_has_fixed_positions():
     network = tiny_transformer()
-    assert prepare_backbone(network, 8, "the test") == (4, 4)
+    assert prepare_backbone(network, "the test") == (4, 4)
     assert torch.equal(network.pos_embed, sincos_position_embedding(12, 4, 4, prefix=1))
     assert not network.pos_embed.requires_grad
 
@@ -148,7 +148,7 @@ def test_prepared_backbone_has_fixed_positions():
 )
 def test_unsuitable_backbone_is_an_error(network, message):
     with pytest.raises(UserError, match=message):
-        prepare_backbone(network(), 8, "the test")
+        prepare_backbone(network(), "the test")
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])
