@@ -18,13 +18,15 @@ class MethodCase:
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
     the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen: names
-    of parameters that the method does not train, beside those of a teacher.
+    of parameters that the method does not train, beside those of a teacher. collectives: whether the loss of an image
+    depends on images of other processes, by a collective or by batch norm.
     """
 
     sizes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     transformer: bool = False
     frozen: tuple[str, ...] = ()
+    collectives: bool = True
 
 
 CASES: dict[str, MethodCase] = {
@@ -32,12 +34,14 @@ CASES: dict[str, MethodCase] = {
         sizes=("--target_blocks", "2", "--predictor_dim", "8", "--predictor_layers", "1", "--predictor_heads", "2"),
         transformer=True,
         frozen=("backbone.pos_embed",),
+        collectives=False,
     ),
     "mae": MethodCase(
         sizes=("--decoder_dim", "8", "--decoder_layers", "1", "--decoder_heads", "2"),
         variants=("--no_norm_pixels",),
         transformer=True,
         frozen=("backbone.pos_embed",),
+        collectives=False,
     ),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
