@@ -8,6 +8,8 @@ from methods.deepclusterv2 import DeepClusterV2
 from methods.dino import DINO
 from methods.distill import Distill
 from methods.ibot import IBOT
+from methods.ijepa import IJEPA
+from methods.mae import MAE
 from methods.mocov2 import MoCoV2
 from methods.mocov3 import MoCoV3
 from methods.nnclr import NNCLR
@@ -22,17 +24,19 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
-    "distill": Distill,
-    "mocov2": MoCoV2,
-    "mocov3": MoCoV3,
     "deepclusterv2": DeepClusterV2,
     "dino": DINO,
+    "distill": Distill,
     "ibot": IBOT,
+    "ijepa": IJEPA,
+    "mae": MAE,
+    "mocov2": MoCoV2,
+    "mocov3": MoCoV3,
     "nnclr": NNCLR,
     "ressl": ReSSL,
     "rotnet": RotNet,
     "simclr": SimCLR,
     "simsiam": SimSiam,
-    "vicreg": VICReg,
     "swav": SwAV,
+    "vicreg": VICReg,
 }

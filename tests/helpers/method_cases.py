@@ -17,25 +17,39 @@ class MethodCase:
     """What a method needs in tests.
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
-    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT.
-    local: the variants ("" for none) in which no gradient passes from one process to another: losses that compare no
-    images, of a ViT without batch norms.
+    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen: names
+    of parameters that the method does not train, beside those of a teacher. local: the variants ("" for none) in which
+    no gradient passes from one process to another: losses that compare no images, of a ViT without batch norms.
     """
 
     sizes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     transformer: bool = False
+    frozen: tuple[str, ...] = ()
     local: tuple[str, ...] = ()
 
 
 CASES: dict[str, MethodCase] = {
-    "distill": MethodCase(variants=("--regress",)),
-    "mocov2": MethodCase(variants=("--symmetric",)),
     "deepclusterv2": MethodCase(sizes=("--num_prototypes", "4")),
     "dino": MethodCase(sizes=("--num_prototypes", "12"), variants=("--head_norm",)),
+    "distill": MethodCase(variants=("--regress",)),
     "ibot": MethodCase(
         sizes=("--num_prototypes", "12"), variants=("--untied_head --koleo 0.1",), transformer=True, local=("",)
     ),
+    "ijepa": MethodCase(
+        sizes=("--target_blocks", "2", "--predictor_dim", "8", "--predictor_layers", "1", "--predictor_heads", "2"),
+        transformer=True,
+        frozen=("backbone.pos_embed",),
+        local=("",),
+    ),
+    "mae": MethodCase(
+        sizes=("--decoder_dim", "8", "--decoder_layers", "1", "--decoder_heads", "2"),
+        variants=("--no_norm_pixels",),
+        transformer=True,
+        frozen=("backbone.pos_embed",),
+        local=("", "--no_norm_pixels"),
+    ),
+    "mocov2": MethodCase(variants=("--symmetric",)),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
     "swav": MethodCase(
@@ -48,6 +62,11 @@ SMALL_VIEWS = "--small_views 2"
 def case_of(name: str) -> MethodCase:
     """The entry of a method, or the one of all others."""
     return CASES.get(name, MethodCase())
+
+
+def is_frozen(name: str, key: str) -> bool:
+    """Whether a method does not train the parameter `key`, which is then no accident."""
+    return "teacher." in key or key in case_of(name).frozen
 
 
 def every_case() -> list[str]:

@@ -75,8 +75,8 @@ def test_training_step_of_two_images_stays_finite(case, values, dtype):
     """Backbone, heads, loss and probe under autocast; every gradient finite."""
     torch.manual_seed(0)
     name, *words = case.split()
-    backbone = backbone_of(name, lambda: Flat(12), size=2, patch=1, dim=6)
-    method = build_method(name, backbone, 6, "--batch_size", "2", *words)
+    backbone = backbone_of(name, lambda: Flat(12, 8), size=2, patch=1, dim=8)
+    method = build_method(name, backbone, 8, "--batch_size", "2", *words)
     view = {
         "noise": lambda: torch.randn(2, 3, 2, 2),
         "equal views": lambda: torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)),
