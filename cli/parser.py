@@ -3,9 +3,10 @@
 import argparse
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from utils.arg_types import Rule as Rule
 from utils.errors import UserError, did_you_mean
 from utils.names import escaped, shown
 
@@ -17,7 +18,6 @@ FOREIGN_FLAGS = {
     "--model": "BACKBONE", "--output_dir": "--output", "--wd": "--weight_decay",
     "--workers": "--num_workers",
 }  # fmt: skip
-Rule = tuple[tuple[str, ...], str, Callable[[Namespace], bool]]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -44,6 +44,7 @@ class MethodFlags(Protocol):
     """The part of a method that the command line needs."""
 
     large_views: int
+    flag_rules: Sequence[Rule]
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None: ...
@@ -78,7 +79,7 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     defaults = methods[name].length_defaults(first.epochs) | multi_crop | datasets[first.dataset].views
     args = _parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others)
     _check_views(args, methods[name].large_views)
-    check_used(args, _parser(name, methods, datasets, {}).typed_flags(argv), RULES)
+    check_used(args, _parser(name, methods, datasets, {}).typed_flags(argv), [*RULES, *methods[name].flag_rules])
     return args
 
 

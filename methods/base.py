@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics import SumMetric
 
+from utils.arg_types import Rule
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank
 from utils.ema import EMA
@@ -70,7 +71,7 @@ class Method(LightningModule):
     large_views: number of large views of an image that the method takes. supports_small_views: whether it takes small
     views too; no_small_views_reason: why not, for the error. constant_lr_module: name of the submodule whose learning
     rate does not follow the schedule. num_choices: where the loss is a cross-entropy, among how many choices; a network
-    that knows nothing has the logarithm of it.
+    that knows nothing has the logarithm of it. flag_rules: flags of the method that have no effect without another one.
     """
 
     large_views = 2
@@ -78,6 +79,7 @@ class Method(LightningModule):
     no_small_views_reason: str = ""
     constant_lr_module: str | None = None
     num_choices: int | None = None
+    flag_rules: tuple[Rule, ...] = ()
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
