@@ -37,6 +37,8 @@ def small(method: str, *words: str, data_folder: str | None = None) -> list[str]
     flags = {option for action in parser._actions for option in action.option_strings} - set(words)
     if "--no_predictor" in words:
         flags.discard("--pred_hidden_mlp")
+    if "--neighbours" in flags:  # not among the words: no queue
+        flags.discard("--queue_size")
     clusters = ["--cluster_file", clusters_file(data_folder)] if "--cluster_file" in flags else []
     return [*(part for flag, size in SIZES.items() if flag in flags for part in (flag, size)), *clusters, *words]
 
