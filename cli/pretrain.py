@@ -248,5 +248,6 @@ def _flags_of_others(name: str, methods: Methods) -> dict[str, str]:
         if other != name:
             parser = ArgumentParser(add_help=False)
             methods[other].add_args(parser)
-            flags |= {option: other for action in parser._actions for option in action.option_strings}
+            for option in (option for action in parser._actions for option in action.option_strings):
+                flags[option] = f"{flags[option]}, {other}" if option in flags else other
     return flags

@@ -4,6 +4,7 @@ from methods.barlow_twins import BarlowTwins
 from methods.base import Method
 from methods.byol import BYOL
 from methods.clusterfit import ClusterFit
+from methods.lejepa import LeJEPA
 from methods.nnclr import NNCLR
 from methods.rotnet import RotNet
 from methods.simclr import SimCLR
@@ -13,6 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "clusterfit": ClusterFit,
+    "lejepa": LeJEPA,
     "nnclr": NNCLR,
     "rotnet": RotNet,
     "simclr": SimCLR,

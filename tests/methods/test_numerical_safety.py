@@ -8,6 +8,7 @@ import torch
 from methods import METHODS
 from methods.barlow_twins import barlow_twins_loss
 from methods.byol import byol_loss
+from methods.lejepa import lejepa_loss
 from methods.nnclr import nnclr_loss
 from methods.rotnet import rotation_loss
 from methods.simclr import nt_xent, supcon
@@ -15,6 +16,7 @@ from methods.simsiam import simsiam_loss
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat
 from utils.batch import Batch
+from utils.nt_xent import decoupled_nt_xent
 from utils.precision import l2_normalize
 
 
@@ -27,6 +29,8 @@ def nnclr_of(a, b):
 LOSSES = {
     "barlow_twins": lambda a, b: barlow_twins_loss(a, b, 5e-3)["loss"],
     "byol": lambda a, b: byol_loss([a, b], [b, a])["loss"],
+    "dclw": lambda a, b: decoupled_nt_xent([a, b], 0.05, 0.5)["loss"],
+    "lejepa": lambda a, b: lejepa_loss([a, b], 2, torch.eye(6)[:, :4], 0.05)["loss"],
     "nnclr": nnclr_of,
     "rotnet": lambda a, b: rotation_loss(torch.cat([a, b, b, a])[:, :4])["loss"],
     "simclr": lambda a, b: nt_xent([a, b], 0.05)["loss"],
