@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, did_you_mean
+from utils.files import EVAL_BACKBONE
 
 IGNORED_TENSORS = ("num_batches_tracked",)  # counters of batch norm, which not every checkpoint has
 PREFERRED = ("teacher",)  # DINO evaluates its teacher, which lies beside the student at the top of the file
@@ -73,6 +74,9 @@ def find_tensors(tree: Mapping[str, object], backbone: nn.Module, flags: KeyFlag
     Every dictionary of tensors, every prefix and the numbered names of nn.Sequential are tried. Explicit flags switch
     the search off. Raises UserError where no name of the backbone occurs.
     """
+    prefix = tree.get(EVAL_BACKBONE, "backbone.")
+    if not flags.is_explicit and isinstance(prefix, str) and prefix != "backbone.":
+        flags = KeyFlags("state_dict", prefix, "", flags.skip_layers)  # a teacher's weights, not the student's
     if flags.is_explicit:
         return _match_explicit(tree, backbone, flags)
     expected = backbone.state_dict()

@@ -14,6 +14,7 @@ IGNORED_TENSORS = ("num_batches_tracked",)  # counters of batch norm, which not 
 OPTIMIZER_RULES: tuple[Rule, ...] = (
     (("lars_eta", "lars_clip"), "--optimizer lars", lambda a: a.optimizer == "lars"),
     (("momentum",), "--optimizer sgd or lars", lambda a: a.optimizer != "adamw"),
+    (("adam_betas",), "--optimizer adamw", lambda a: a.optimizer == "adamw"),
     (("lr_decay_steps", "lr_decay_factor"), "--scheduler step", lambda a: a.scheduler == "step"),
 )
 HARDWARE_RULES: tuple[Rule, ...] = (

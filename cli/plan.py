@@ -75,6 +75,9 @@ def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> Optimizer
         trust_coefficient=args.lars_eta,
         clip_trust_ratio=args.lars_clip,
         clip_grad=args.clip_grad,
+        adam_betas=tuple(args.adam_betas),
+        final_weight_decay=args.final_weight_decay,
+        layer_decay=args.layer_decay,
         # Under 16-mixed a fused step unscales the gradients by itself, which is too late for clipping them.
         fused=not (precision == "16-mixed" and args.clip_grad),
     )
@@ -91,6 +94,7 @@ def _schedule(args: Namespace, batch: BatchConfig, images: int) -> ScheduleConfi
         warmup_steps=_warmup_steps(args, total_steps, steps_per_epoch),
         decay_epochs=tuple(args.lr_decay_steps),
         decay_factor=args.lr_decay_factor,
+        final_factor=args.final_lr / args.lr,
     )
 
 
@@ -152,14 +156,24 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
         "batch": f"{batch.batch_size} x {batch.processes} processes x {batch.accumulate} accumulated "
         f"= {batch.global_batch} images",
         "learning rate": f"{per_256:g} x {batch.global_batch} / 256 = {optimizer.lr:g} "
-        f"({optimizer.name}, weight decay {optimizer.weight_decay:g})",
-        "schedule": schedule.name + warmup + _extension(schedule),
+        f"({optimizer.name}, weight decay {_weight_decay(optimizer)})",
+        "schedule": schedule.name + warmup + _end(schedule) + _extension(schedule),
         "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
         "checkpoints": _checkpoints(plan.checkpoint),
     }
     if batch.accumulate > 1:
         rows["accumulation"] = f"negatives, batch norm and correlations see {batch.forward_batch} images at a time"
     return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())
+
+
+def _weight_decay(optimizer: OptimizerConfig) -> str:
+    final = optimizer.final_weight_decay
+    return f"{optimizer.weight_decay:g}" + (f" to {final:g}" if final is not None else "")
+
+
+def _end(schedule: ScheduleConfig) -> str:
+    """Where a cosine ends, if that is not 0."""
+    return f", down to {schedule.final_factor:.2g} of the learning rate" if schedule.final_factor else ""
 
 
 def _extension(schedule: ScheduleConfig) -> str:

@@ -31,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     *HARDWARE_RULES,
     (("small_size", "small_scale"), "--small_views", lambda a: bool(a.small_views)),
     (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
+    (("final_lr",), "--scheduler warmup_cosine or cosine", lambda a: a.scheduler.endswith("cosine")),
     (
         ("state_dict_key", "remove_prefix", "append_prefix", "skip_layers", "dry_run"),
         "--pretrained_feature_extractor",
@@ -155,6 +156,13 @@ def _add_optimization_flags(g: FlagGroup) -> None:
     add_optimizer_flags(g)
     g.add_argument("--weight_decay", type=nonnegative_float, default=1e-4,
                    help="weight decay of weights; biases and norms have none")  # fmt: skip
+    g.add_argument("--final_weight_decay", type=nonnegative_float,
+                   help="weight decay at the end of the run, along half a cosine; default: --weight_decay")  # fmt: skip
+    g.add_argument("--final_lr", type=nonnegative_float, default=0.0,
+                   help="learning rate at the end of the cosine, per 256 images as --lr")  # fmt: skip
+    g.add_argument("--layer_decay", type=positive_float, default=1.0, metavar="FACTOR",
+                   help="factor on the learning rate from each block of a timm network, such as a ViT, to the one "
+                   "before it")  # fmt: skip
     g.add_argument("--scheduler", choices=["warmup_cosine", "cosine", "step", "none"], default="warmup_cosine",
                    help="learning-rate schedule; none keeps the rate constant")  # fmt: skip
     g.add_argument("--warmup_epochs", type=nonnegative_float,

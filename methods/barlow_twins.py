@@ -5,7 +5,7 @@ from argparse import Namespace
 import torch
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.arg_types import nonnegative_float, positive_float
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks
@@ -13,6 +13,7 @@ from utils.heads import add_projector_flags, projector
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
+from utils.view_features import ViewFeatures
 
 
 def standardize(views: list[Tensor], eps: float = 1e-5) -> list[Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures, coordinate_std, mean_cosine
+from methods.base import Method
 from utils.arg_types import probability
 from utils.batch import Batch
 from utils.ema import EMA
@@ -14,6 +14,7 @@ from utils.nearest_neighbours import QUEUE_NEEDS_NEIGHBOURS, add_neighbour_flags
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision
+from utils.view_features import ViewFeatures, coordinate_std, mean_cosine
 
 SHORT_RUN = 300  # epochs; up to here the official code's settings for 100 epochs, beyond them the paper's for 1000
 

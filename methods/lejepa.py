@@ -6,7 +6,7 @@ from argparse import Namespace
 import torch
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.arg_types import positive_int, probability
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, world_size
@@ -17,6 +17,7 @@ from utils.precision import at_least_float32, full_precision
 from utils.random import uniform
 from utils.row_chunks import map_row_chunks
 from utils.step_modules import ScheduledValue
+from utils.view_features import ViewFeatures
 
 KNOTS, T_MAX = 17, 3.0  # of the integral over t, as in the official code
 
@@ -84,7 +85,7 @@ class LeJEPA(Method):
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         # Optimizer: the official README, for ResNets. Views: its example of views of equal size.
-        parser.set_defaults(optimizer="adamw", lr=5e-4, weight_decay=5e-4)
+        parser.set_defaults(optimizer="adamw", lr=5e-4, weight_decay=5e-4, final_lr=5e-7)
         parser.set_defaults(crop_scale=[0.08, 1.0], small_scale=[0.05, 0.3], jitter=0.8,
                             jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2, blur=[0.5], solarize=[0.2])  # fmt: skip
         parser.add_argument("--lamb", type=probability, default=0.05, help="weight of SIGReg, between 0 and 1")

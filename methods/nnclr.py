@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Method, ViewFeatures, view_pairs
+from methods.base import Method
 from utils.arg_types import positive_float, positive_int
 from utils.batch import Batch
 from utils.distributed import gather_together, rank
@@ -17,6 +17,7 @@ from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
 from utils.row_chunks import map_row_chunks
+from utils.view_features import ViewFeatures, view_pairs
 
 
 @full_precision

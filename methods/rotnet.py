@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.batch import Batch
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
+from utils.view_features import ViewFeatures
 
 ROTATIONS = 4  # 0, 90, 180 and 270 degrees: quarter turns leave no resampling artefacts (sec. 2.2)
 

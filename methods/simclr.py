@@ -5,7 +5,7 @@ from argparse import Namespace
 import torch
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.arg_types import positive_float
 from utils.batch import Batch
 from utils.distributed import gather, gather_together
@@ -16,6 +16,7 @@ from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision
 from utils.row_chunks import map_row_chunks
+from utils.view_features import ViewFeatures
 
 SIGMA = 0.5  # of the weights of DCLW
 

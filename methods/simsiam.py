@@ -4,13 +4,14 @@ from argparse import Namespace
 
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures, coordinate_std, mean_cosine
+from methods.base import Method
 from utils.batch import Batch
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
 from utils.nearest_neighbours import QUEUE_NEEDS_NEIGHBOURS, add_neighbour_flags, build_queue, replace_by_neighbours
-from utils.optim import FlagGroup
+from utils.optim import FlagGroup, ParamGroupRule
 from utils.plan import Plan
 from utils.precision import full_precision
+from utils.view_features import ViewFeatures, coordinate_std, mean_cosine
 
 
 @full_precision
@@ -33,7 +34,6 @@ class SimSiam(Method):
     Deviation: biases and norms get no weight decay here, as for every method; the official code decays them.
     """
 
-    constant_lr_module = "predictor"  # sec. 4.2: its learning rate does not follow the schedule
     flag_rules = (QUEUE_NEEDS_NEIGHBOURS,)
 
     @staticmethod
@@ -51,6 +51,9 @@ class SimSiam(Method):
         self.projector = projector(args, dim, last_norm=True, last_affine=False)  # no affine, as in the official code
         self.predictor = predictor(args)
         self.queue = build_queue(args, plan) if args.neighbours else None
+
+    def param_group_rules(self) -> dict[str, ParamGroupRule]:
+        return {"predictor": ParamGroupRule(constant_lr=True)}  # sec. 4.2: its rate does not follow the schedule
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         z = [self.projector(f) for f in feats.all]

@@ -30,11 +30,11 @@ import methods.simsiam
 from data.images import ArrayImages
 from data.pipelines.memory import DecodedViews
 from methods import METHODS
-from methods.base import coordinate_std, mean_cosine
 from runs.alarms import FILE, Alarms
 from tests.helpers.images import read
 from utils.cluster_file import Clusters, write_clusters
 from utils.queue import FeatureQueue
+from utils.view_features import coordinate_std, mean_cosine
 
 SEEDS = (0, 1, 2)
 HEADS = {  # sizes that train on a CPU; optimizer, learning rate and schedule are the method's

@@ -27,7 +27,7 @@ from tests.helpers.processes import Ranks
 from utils import distributed
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks
-from utils.optim import build_optimizer, build_scheduler, parameter_groups
+from utils.optim import build_scheduler
 from utils.sync_batchnorm import synchronize_batch_norm
 
 N, STEPS = 12, 3  # images of the global batch, which 1, 2 and 3 divide; optimizer steps
@@ -111,9 +111,7 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     method = build_method(name, Pooled(), 6, *words, *flags)
     synchronize_batch_norm(method, on_cuda=False)
     method.double().train()
-    config = method.plan.optimizer
-    groups = parameter_groups(method, config.lr, config.weight_decay, method.plan.probe_lr, method.constant_lr_module)
-    optimizer = build_optimizer(groups, config)
+    optimizer = method.build_optimizer()
     scheduler = build_scheduler(optimizer, method.plan.schedule)
     step_losses: nn.Module = Losses(method)
     if torch.distributed.is_initialized():
@@ -130,9 +128,10 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
         for key, p in method.named_parameters():
             if p.grad is not None:
                 gradients[f"{step} {key}"] = p.grad.clone()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         scheduler.step()
-        method.after_optimizer_step(step / STEPS)
+        method.after_optimizer_step()
         losses |= {f"{step} {key}": mean_over_ranks(out[key].detach()) for key in ("loss", "probe_loss")}
     return {"loss": losses, "gradient": gradients, "state": dict(method.state_dict())}
 

@@ -39,7 +39,7 @@ def trained(method, pipeline="memory", workers=0, network=None, seed=0):
         (losses["loss"] + losses["probe_loss"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.after_optimizer_step(0.1)
+        model.after_optimizer_step()
     return model.state_dict()
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from methods import METHODS
-from methods.base import ViewFeatures, coordinate_std, mean_cosine, view_pairs
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
@@ -62,7 +61,7 @@ def test_method_without_labels_has_no_probe(name):
 def test_state_dict_round_trip(name):
     a, b = build(name), build(name, "--seed", "3")
     a.compute_losses(batch(a))
-    a.after_optimizer_step(0.5)
+    a.after_optimizer_step()
     b.load_state_dict(a.state_dict())
     c = batch(a, seed=1)
     assert torch.equal(a.eval().compute_losses(c)["loss"], b.eval().compute_losses(c)["loss"])
@@ -72,9 +71,9 @@ def test_probe_step_ignores_unknown_labels():
     method, feats = build("simclr"), torch.randn(6, 6)
     labels = torch.tensor([0, 1, 2, -1, -1, -1])
     method.probe[0] = nn.Identity()
-    known = method._probe_step(feats[:3], labels[:3])
-    assert torch.equal(method._probe_step(feats, labels)["probe_loss"], known["probe_loss"])
-    assert method._probe_step(feats, labels.fill_(-1))["probe_loss"] == 0
+    known = method.probe.losses(feats[:3], labels[:3])
+    assert torch.equal(method.probe.losses(feats, labels)["probe_loss"], known["probe_loss"])
+    assert method.probe.losses(feats, labels.fill_(-1))["probe_loss"] == 0
 
 
 def test_gradient_clipping_bounds_the_method_and_not_the_probe():
@@ -100,13 +99,9 @@ def unevenly_labelled(rank, world):
     feats = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 1, -1, 2, -1, -1])
     local = slice(rank * n // world, (rank + 1) * n // world)
-    loss = method._probe_step(feats[local], labels[local])["probe_loss"]
+    loss = method.probe.losses(feats[local], labels[local])["probe_loss"]
     loss.backward()
     return loss.detach(), method.probe[1].weight.grad
-
-
-def test_view_pairs_are_ordered_and_never_one_view_with_itself():
-    assert view_pairs(["a", "b", "c"], ["A", "B"]) == [("b", "A"), ("c", "A"), ("a", "B"), ("c", "B")]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -132,21 +127,6 @@ def test_probe_reads_large_views_only(name):
     method.probe.register_forward_hook(lambda m, args, out: probed.append(args[0]))
     method.compute_losses(batch(method))
     assert probed[0].shape == (8 * method.large_views, 6)
-
-
-def test_view_features_all_is_large_then_small():
-    assert ViewFeatures([1, 2], [3]).all == [1, 2, 3]
-
-
-def test_mean_cosine_is_the_mean_over_pairs_of_different_views():
-    x, y = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-    assert mean_cosine([x, y], [x, y]) == 0
-    assert mean_cosine([x, y, x], [x, y]) == 0.25, "pairs (y, x), (x, x), (x, y) and (x, y): one cosine of four is 1"
-
-
-def test_coordinate_std_ignores_the_length_of_vectors():
-    z = torch.tensor([[5.0, 0.0], [-0.1, 0.0]])
-    assert coordinate_std(z).item() == pytest.approx(2**0.5 / 2)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -52,7 +52,7 @@ def steps(method, batches, precision=torch.float32):
             out = method.compute_losses(batch)
         (out["loss"] + out["probe_loss"]).backward()
         optimizer.step()
-        method.after_optimizer_step(0.5)
+        method.after_optimizer_step()
         losses.append({key: value.detach() for key, value in out.items()})
     return losses, {name: p.grad for name, p in method.named_parameters()}, method.state_dict()
 

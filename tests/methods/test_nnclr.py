@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from methods import nnclr
-from methods.base import ViewFeatures
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
+from utils.view_features import ViewFeatures
 
 
 def unit(n, d, seed=0):
@@ -107,7 +107,7 @@ def test_training_loss_never_finds_its_own_batch():
         assert (method.queue.age == 0).sum() in (0, 4)
         before = method.queue.rows.clone()
         assert torch.equal(method.queue.rows, before), "the loss must not move the queue"
-        method.queue.flush()
+        method.queue.after_optimizer_step()
         assert_close(method.queue.rows[(method.queue.pointer - 4) % 40 : method.queue.pointer or 40], z1)
         with torch.no_grad():
             for q in method.projector.parameters():
@@ -128,7 +128,7 @@ def test_neighbour_metrics_over_three_steps():
         assert out["queue_fill"].item() == pytest.approx(expected_fill)
         assert out["queue_age"].item() == pytest.approx(expected_age)
         assert 0.25 <= out["nn_distinct"] <= 1
-        method.queue.flush()
+        method.queue.after_optimizer_step()
     assert out["nn_label_acc"] == 100, "the same images again: each finds its own last embedding"
 
 
@@ -173,7 +173,7 @@ def test_push_views_enter_the_queue_by_image_then_by_view(views):
     rows = method.queue.rows.clone()
     loss_of(method, b)
     z = [F.normalize(method.projector(method(v)), dim=1).detach() for v in b.views]
-    method.queue.flush()
+    method.queue.after_optimizer_step()
     expected = [z[view][i] for i in range(4) for view in range(views)]
     assert_close(method.queue.rows[: 4 * views], torch.stack(expected))
     assert torch.equal(method.queue.rows[4 * views :], rows[4 * views :])

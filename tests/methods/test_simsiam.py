@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from methods.base import ViewFeatures
 from methods.simsiam import simsiam_loss
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch, random_views
+from utils.view_features import ViewFeatures
 
 
 def cosine(a, b):
@@ -109,6 +109,6 @@ def test_neighbours_replace_the_embeddings_of_the_other_view(small):
     p, unit = [method.predictor(x) for x in z], [torch.nn.functional.normalize(x, dim=1) for x in z[:2]]
     assert_close(out["loss"], simsiam_loss(p, [rows[(x @ rows.T).argmax(dim=1)] for x in unit])["loss"])
     assert_close(out["z_std"], simsiam_loss(p, z[:2])["z_std"])
-    method.queue.flush()
+    method.queue.after_optimizer_step()
     assert_close(method.queue.rows[:8], unit[0])
     assert torch.equal(method.queue.rows[8:], rows[8:])

@@ -35,7 +35,7 @@ def test_update_is_the_formula(progress, tau):
     with torch.no_grad():
         for p in s.parameters():
             p.add_(1.0)
-    ema.update(progress)
+    ema.after_optimizer_step(progress)
     assert ema.tau.item() == pytest.approx(tau)
     for old, new, p in zip(before, ema.teacher.parameters(), s.parameters(), strict=True):
         assert_close(new, tau * old + (1 - tau) * p)
@@ -49,7 +49,7 @@ def test_updates_towards_a_fixed_student_are_a_geometric_series():
     with torch.no_grad():
         s[0].weight.add_(1.0)
     for _ in range(5):
-        ema.update(0.0)
+        ema.after_optimizer_step(0.0)
     assert_close(s[0].weight - ema.teacher[0].weight, torch.full_like(start, 0.8**5))
 
 

@@ -23,7 +23,7 @@ def test_replace_by_neighbours_looks_up_every_target_and_pushes_the_first_view()
             cosines = [float(target[i] @ row / target[i].norm()) for row in rows]
             assert torch.equal(neighbour[i], rows[max(range(20), key=cosines.__getitem__)])
     assert torch.equal(queue.rows, rows), "the queue moves with the optimizer step"
-    queue.flush()
+    queue.after_optimizer_step()
     assert_close(queue.rows[:4], F.normalize(targets[0], dim=1))
     assert torch.equal(queue.rows[4:], rows[4:])
     assert queue.labels[:5].tolist() == [0, 1, 2, 3, -1]

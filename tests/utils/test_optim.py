@@ -13,6 +13,7 @@ from tests.helpers.commands import build_method, plan_of
 from tests.helpers.networks import Flat
 from utils.optim import (
     OptimizerConfig,
+    ParamGroupRule,
     ScheduleConfig,
     build_optimizer,
     build_scheduler,
@@ -27,8 +28,7 @@ def method(name="simclr", *words):
 
 
 def groups_of(module):
-    config = module.plan.optimizer
-    return parameter_groups(module, config.lr, config.weight_decay, module.plan.probe_lr, module.constant_lr_module)
+    return module.build_optimizer().param_groups
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -52,8 +52,9 @@ def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():
     outer = nn.Sequential(vit)
     assert "pos_embed" in no_weight_decay_names(vit)
     assert "0.pos_embed" in no_weight_decay_names(outer)
+    config = OptimizerConfig("sgd", lr=0.1, weight_decay=0.5)
     for module in (vit, outer):
-        decayed = {id(p) for g in parameter_groups(module, 0.1, 0.5) if g["weight_decay"] for p in g["params"]}
+        decayed = {id(p) for g in parameter_groups(module, config) if g["weight_decay"] for p in g["params"]}
         assert decayed
         assert id(vit.pos_embed) not in decayed
 
@@ -61,7 +62,8 @@ def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():
 def test_build_scheduler_leaves_the_named_submodule_at_its_rate():
     module = method("simclr", "--scheduler", "cosine")
     plan = module.plan
-    groups = parameter_groups(module, plan.optimizer.lr, 1e-4, plan.probe_lr, constant_lr_module="projector")
+    rules = {"projector": ParamGroupRule(constant_lr=True)}
+    groups = parameter_groups(module, plan.optimizer, plan.probe_lr, rules)
     optimizer = build_optimizer(groups, plan.optimizer)
     scheduler = build_scheduler(optimizer, plan.schedule)
     for _ in range(plan.schedule.total_steps // 2):
@@ -91,7 +93,7 @@ def test_lars_adapts_weights_and_leaves_biases_to_momentum():
     config = OptimizerConfig("lars", lr=0.5, weight_decay=0.1, trust_coefficient=0.01)
     layer(torch.ones(2, 5)).sum().backward()
     w, b, gw, gb = (t.detach().clone() for t in (layer.weight, layer.bias, layer.weight.grad, layer.bias.grad))
-    build_optimizer(parameter_groups(layer, config.lr, config.weight_decay), config).step()
+    build_optimizer(parameter_groups(layer, config), config).step()
     trust = 0.01 * w.norm() / (gw.norm() + 0.1 * w.norm())
     torch.testing.assert_close(layer.weight.detach(), w - 0.5 * trust * (gw + 0.1 * w))
     torch.testing.assert_close(layer.bias.detach(), b - 0.5 * gb)
@@ -104,7 +106,7 @@ def test_fused_optimizers_equal_the_plain_ones(name):
         torch.manual_seed(0)
         module = method("simclr")
         config = OptimizerConfig(name, lr=0.05, weight_decay=0.1, fused=fused)
-        optimizer = build_optimizer(parameter_groups(module, config.lr, config.weight_decay, 0.1), config)
+        optimizer = build_optimizer(parameter_groups(module, config, 0.1), config)
         assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
         for _ in range(3):
             optimizer.zero_grad()
@@ -147,7 +149,7 @@ def test_loaded_optimizer_state_has_the_memory_layout_of_its_parameters(name):
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         layer = nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
-        optimizer = build_optimizer(parameter_groups(layer, config.lr, config.weight_decay), config)
+        optimizer = build_optimizer(parameter_groups(layer, config), config)
         if states:
             optimizer.load_state_dict(states[0])
         else:
