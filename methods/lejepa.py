@@ -68,8 +68,9 @@ def random_directions(seed: int, step: Tensor, dim: int, count: int) -> Tensor:
     """
     row, column = torch.arange(dim, device=step.device)[:, None], torch.arange(count, device=step.device)
     radius, angle = (uniform(seed, step, part, row, column) for part in (0, 1))  # Box and Muller's transform
-    normal: Tensor = (-2 * torch.log1p(-radius)).sqrt() * (2 * math.pi * angle).cos()
-    return (normal / normal.norm(dim=0)).float()
+    normal = (-2 * torch.log1p(-radius)).sqrt() * (2 * math.pi * angle).cos()
+    directions: Tensor = normal / normal.norm(dim=0)
+    return directions.float()
 
 
 class LeJEPA(Method):
