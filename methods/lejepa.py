@@ -66,8 +66,8 @@ def random_directions(seed: int, step: Tensor, dim: int, count: int) -> Tensor:
 
     step: number of the optimizer step, int64 without dimensions, on the device of the result.
     """
-    row, column = torch.arange(dim, device=step.device)[:, None], torch.arange(count, device=step.device)
-    radius, angle = (uniform(seed, step, part, row, column) for part in (0, 1))  # Box and Muller's transform
+    part, row, column = (torch.arange(size, device=step.device) for size in (2, dim, count))
+    radius, angle = uniform(seed, step, part[:, None, None], row[:, None], column)  # for Box and Muller's transform
     normal = (-2 * torch.log1p(-radius)).sqrt() * (2 * math.pi * angle).cos()
     directions: Tensor = normal / normal.norm(dim=0)
     return directions.float()

@@ -99,7 +99,8 @@ class NNCLR(Method):
         loss = nnclr_loss(self.queue.rows, [index for index, _ in found], p, self.args.temperature)
         index, similarity = (x[:, 0] for x in found[0])  # of the nearest neighbours
         metrics = neighbour_metrics(self.queue, index, similarity, batch.labels, self.probe is not None)
-        # After the look-ups, or the batch would find itself. By image, then by view: equal on any number of processes.
-        rows = torch.stack(queries[: self.args.push_views], dim=1).flatten(0, 1)
-        self.queue.push(rows, batch.labels.repeat_interleave(self.args.push_views))
+        rows, labels = queries[0], batch.labels
+        if self.args.push_views > 1:  # by image, then by view: the order is equal on any number of processes
+            rows, labels = torch.stack(queries, dim=1).flatten(0, 1), labels.repeat_interleave(len(queries))
+        self.queue.push(rows, labels)  # after the look-ups, or the batch would find itself
         return {"loss": loss, **metrics}
