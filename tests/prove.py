@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from methods import METHODS
 from methods.base import Method
 from tests.helpers.commands import build_method
+from tests.helpers.method_cases import backbone_of, every_case
 from tests.helpers.processes import Ranks
 from utils import distributed
 from utils.batch import Batch
@@ -31,19 +31,7 @@ from utils.optim import build_scheduler
 from utils.sync_batchnorm import synchronize_batch_norm
 
 N, STEPS = 12, 3  # images of the global batch, which 1, 2 and 3 divide; optimizer steps
-VARIANTS = {"nnclr": ["--no_predictor"], "simclr": ["--supervised"]}
-SMALL_VIEWS = "--small_views 2"
 TOLERANCE = 1e-9
-
-
-def cases() -> list[str]:
-    """Command words of every method and its variants, each with small views too where the method supports them."""
-    out = []
-    for name, method in METHODS.items():
-        for variant in ["", *VARIANTS.get(name, [])]:
-            out += [" ".join([name, variant, small]).strip().replace("  ", " ")
-                    for small in (["", SMALL_VIEWS] if method.supports_small_views else [""])]  # fmt: skip
-    return out
 
 
 class Pooled(nn.Sequential):
@@ -108,7 +96,7 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
     name, *words = case.split()
     flags = ["--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9"]
-    method = build_method(name, Pooled(), 6, *words, *flags)
+    method = build_method(name, backbone_of(name, Pooled, size=6, patch=2, dim=6), 6, *words, *flags)
     synchronize_batch_norm(method, on_cuda=False)
     method.double().train()
     optimizer = method.build_optimizer()
@@ -166,7 +154,7 @@ def main() -> None:
     print(f"{'':<38}{'processes':>9}  {'loss':>8}  {'gradient':>8}  {'3 steps':>8}")
     with tempfile.TemporaryDirectory() as folder:
         pools = {world: Ranks(world, folder) for world in (1, 2, 3)}
-        for case, world in product(cases(), pools):
+        for case, world in product(every_case(), pools):
             found = differences(case, pools[world], world)
             worst = max(worst, *found.values())
             label = case if world == 1 else ""

@@ -14,7 +14,7 @@ from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
 from runs.background import copy_to_cpu
-from tests.helpers.commands import small
+from tests.helpers.commands import backbone_words, flags_of, small
 from tests.helpers.dali import with_dali
 from tests.helpers.images import class_folders, digit_files
 from tests.helpers.networks import batched
@@ -123,10 +123,10 @@ def test_run_with_dali_learns(tmp_path):
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_run_learns(tmp_path, method, more):
-    queue = ["--queue_size", "300"] if method == "nnclr" else []
+    queue = ["--queue_size", "300"] if "--queue_size" in flags_of(method) else []
     if METHODS[method].supports_small_views and "--compile" in more:
         more = [*more, "--small_views", "2"]
-    main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
+    main_contrastive.main(["digits", *backbone_words(method, "resnet18"), "--method", method, *small(method, *queue), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",
                            "--num_workers", str(min(4, usable_cores())), "--output", str(tmp_path), "--run_id", "r",
                            *more])  # fmt: skip
@@ -146,9 +146,9 @@ def test_state_is_copied_into_pinned_memory_before_the_next_step_changes_it():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method):
-    queue = ["--queue_size", "300"] if method == "nnclr" else []
+    queue = ["--queue_size", "300"] if "--queue_size" in flags_of(method) else []
     for run in ("once", "again"):
-        main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
+        main_contrastive.main(["digits", *backbone_words(method, "resnet18"), "--method", method, *small(method, *queue), "--batch_size", "128",
                                "--epochs", "2", "--optimizer", "sgd", "--gpus", "0", "--deterministic",
                                "--output", str(tmp_path), "--run_id", run])  # fmt: skip
     assert_same_run(tmp_path / "once", tmp_path / "again")

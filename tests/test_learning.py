@@ -36,6 +36,7 @@ CASES = {  # method and its flags -> epochs
     "simclr --supervised --hidden_mlp 512 --proj_dim 64 --temperature 0.2": 8,
     "simsiam --hidden_mlp 512 --proj_dim 512 --pred_hidden_mlp 128": 10,
 }
+OTHERS = 10  # epochs of a method without a case
 FEWER = "--small_views 2 --small_size 24 --small_scale 0.2 0.5"  # regressing targets needs more of the image
 SMALL_VIEWS = {"": ("--small_views 4 --small_scale 0.1 0.3", 0.75),  # flags, and factor on the epochs
                "byol": (FEWER, 1.0), "simsiam": (f"{FEWER} --lr 0.004", 1.2)}  # fmt: skip
@@ -43,8 +44,10 @@ SMALL_VIEWS = {"": ("--small_views 4 --small_scale 0.1 0.3", 0.75),  # flags, an
 
 def cases() -> dict[str, int]:
     """Every case, and again with small views where the method supports them."""
-    out = dict(CASES)
-    for case, epochs in CASES.items():
+    covered = {case.split()[0] for case in CASES}
+    own = CASES | {name: OTHERS for name in METHODS if name not in covered}
+    out = dict(own)
+    for case, epochs in own.items():
         method = case.split()[0]
         flags, factor = SMALL_VIEWS.get(method, SMALL_VIEWS[""])
         if METHODS[method].supports_small_views:
@@ -95,10 +98,6 @@ def learn(words: list[str], epochs: int, seed: int, folder: Path, cifar: list[st
     _, untrained, trained = (row["knn_20"] for row in rows.values())
     online = [float(row["knn_20"]) for row in read_metrics(folder / f"r{seed}" / "metrics.csv") if row.get("knn_20")]
     return {"untrained": untrained, "trained": trained, "online": online[-1], "seconds": seconds}
-
-
-def test_cases_cover_every_method():
-    assert {case.split()[0] for case in CASES} == set(METHODS)
 
 
 @pytest.mark.parametrize("case", cases())

@@ -46,7 +46,9 @@ def uniform(*address: int | Tensor) -> Tensor:
 
 def _times_golden(part: int | Tensor) -> int | Tensor:
     """(part + 1) * GOLDEN modulo 2**64."""
-    return (part + 1) * _signed(GOLDEN) if isinstance(part, Tensor) else _signed((part + 1) * GOLDEN % 2**64)
+    if isinstance(part, int):
+        return _signed((part + 1) * GOLDEN % 2**64)
+    return (part + 1) * _signed(GOLDEN)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -23,18 +23,14 @@ from runs.resume import LearningRateOfPlan
 from runs.trainer import build_trainer, expected_messages_hidden
 from tests.helpers.commands import plan_of
 from tests.helpers.images import read
+from tests.helpers.method_cases import backbone_of, every_case
 from tests.helpers.pretended_cuda import on_host
 from utils.batch import Batch
 
 BATCH_SIZE = 8
 SCALE = 2.0**11  # of the loss under 16-mixed: torch's own, 2**16, overflows in the first steps by itself
-VARIANTS = {name: (name, ()) for name in METHODS}  # name of a variant -> method, its flags
-VARIANTS |= {f"{name} --small_views 2": (name, ("--small_views", "2")) for name, m in METHODS.items()
-             if m.supports_small_views}  # fmt: skip
-VARIANTS |= {f"{name} {' '.join(words)}": (name, words) for name, words in (
-    ("simclr", ("--supervised",)), ("nnclr", ("--no_predictor",)), ("byol", ("--clip_grad", "1")),
-    ("simclr", ("--optimizer", "adamw")), ("nnclr", ("--optimizer", "sgd")),
-)}  # fmt: skip
+WITH_OPTIONS = ("byol --clip_grad 1", "simclr --optimizer adamw", "nnclr --optimizer sgd")
+VARIANTS = {case: (case.split()[0], tuple(case.split()[1:])) for case in (*every_case(), *WITH_OPTIONS)}
 
 
 AtEnd = Callable[[Trainer, Method], None]
@@ -179,7 +175,8 @@ def train(
     words = ("--batch_size", str(BATCH_SIZE), "--epochs", "1", "--log_every", "1000", "--num_workers", "0", *words)
     torch.manual_seed(0)
     args, plan = plan_of(name, *where, *words)
-    method = METHODS[name](args, plan, SmallConvolutions(), SmallConvolutions.width)
+    network = backbone_of(name, SmallConvolutions, size=16, patch=4, dim=SmallConvolutions.width)
+    method = METHODS[name](args, plan, network, SmallConvolutions.width)
     training, throughput = Training(method, state_of(method)), Throughput(1)
     callbacks = [
         LearningRateOfPlan(), NonFiniteLossCheck(plan.logging.log_every, folder), Alarms(plan, folder, throughput),

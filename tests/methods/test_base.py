@@ -6,13 +6,15 @@ from torch import nn
 
 from methods import METHODS
 from tests.helpers.commands import build_method
+from tests.helpers.method_cases import backbone_of
 from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
 
 
 def build(name, *words, classes=10):
     torch.manual_seed(0)
-    return build_method(name, Flat(12), 6, "--batch_size", "8", *words, classes=classes)
+    backbone = backbone_of(name, lambda: Flat(12), size=2, patch=1, dim=6)
+    return build_method(name, backbone, 6, "--batch_size", "8", *words, classes=classes)
 
 
 def batch(method, n=8, seed=0):

@@ -160,7 +160,7 @@ def test_random_directions_are_uniform_on_the_sphere():
 
 def build(*words):
     torch.manual_seed(0)
-    return build_method("lejepa", Flat(12), 6, "--batch_size", "8", "--directions", "16", *words)
+    return build_method("lejepa", Flat(12), 6, "--batch_size", "8", *words)
 
 
 @pytest.mark.parametrize(("words", "num_center"), [((), 2), (("--center_views", "all"), 4)])

@@ -20,7 +20,7 @@ from data.datasets import DATASETS
 from methods import METHODS
 from runs.folder import record_extension
 from runs.resume import LearningRateOfPlan, continued_plan, pop_resume_flag, read_run, resume_argv
-from tests.helpers.commands import TINY, plan_of, small
+from tests.helpers.commands import TINY, plan_of, small, tiny
 from tests.helpers.disk import largest_file
 from tests.helpers.mutations import apply, apply_to_json, json_mutations, mutations
 from utils.errors import UserError
@@ -48,7 +48,7 @@ def test_pop_resume_flag_auto_is_a_new_run_until_there_is_a_checkpoint(tmp_path)
 
 def recorded_run(folder, *words, method="simclr", **plan_changes):
     """A folder with a checkpoint and the args.json of a small run; (folder, its plan)."""
-    argv = [*TINY, "--method", method, *small(method, *words)]
+    argv = [*tiny(method), "--method", method, *small(method, *words)]
     _, plan = plan_of(method, *words)
     folder.mkdir(exist_ok=True)
     (folder / "last.ckpt").touch()

@@ -10,6 +10,7 @@ from torch import nn
 from methods import METHODS
 from runs.trainer import deterministic_algorithms
 from tests.helpers.commands import build_method, plan_of
+from tests.helpers.method_cases import backbone_of
 from tests.helpers.networks import Flat
 from utils.optim import (
     OptimizerConfig,
@@ -24,7 +25,8 @@ from utils.optim import (
 
 
 def method(name="simclr", *words):
-    return build_method(name, Flat(12), 6, "--batch_size", "16", *words)
+    backbone = backbone_of(name, lambda: Flat(12), size=2, patch=1, dim=6)
+    return build_method(name, backbone, 6, "--batch_size", "16", *words)
 
 
 def groups_of(module):

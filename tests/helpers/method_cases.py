@@ -1,0 +1,61 @@
+"""What the tests over all methods know of single ones: the only such list, and every entry is optional.
+
+A method without an entry runs with its defaults and small heads, on a convolutional network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from methods import METHODS
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """What a method needs in tests.
+
+    sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
+    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT.
+    """
+
+    sizes: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    transformer: bool = False
+
+
+CASES: dict[str, MethodCase] = {
+    "byol": MethodCase(variants=("--neighbours",)),
+    "lejepa": MethodCase(sizes=("--directions", "16")),
+    "nnclr": MethodCase(variants=("--no_predictor", "--top_k 3 --push_views 2")),
+    "simclr": MethodCase(variants=("--supervised", "--decoupled --decoupled_weights")),
+    "simsiam": MethodCase(variants=("--neighbours",)),
+}
+SMALL_VIEWS = "--small_views 2"
+
+
+def case_of(name: str) -> MethodCase:
+    """The entry of a method, or the one of all others."""
+    return CASES.get(name, MethodCase())
+
+
+def every_case() -> list[str]:
+    """Command words of every method and its variants, each with small views too where the method supports them."""
+    return [
+        " ".join(part for part in (name, variant, small) if part)
+        for name, method in METHODS.items()
+        for variant in ("", *case_of(name).variants)
+        for small in (("", SMALL_VIEWS) if method.supports_small_views else ("",))
+    ]
+
+
+def backbone_of(name: str, otherwise: Callable[[], nn.Module], size: int, patch: int, dim: int) -> nn.Module:
+    """A backbone for a method: a ViT of one block where it needs one, else what `otherwise` builds.
+
+    size: side of the images in pixels. patch: side of a patch. dim: width of the features.
+    """
+    if not case_of(name).transformer:
+        return otherwise()
+    return VisionTransformer(img_size=size, patch_size=patch, embed_dim=dim, depth=1, num_heads=2, num_classes=0,
+                             dynamic_img_size=True)  # fmt: skip
