@@ -3,8 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from cli.parser import Rule
-from utils.arg_types import count, folder_name, number, positive_int
+from utils.arg_types import Rule, count, folder_name, number, positive_int
 from utils.files import OUTPUT
 from utils.optim import FlagGroup
 

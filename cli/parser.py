@@ -4,10 +4,11 @@ import argparse
 import re
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
 
+from utils.arg_types import Rule
 from utils.errors import UserError, did_you_mean
 from utils.names import escaped, shown
 
@@ -19,7 +20,6 @@ FOREIGN_FLAGS = {
     "--model": "BACKBONE", "--output_dir": "--output", "--wd": "--weight_decay",
     "--workers": "--num_workers",
 }  # fmt: skip
-Rule = tuple[tuple[str, ...], str, Callable[[Namespace], bool]]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

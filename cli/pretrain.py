@@ -56,6 +56,7 @@ class MethodFlags(Protocol):
     """The part of a method that the command line needs."""
 
     large_views: int
+    flag_rules: tuple[Rule, ...]
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None: ...
@@ -92,7 +93,7 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     typed = _parser(name, methods, datasets, {}).typed_flags(argv)
     args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)
-    check_used(args, typed, RULES)
+    check_used(args, typed, [*RULES, *methods[name].flag_rules])
     return args
 
 
@@ -293,5 +294,5 @@ def _flags_of_others(name: str, methods: Methods) -> dict[str, str]:
             parser = ArgumentParser(add_help=False)
             methods[other].add_args(parser)
             for option in (option for action in parser._actions for option in action.option_strings):
-                flags[option] = f"{flags[option]} or {other}" if option in flags else other
+                flags[option] = f"{flags[option]}, {other}" if option in flags else other
     return flags

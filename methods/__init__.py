@@ -9,6 +9,7 @@ from methods.dino import DINO
 from methods.distill import Distill
 from methods.ibot import IBOT
 from methods.ijepa import IJEPA
+from methods.lejepa import LeJEPA
 from methods.mae import MAE
 from methods.mocov2 import MoCoV2
 from methods.mocov3 import MoCoV3
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "distill": Distill,
     "ibot": IBOT,
     "ijepa": IJEPA,
+    "lejepa": LeJEPA,
     "mae": MAE,
     "mocov2": MoCoV2,
     "mocov3": MoCoV3,

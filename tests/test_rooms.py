@@ -37,6 +37,7 @@ MAINS = sorted(ROOT.glob("main_*.py"))
 DEFINE_FLAGS_OF_METHODS = {  # those that several methods share
     "utils/heads.py",
     "utils/masked_views.py",
+    "utils/nearest_neighbours.py",
     "utils/self_distillation.py",
 }
 SPECIAL_BUDGETS = {"methods/base.py": 250, "main_contrastive.py": 80, "main_linear.py": 100}

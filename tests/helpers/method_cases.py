@@ -17,9 +17,9 @@ class MethodCase:
     """What a method needs in tests.
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
-    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen: names
-    of parameters that the method does not train, beside those of a teacher. local: the variants ("" for none) in which
-    no gradient passes from one process to another: losses that compare no images, of a ViT without batch norms.
+    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen:
+    names of parameters that the method does not train, beside those of a teacher. local: the variants ("" for none) in
+    which no gradient passes from one process to another: losses that compare no images, of a ViT without batch norms.
     """
 
     sizes: tuple[str, ...] = ()
@@ -30,6 +30,7 @@ class MethodCase:
 
 
 CASES: dict[str, MethodCase] = {
+    "byol": MethodCase(variants=("--neighbours",)),
     "deepclusterv2": MethodCase(sizes=("--num_prototypes", "4")),
     "dino": MethodCase(sizes=("--num_prototypes", "12"), variants=("--head_norm",)),
     "distill": MethodCase(variants=("--regress",)),
@@ -42,6 +43,7 @@ CASES: dict[str, MethodCase] = {
         frozen=("backbone.pos_embed",),
         local=("",),
     ),
+    "lejepa": MethodCase(sizes=("--directions", "16")),
     "mae": MethodCase(
         sizes=("--decoder_dim", "8", "--decoder_layers", "1", "--decoder_heads", "2"),
         variants=("--no_norm_pixels",),
@@ -50,8 +52,9 @@ CASES: dict[str, MethodCase] = {
         local=("", "--no_norm_pixels"),
     ),
     "mocov2": MethodCase(variants=("--symmetric",)),
-    "nnclr": MethodCase(variants=("--no_predictor",)),
-    "simclr": MethodCase(variants=("--supervised",)),
+    "nnclr": MethodCase(variants=("--no_predictor", "--top_k 3 --push_views 2")),
+    "simclr": MethodCase(variants=("--supervised", "--decoupled --decoupled_weights")),
+    "simsiam": MethodCase(variants=("--neighbours",)),
     "swav": MethodCase(
         sizes=("--num_prototypes", "5", "--queue_size", "0"), variants=("--queue_size 12 --queue_start_epoch 0",)
     ),

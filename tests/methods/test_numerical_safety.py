@@ -7,6 +7,7 @@ import torch
 
 from methods.barlow_twins import barlow_twins_loss
 from methods.byol import byol_loss
+from methods.lejepa import lejepa_loss
 from methods.mocov2 import mocov2_loss
 from methods.mocov3 import mocov3_loss
 from methods.nnclr import nnclr_loss
@@ -18,6 +19,7 @@ from tests.helpers.commands import build_method
 from tests.helpers.method_cases import SMALL_VIEWS, backbone_of, every_case
 from tests.helpers.networks import Flat
 from utils.batch import Batch
+from utils.nt_xent import decoupled_nt_xent
 from utils.precision import l2_normalize
 
 
@@ -37,6 +39,8 @@ LOSSES = {
     "byol": lambda a, b: byol_loss([a, b], [b, a])["loss"],
     "mocov2": mocov2_of,
     "mocov3": lambda a, b: mocov3_loss([l2_normalize(a), l2_normalize(b)], [l2_normalize(b)] * 2, 0.05)["loss"],
+    "dclw": lambda a, b: decoupled_nt_xent([a, b], 0.05, 0.5)["loss"],
+    "lejepa": lambda a, b: lejepa_loss([a, b], 2, torch.eye(6)[:, :4], 0.05)["loss"],
     "nnclr": nnclr_of,
     "rotnet": lambda a, b: rotation_loss(torch.cat([a, b, b, a])[:, :4])["loss"],
     "simclr": lambda a, b: nt_xent([a, b], 0.05)["loss"],
