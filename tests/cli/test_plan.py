@@ -117,6 +117,13 @@ def test_describe_shows_the_settings_of_the_method_and_the_size_of_the_run():
         assert phrase in shown
 
 
+def test_describe_names_the_teacher_and_the_stem_of_its_weights():
+    assert "teacher          test_resnet.r160_in1k, imagenet stem (of the weights), frozen" in text_of(
+        "distill", "--batch_size", "8"
+    )
+    assert "frozen" not in text_of("simclr")
+
+
 def test_describe_shows_the_settings_of_each_view():
     words = ("--crop_scale", "0.2", "1", "0.5", "1", "--jitter", "0.8", "0", "--gray", "0.2", "0")
     assert "crop 0.2 1 / 0.5 1, flip 0, jitter 0.8 0 (0.4 0.4 0 0), gray 0.2 0, blur 0" in text_of("simclr", *words)
