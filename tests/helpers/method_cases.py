@@ -17,9 +17,9 @@ class MethodCase:
     """What a method needs in tests.
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
-    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen: names
-    of parameters that the method does not train, beside those of a teacher. collectives: whether the loss of an image
-    depends on images of other processes, by a collective or by batch norm.
+    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen:
+    names of parameters that the method does not train, beside those of a teacher. collectives: whether the loss of an
+    image depends on images of other processes, by a collective or by batch norm.
     """
 
     sizes: tuple[str, ...] = ()

@@ -7,6 +7,8 @@ import torch
 
 from methods.barlow_twins import barlow_twins_loss
 from methods.byol import byol_loss
+from methods.ijepa import ijepa_loss
+from methods.mae import mae_loss
 from methods.nnclr import nnclr_loss
 from methods.rotnet import rotation_loss
 from methods.simclr import nt_xent, supcon
@@ -27,6 +29,8 @@ def nnclr_of(a, b):
 LOSSES = {
     "barlow_twins": lambda a, b: barlow_twins_loss(a, b, 5e-3)["loss"],
     "byol": lambda a, b: byol_loss([a, b], [b, a])["loss"],
+    "ijepa": lambda a, b: ijepa_loss(a[:, None, None], b[:, None, None], torch.ones(len(a), 1, 1))["loss"],
+    "mae": lambda a, b: mae_loss(a[:, None], b[:, None], norm_pixels=True),
     "nnclr": nnclr_of,
     "rotnet": lambda a, b: rotation_loss(torch.cat([a, b, b, a])[:, :4])["loss"],
     "simclr": lambda a, b: nt_xent([a, b], 0.05)["loss"],

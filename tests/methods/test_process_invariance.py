@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.helpers.method_cases import every_case
-from tests.helpers.method_cases import case_of
+from tests.helpers.method_cases import case_of, every_case
 from tests.prove import TOLERANCE, differences
 
 
