@@ -17,41 +17,43 @@ class MethodCase:
     """What a method needs in tests.
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
-    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen:
-    names of parameters that the method does not train, beside those of a teacher. collectives: whether the loss of an
-    image depends on images of other processes, by a collective or by batch norm.
+    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT.
+    local: the variants ("" for none) in which no gradient passes from one process to another: losses that compare no
+    images, of a ViT without batch norms. frozen: names of parameters that the method does not train, beside those of a
+    teacher.
     """
 
     sizes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     transformer: bool = False
+    local: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
-    collectives: bool = True
 
 
 CASES: dict[str, MethodCase] = {
     "ijepa": MethodCase(
         sizes=("--target_blocks", "2", "--predictor_dim", "8", "--predictor_layers", "1", "--predictor_heads", "2"),
-        transformer=True,
-        frozen=("backbone.pos_embed",),
-        collectives=False,
+        transformer=True, local=("",), frozen=("backbone.pos_embed",),
     ),
     "mae": MethodCase(
-        sizes=("--decoder_dim", "8", "--decoder_layers", "1", "--decoder_heads", "2"),
-        variants=("--no_norm_pixels",),
-        transformer=True,
-        frozen=("backbone.pos_embed",),
-        collectives=False,
+        sizes=("--decoder_dim", "8", "--decoder_layers", "1", "--decoder_heads", "2"), variants=("--no_norm_pixels",),
+        transformer=True, local=("", "--no_norm_pixels"), frozen=("backbone.pos_embed",),
     ),
     "nnclr": MethodCase(variants=("--no_predictor",)),
     "simclr": MethodCase(variants=("--supervised",)),
-}
+}  # fmt: skip
 SMALL_VIEWS = "--small_views 2"
 
 
 def case_of(name: str) -> MethodCase:
     """The entry of a method, or the one of all others."""
     return CASES.get(name, MethodCase())
+
+
+def is_local(case: str) -> bool:
+    """Whether no gradient passes from one process to another in this one of `every_case`."""
+    name, *words = case.removesuffix(SMALL_VIEWS).split()
+    return " ".join(words) in case_of(name).local
 
 
 def is_frozen(name: str, key: str) -> bool:
