@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     rank_zero_print(f"{plan.method} on {args.dataset}: {len(data.train):,} images, {data.classes or 'no'} classes")
     rank_zero_print(f"  {'pipeline':<16} {pipeline} ({reason})")
     rank_zero_print(describe(plan, vars(settings), method.trainable_parameters(), method.checkpoint_bytes()))
-    for note in (*data.notes, *worker_notes(pipeline, args.num_workers, plan.hardware), *notes(plan, args)):
+    for note in (*data.notes, *worker_notes(pipeline, args.num_workers, plan.hardware), *notes(plan, args, method)):
         rank_zero_print(f"  note: {note}")
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
                             plan.seed, args.num_workers, args.cache, accelerator, plan.hardware.precision)  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cli.flags import DEFAULT_PROJECT, gpu_list
 from utils.errors import UserError
@@ -182,6 +182,15 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
     return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())
 
 
+def _describe_backbone(backbone: BackboneConfig) -> str:
+    parts = [backbone.name, f"{backbone.stem} stem ({backbone.stem_reason})"]
+    parts += ["zero-init residual"] * backbone.zero_init_residual
+    parts += [f"patches of {backbone.patch_size} px"] * bool(backbone.patch_size)
+    parts += [f"drop path {backbone.drop_path:g}"] * bool(backbone.drop_path)
+    parts += [{"token": "class token", "avg": "average of the tokens"}[backbone.pool]] if backbone.pool else []
+    return ", ".join(parts)
+
+
 def _weight_decay(optimizer: OptimizerConfig) -> str:
     final = optimizer.final_weight_decay
     return f"{optimizer.weight_decay:g}" + (f" to {final:g}" if final is not None else "")
@@ -192,15 +201,6 @@ def _end(schedule: ScheduleConfig) -> str:
     return f", down to {schedule.final_factor:.2g} of the learning rate" if schedule.final_factor else ""
 
 
-def _describe_backbone(backbone: BackboneConfig) -> str:
-    parts = [backbone.name, f"{backbone.stem} stem ({backbone.stem_reason})"]
-    parts += ["zero-init residual"] * backbone.zero_init_residual
-    parts += [f"patches of {backbone.patch_size} px"] * bool(backbone.patch_size)
-    parts += [f"drop path {backbone.drop_path:g}"] * bool(backbone.drop_path)
-    parts += [{"token": "class token", "avg": "average of the tokens"}[backbone.pool]] if backbone.pool else []
-    return ", ".join(parts)
-
-
 def _extension(schedule: ScheduleConfig) -> str:
     """What follows the schedule in a run that is longer."""
     if schedule.length == schedule.total_steps:
@@ -209,9 +209,15 @@ def _extension(schedule: ScheduleConfig) -> str:
     return f", to its end after {schedule.length} steps, then constant at {share:.2g} of the learning rate"
 
 
-def notes(plan: Plan, args: Namespace) -> list[str]:
-    """Remarks on flags that have no effect here, in whole or in part."""
-    remarks = []
+class MethodNotes(Protocol):
+    """The part of a method that the notes need."""
+
+    def notes(self) -> list[str]: ...
+
+
+def notes(plan: Plan, args: Namespace, method: MethodNotes | None = None) -> list[str]:
+    """Remarks on flags that have no effect here, in whole or in part, and those of the method."""
+    remarks = method.notes() if method else []
     labelled = plan.training_set.labelled_images
     if labelled and plan.logging.knn_every and list(plan.logging.knn_k) != list(args.knn_k):
         used, requested = (" ".join(map(str, ks)) or "none" for ks in (plan.logging.knn_k, args.knn_k))

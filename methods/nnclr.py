@@ -18,6 +18,7 @@ from utils.precision import full_precision, l2_normalize
 from utils.queue import FeatureQueue
 from utils.row_chunks import map_row_chunks
 from utils.view_features import ViewFeatures, view_pairs
+from utils.vision_transformer import convolutional_notes
 
 
 @full_precision
@@ -87,6 +88,9 @@ class NNCLR(Method):
         self.projector = projector(args, dim, last_norm=True)
         self.predictor = predictor(args) if args.predictor else nn.Identity()
         self.queue = FeatureQueue(args.queue_size, args.proj_dim, plan.seed)
+
+    def notes(self) -> list[str]:
+        return convolutional_notes("NNCLR", self.backbone)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         z = [self.projector(f) for f in feats.all]

@@ -11,12 +11,13 @@ Between the steps a method may replace patches by a mask token (argument of `emb
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.precision import at_least_float32
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -46,6 +47,17 @@ def require_vision_transformer(backbone: nn.Module, method_name: str) -> VisionT
             f"{type(backbone).__name__}; choose {SUITABLE}"
         )
     return backbone  # type: ignore[return-value]
+
+
+def convolutional_notes(method_name: str, backbone: nn.Module) -> list[str]:
+    """A remark for vision transformers, of a method whose paper trains convolutional networks alone; else none."""
+    if not is_vision_transformer(backbone):
+        return []
+    return [
+        f"{method_name}'s paper and its settings are for convolutional networks; a vision transformer needs others "
+        f"(MoCo v3 trains it with --optimizer adamw --lr 1.5e-4 --weight_decay 0.1 --warmup_epochs 40), and methods "
+        f"designed for transformers may suit it better"
+    ]
 
 
 def patch_size(backbone: VisionTransformer) -> int:
@@ -125,6 +137,37 @@ def pool_tokens(backbone: VisionTransformer, tokens: Tensor) -> Tensor:
     """
     pooled: Tensor = backbone.forward_head(tokens, pre_logits=True)
     return pooled
+
+
+def has_class_attention(network: nn.Module) -> bool:
+    """Return True if `class_token_attention` shows what the features are made of: those of a class token, in blocks
+    with one attention after their first norm."""
+    if not is_vision_transformer(network) or network.cls_token is None or network.global_pool != "token":
+        return False
+    from timm.layers import Attention
+    from timm.models.vision_transformer import Block
+
+    last = network.blocks[-1]  # type: ignore[index]
+    return type(last) is Block and type(last.attn) is Attention
+
+
+def class_token_attention(backbone: VisionTransformer, x: Tensor) -> Tensor:
+    """Attention of the class token to the patches in the last block: (N, 3, H, W) -> (N, heads, rows, columns).
+
+    softmax_t(q . k_t / sqrt(d)) of the class token's query q and the keys k_t of all tokens, per head of width d. The
+    shares of class and register tokens are left out, so that a map sums to less than 1. timm's attention is fused and
+    keeps no such numbers, so they are computed anew from its queries and keys.
+    """
+    tokens = backbone.norm_pre(backbone.pos_drop(with_prefix(backbone, embed_patches(backbone, x))))
+    for block in backbone.blocks[:-1]:
+        tokens = block(tokens)
+    last: Any = backbone.blocks[-1]
+    n, t, _ = tokens.shape
+    qkv = last.attn.qkv(last.norm1(tokens)).reshape(n, t, 3, last.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k = last.attn.q_norm(qkv[0, :, :, :1]), last.attn.k_norm(qkv[1])  # (N, heads, 1, d), (N, heads, t, d)
+    attention = (at_least_float32(q @ k.transpose(-2, -1)) * last.attn.scale).softmax(dim=-1)
+    maps: Tensor = attention[:, :, 0, backbone.num_prefix_tokens :].unflatten(2, patch_grid(backbone, x))
+    return maps
 
 
 def sincos_position_embedding(dim: int, rows: int, columns: int, prefix: int = 0) -> Tensor:

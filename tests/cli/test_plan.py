@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from backbones.build import build_backbone
 from cli.plan import describe, notes
 from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
@@ -11,6 +12,7 @@ from methods import METHODS
 from tests.helpers.commands import TINY, build_method, plan_of
 from tests.helpers.networks import Flat
 from utils.errors import UserError
+from utils.plan import BackboneConfig
 
 
 def text_of(name="simclr", *words):
@@ -141,3 +143,14 @@ def test_plan_has_the_options_of_the_backbone():
     assert "patches of 4 px, drop path 0.1, average of the tokens\n" in text_of("simclr", *words)
     assert "drop path" not in text_of("simclr")
     assert plan_of("simclr")[1].backbone.pool is None
+
+
+@pytest.mark.parametrize(("method", "backbone", "told"), [
+    ("nnclr", "test_vit", True), ("nnclr", "test_resnet", False), ("simclr", "test_vit", False),
+])  # fmt: skip
+def test_notes_tell_that_a_method_was_made_for_convolutional_networks(method, backbone, told):
+    built = build_method(method, *build_backbone(BackboneConfig(backbone, "imagenet"), 32), "--batch_size", "32")
+    args = parse_pretraining(TINY, METHODS, DATASETS)
+    found = [note for note in notes(built.plan, args, built) if "for convolutional networks" in note]
+    assert len(found) == told
+    assert not told or "\n" not in found[0]

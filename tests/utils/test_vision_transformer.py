@@ -1,23 +1,29 @@
 """Token access: the steps together are the backbone itself; masks, subsets and fixed positions do what they say."""
 
+import copy
 import math
 
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
+from tests.helpers.pretended_cuda import CUDA, on_host, pretended_cuda
 from utils.errors import UserError
 from utils.vision_transformer import (
+    class_token_attention,
     disable_drop_path,
     embed_patches,
     fix_position_embedding,
+    has_class_attention,
     patch_grid,
     patch_size,
     pool_tokens,
     prefix_tokens,
     require_vision_transformer,
     run_blocks,
+    run_last_blocks,
     sincos_position_embedding,
     take_tokens,
     with_prefix,
@@ -195,3 +201,62 @@ def test_drop_path_is_off_in_training_mode_too():
     assert disable_drop_path(network) is network
     assert torch.equal(network(x), network.eval()(x))
     assert disable_drop_path(nn.Linear(2, 2)).in_features == 2
+
+
+@pytest.mark.parametrize(("options", "shape"), [({}, (2, 2)), ({"reg_tokens": 3, "qk_norm": True}, (4, 3))])
+def test_class_token_attention_is_the_blocks_own(options, shape):
+    """timm's own matrix, which it computes where its attention is not fused; there it goes through attn_drop."""
+    network = build(dynamic_img_size=True, **options)
+    x, seen = images(16 * shape[0], width=16 * shape[1]), []
+    maps = class_token_attention(network, x)
+    attn = network.blocks[-1].attn
+    attn.fused_attn = False
+    attn.attn_drop.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    network(x)
+    own = seen[0][:, :, 0, network.num_prefix_tokens :]
+    assert maps.shape == (2, 2, *shape)
+    torch.testing.assert_close(maps.flatten(2), own)
+    prefix = seen[0][:, :, 0, : network.num_prefix_tokens].sum(dim=-1)
+    torch.testing.assert_close(maps.sum(dim=(2, 3)) + prefix, torch.ones(2, 2))
+
+
+def test_class_attention_is_only_that_of_networks_with_a_class_token_as_features():
+    assert has_class_attention(build())
+    for other in ({"global_pool": "avg"}, {"class_token": False, "global_pool": "avg"}, {"global_pool": "map"},
+                  {"block_fn": ParallelScalingBlock}):  # fmt: skip
+        assert not has_class_attention(build(**other)), other
+    assert not has_class_attention(timm.create_model("test_resnet"))
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_last_blocks_end_with_the_output_of_all_blocks(pre_norm):
+    network, x = build(depth=4, pre_norm=pre_norm), images(32)
+    tokens = with_prefix(network, embed_patches(network, x))
+    outputs = run_last_blocks(network, tokens, 3)
+    assert len(outputs) == 3
+    torch.testing.assert_close(outputs[-1], run_blocks(network, tokens))
+    network.blocks = network.blocks[:2]
+    torch.testing.assert_close(outputs[0], run_blocks(network, tokens))
+
+
+def masked_features(network, x, token):
+    """Features from every step: masked patches, a part of them, interpolated positions, and two blocks."""
+    mask = torch.arange(16, device=x.device) % 3 == 0
+    patches = embed_patches(network, x, mask.expand(len(x), -1), token)
+    kept = take_tokens(patches, torch.arange(16, device=x.device).flip(0)[None, :9].expand(len(x), -1))
+    last = run_last_blocks(network, with_prefix(network, kept), 2)
+    return torch.cat([pool_tokens(network, out) for out in last], dim=1)
+
+
+def test_no_step_waits_for_a_gpu():
+    """On the pretended CUDA device: no wait and the features of the CPU, of views in channels-last memory too."""
+    network, token = build(dynamic_img_size=True, reg_tokens=1), torch.randn(64)
+    x = images(64).contiguous(memory_format=torch.channels_last)
+    expected = masked_features(network, x, token)
+    with pretended_cuda() as device:
+        moved = copy.deepcopy(network).to(CUDA), x.to(CUDA), token.to(CUDA)
+        device.waits.clear()  # of these copies
+        features = masked_features(*moved)
+        assert not device.waits
+        torch.testing.assert_close(on_host(features), expected)
+    torch.testing.assert_close(masked_features(network, x.contiguous(), token), expected)
