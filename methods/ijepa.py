@@ -15,7 +15,13 @@ from utils.arg_types import area_share, positive_int, probability
 from utils.batch import Batch
 from utils.block_masks import Blocks, BlockSampler
 from utils.ema import EMA
-from utils.masked_tokens import add_token_predictor_flags, normalize_tokens, prepare_backbone, token_predictor
+from utils.masked_tokens import (
+    FIXED_POSITIONS,
+    add_token_predictor_flags,
+    normalize_tokens,
+    prepare_backbone,
+    token_predictor,
+)
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
@@ -87,6 +93,9 @@ class IJEPA(Method):
         self.target = EMA(backbone, args.tau, schedule="linear")
         disable_drop_path(self.target.teacher)
         self.epoch_number = ScheduledValue(lambda epoch, progress: math.floor(epoch), torch.long)
+
+    def notes(self) -> list[str]:
+        return [FIXED_POSITIONS]
 
     def eval_backbone(self) -> nn.Module:
         return self.target.teacher

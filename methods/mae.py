@@ -13,6 +13,7 @@ from utils.arg_types import probability
 from utils.batch import Batch
 from utils.errors import UserError
 from utils.masked_tokens import (
+    FIXED_POSITIONS,
     MASKS,
     add_token_predictor_flags,
     normalize_tokens,
@@ -93,6 +94,9 @@ class MAE(Method):
         pixels = 3 * self.patch**2
         self.decoder = token_predictor(args, "decoder", self.backbone.embed_dim, pixels, grid, nn.init.xavier_uniform_)
         self.epoch_number = ScheduledValue(lambda epoch, progress: math.floor(epoch), torch.long)
+
+    def notes(self) -> list[str]:
+        return [FIXED_POSITIONS]
 
     def forward_views(self, batch: Batch) -> VisibleFeatures:
         place = torch.arange(self.patches, device=batch.index.device)

@@ -21,6 +21,9 @@ from utils.vision_transformer import (
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
+FIXED_POSITIONS = (
+    "the position embedding of the backbone is fixed (sine and cosine), also where its weights were loaded"
+)
 MASKS = 2  # stream of random numbers in an address; 0 and 1 are the order of an epoch and the views
 
 

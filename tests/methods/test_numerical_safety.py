@@ -7,7 +7,9 @@ import torch
 
 from methods.barlow_twins import barlow_twins_loss
 from methods.byol import byol_loss
+from methods.ijepa import ijepa_loss
 from methods.lejepa import lejepa_loss
+from methods.mae import mae_loss
 from methods.mocov2 import mocov2_loss
 from methods.mocov3 import mocov3_loss
 from methods.nnclr import nnclr_loss
@@ -41,6 +43,8 @@ LOSSES = {
     "mocov3": lambda a, b: mocov3_loss([l2_normalize(a), l2_normalize(b)], [l2_normalize(b)] * 2, 0.05)["loss"],
     "dclw": lambda a, b: decoupled_nt_xent([a, b], 0.05, 0.5)["loss"],
     "lejepa": lambda a, b: lejepa_loss([a, b], 2, torch.eye(6)[:, :4], 0.05)["loss"],
+    "ijepa": lambda a, b: ijepa_loss(a[:, None, None], b[:, None, None], torch.ones(len(a), 1, 1))["loss"],
+    "mae": lambda a, b: mae_loss(a[:, None], b[:, None], norm_pixels=True),
     "nnclr": nnclr_of,
     "rotnet": lambda a, b: rotation_loss(torch.cat([a, b, b, a])[:, :4])["loss"],
     "simclr": lambda a, b: nt_xent([a, b], 0.05)["loss"],
