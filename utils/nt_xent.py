@@ -41,7 +41,7 @@ def decoupled_nt_xent(views: list[Tensor], temperature: float, sigma: float | No
     v = len(views)
     z, self_index = unit_views(views)
     all_z = gather(z)  # (NV, D)
-    weights = torch.ones_like(z[:, 1:v]) if sigma is None else _mises_fisher_weights(all_z, v, sigma)[self_index]
+    weights = z.new_ones(len(z), v - 1) if sigma is None else _mises_fisher_weights(all_z, v, sigma)[self_index]
 
     def terms(z: Tensor, self_index: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         logits = z @ all_z.T / temperature  # (m, NV)

@@ -29,11 +29,11 @@ def naive_dcl(views, t, sigma=None):
     return torch.tensor(sum(values) / len(values), dtype=torch.double)
 
 
-@pytest.mark.parametrize(("v", "n"), [(2, 2), (2, 5), (4, 3)])
+@pytest.mark.parametrize(("v", "n", "d"), [(2, 2, 7), (2, 5, 7), (4, 3, 7), (5, 3, 2)])
 @pytest.mark.parametrize("t", [0.1, 1.0])
 @pytest.mark.parametrize("sigma", [None, 0.5])
-def test_decoupled_nt_xent_agrees_with_the_formula(v, n, t, sigma):
-    views = random_views(v, n, 7)
+def test_decoupled_nt_xent_agrees_with_the_formula(v, n, d, t, sigma):
+    views = random_views(v, n, d)
     assert_close(decoupled_nt_xent(views, t, sigma)["loss"], naive_dcl(views, t, sigma), rtol=0, atol=1e-10)
 
 
