@@ -22,6 +22,7 @@ from tests.helpers.runs import assert_same_run
 from utils.files import read_metrics
 from utils.hardware import usable_cores
 
+NETWORK = "resnet18"  # of the runs; tests/test_pretended_gpu.py takes a smaller one
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -126,7 +127,7 @@ def test_run_learns(tmp_path, method, more):
     queue = ["--queue_size", "300"] if method == "nnclr" else []
     if METHODS[method].supports_small_views and "--compile" in more:
         more = [*more, "--small_views", "2"]
-    main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
+    main_contrastive.main(["digits", NETWORK, "--method", method, *small(method, *queue), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",
                            "--num_workers", str(min(4, usable_cores())), "--output", str(tmp_path), "--run_id", "r",
                            *more])  # fmt: skip
@@ -148,7 +149,7 @@ def test_state_is_copied_into_pinned_memory_before_the_next_step_changes_it():
 def test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method):
     queue = ["--queue_size", "300"] if method == "nnclr" else []
     for run in ("once", "again"):
-        main_contrastive.main(["digits", "resnet18", "--method", method, *small(method, *queue), "--batch_size", "128",
+        main_contrastive.main(["digits", NETWORK, "--method", method, *small(method, *queue), "--batch_size", "128",
                                "--epochs", "2", "--optimizer", "sgd", "--gpus", "0", "--deterministic",
                                "--output", str(tmp_path), "--run_id", run])  # fmt: skip
     assert_same_run(tmp_path / "once", tmp_path / "again")

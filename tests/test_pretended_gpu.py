@@ -281,12 +281,18 @@ def test_evaluations_on_the_device_give_the_scores_of_the_cpu(tmp_path, monkeypa
     assert cuda == pytest.approx(cpu, rel=0.01, abs=1.0)
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+    """The runs of the GPU tests have a small network: a ResNet-18 takes minutes of a CPU and shows no more here."""
+    monkeypatch.setattr(test_gpu, "NETWORK", TINY[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [[], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]]
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_run_of_the_gpu_tests_learns(tmp_path, method, more):
+def test_run_of_the_gpu_tests_learns(tmp_path, small_network, method, more):
     with pretended_cuda():
         test_gpu.test_run_learns(tmp_path, method, more)
 
@@ -302,6 +308,6 @@ def test_gpu_tests_of_views_and_memory_pass():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_deterministic_run_of_the_gpu_tests_can_be_repeated(tmp_path, method):
+def test_deterministic_run_of_the_gpu_tests_can_be_repeated(tmp_path, small_network, method):
     with pretended_cuda():
         test_gpu.test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method)
