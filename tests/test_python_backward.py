@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo  # here, since it leaves a variable in the environment and a dispatch mode would import it
 from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode

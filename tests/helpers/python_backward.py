@@ -74,8 +74,9 @@ def _apply(node, sums):
     edges = []
     for (following, number), value in zip(node.next_functions, outs, strict=False):
         if following is not None:
-            shared = _is_leaf(following) and uses[id(value)] > 1  # the gradient of a leaf is the leaf's alone
-            edges.append((following, number, value.clone() if shared else value))
+            shared = _is_leaf(following) and uses[id(value)] > 1
+            shared = shared and tuple(following._input_metadata[0].shape) == tuple(value.shape)
+            edges.append((following, number, value.clone() if shared else value))  # a leaf's gradient is its own
     return edges
 
 
