@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -151,6 +152,30 @@ def test_views_of_the_stream_pipeline_equal_those_of_the_batched_executor_on_the
             expected = augment_views(views, module.data.mean, module.data.std, torch.float32)
             assert all(torch.equal(u, on_host(v)) for u, v in zip(expected, made, strict=True))
     assert len(batches) == 2
+
+
+def test_evaluation_views_that_threads_make_equal_those_on_the_cpu():
+    def views(device):
+        module = build_pipeline("memory", read(), SPECS, 8, 0, 2, None, device.type)
+        batches = itertools.islice(module.eval_dataloader("val", device), 4)
+        return torch.cat([on_host(batch.views[0]) for batch in batches])
+
+    with pretended_cuda() as device:
+        made = views(CUDA)
+    assert torch.equal(made, views(torch.device("cpu")))
+    assert not device.waits
+
+
+def test_pinned_memory_stays_where_it_is():
+    with pretended_cuda():
+        pinned, ordinary = torch.empty(3, pin_memory=True), torch.ones(3)
+        assert pinned.isnan().all()
+        assert pinned.pin_memory() is pinned
+        assert pinned[:2].pin_memory().data_ptr() == pinned.data_ptr()
+        copied = ordinary.pin_memory()
+        assert copied.is_pinned()
+        assert not ordinary.is_pinned()
+        assert copied.data_ptr() != ordinary.data_ptr()
 
 
 def test_gpu_weights_are_channels_last_and_checkpoints_contiguous(tmp_path):

@@ -155,7 +155,10 @@ class CountLaunches(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        if func._schema.name not in NO_KERNEL and not is_view(func):
-            self.count += any(isinstance(x, torch.Tensor) for x in tree_leaves(out))
+        schema = func._schema
+        out = (
+            None if schema.name.startswith("aten::_fused_") else func(*args, **kwargs or {})
+        )  # it knows no fake tensor
+        if schema.name not in NO_KERNEL and not is_view(func):
+            self.count += schema.is_mutable or any(isinstance(x, torch.Tensor) for x in tree_leaves(out))
         return out

@@ -130,11 +130,11 @@ class Device:
             kwargs["pin_memory"] = False
         with torch._C.DisableTorchFunctionSubclass():
             out = _compute(func, name, args, kwargs)
+        if name in EMPTY and out.is_floating_point():
+            out.fill_(torch.nan)  # who reads what nobody wrote shall see it
         if pinned:
             out._pinned = True
             return out
-        if name in EMPTY and out.is_floating_point():
-            out.fill_(torch.nan)  # who reads what nobody wrote shall see it
         if name == "aten::copy_" and not isinstance(tensors[0], OnCuda):
             return tensors[0]
         if not (to_cuda if target is not None else ours and name != "aten::_local_scalar_dense"):
@@ -345,6 +345,8 @@ def record_stream(self, stream):
 
 
 def pin_memory(self, *_):
+    if is_pinned(self):  # torch returns what is pinned already: threads may still write into it
+        return self
     out = self.clone()
     out._pinned = True
     return out
