@@ -27,6 +27,7 @@ from tests.helpers.short_training import VARIANTS, largest_difference, moved_by_
 from utils.errors import Interrupted
 from utils.files import read_json
 
+CUDA1 = torch.device("cuda", 1)
 # Where a training step may wait for the device, with the reason.
 GRAD_SCALER = {
     "runs/precision.py": "16-mixed: whether the step was skipped decides if teacher, queue and learning rate move",
@@ -119,6 +120,30 @@ def test_step_with_a_pipeline_does_not_wait(tmp_path, method, pipeline, precisio
     with pretended_cuda() as device:
         run = train(tmp_path, method, "--precision", precision, device=device, pipeline=pipeline)
     assert_waits_only_in(run, *([GRAD_SCALER] if precision == "16-mixed" else []))
+
+
+@pytest.mark.parametrize(
+    ("method", "pipeline"), [("nnclr", "memory"), pytest.param("byol", "stream", marks=pytest.mark.slow)]
+)
+def test_run_on_the_second_gpu_asks_nothing_of_the_first(tmp_path, method, pipeline):
+    with pretended_cuda(index=1) as device:
+        run = train(tmp_path, method, "--precision", "bf16-mixed", device=device, pipeline=pipeline)
+    assert device.current == 1, "torch.cuda.set_device was told"
+    assert len(run.losses) == 4
+    assert_waits_only_in(run)
+
+
+def test_the_second_device_refuses_what_belongs_to_the_first():
+    with pretended_cuda(index=1) as device:
+        for place in ("cuda", "cuda:0", 0):
+            with pytest.raises(RuntimeError, match="cuda:0 is asked for by a process that computes on cuda:1"):
+                torch.ones(2).to(place)
+        with pytest.raises(RuntimeError, match="cuda:0 is asked for"):
+            torch.cuda.Stream(torch.device("cuda", 0))
+        torch.cuda.set_device(device.cuda)
+        assert torch.cuda.current_device() == 1
+        made = torch.ones(2, device=CUDA1), torch.ones(2).cuda(1), torch.zeros(2).to(CUDA1)
+        assert {x.device for x in (*made, made[0].new_ones(3), made[1] + made[2])} == {CUDA1}
 
 
 SPECS = [ViewSpec(32, count=2, blur=0.5, solarize=0.3), ViewSpec(20, blur=0.1)]

@@ -33,7 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.helpers.pretended_cuda import NO_KERNEL, is_view
+from tests.helpers.cuda_operators import NO_KERNEL, is_view
 from tests.helpers.python_backward import grad
 
 H100 = types.SimpleNamespace(
