@@ -178,7 +178,7 @@ def train(
     device: the pretended one, None for the CPU. pipeline: makes as many batches of the digits instead. overflow: the
     steps whose gradients are made infinite. at_end: called while method and optimizers are still on the device.
     """
-    where, accelerator = (("--gpus", "0"), "cuda") if device else (("--accelerator", "cpu"), "cpu")
+    where, accelerator = (("--gpus", str(device.cuda.index)), "cuda") if device else (("--accelerator", "cpu"), "cpu")
     words = ("--batch_size", str(BATCH_SIZE), "--epochs", "1", "--log_every", "1000", "--num_workers", "0", *words)
     torch.manual_seed(0)
     args, plan = plan_of(name, *where, *words)
@@ -194,7 +194,7 @@ def train(
         specs = view_specs(plan.views, method.large_views)
         module = build_pipeline(pipeline, read(), specs, BATCH_SIZE, plan.seed, 0, None, accelerator)
     else:
-        target = torch.device(accelerator, 0)
+        target = device.cuda if device else torch.device("cpu")
         ready, augmented = (
             [to_device(b, target) for b in random_batches(method, numbers)] for numbers in (batches, [0])
         )
