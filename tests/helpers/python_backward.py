@@ -30,7 +30,8 @@ def backward(self, gradient=None, retain_graph=None, create_graph=False, inputs=
             for (following, number), grad in zip(node.next_functions, outs, strict=False):
                 if following is None:
                     continue
-                if grad is not None:
+                if grad is not None:  # that of a bias has rows, of which two uses may have unequally many
+                    grad = _fitting(grad, following._input_metadata[number], following)
                     before = gradients[following].get(number)
                     gradients[following][number] = grad if before is None else before + grad
                 needs[following] -= 1
