@@ -64,9 +64,8 @@ class Method(LightningModule):
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__()
         if plan.views.small_views and not self.supports_small_views:
-            raise UserError(
-                f"--small_views {plan.views.small_views}: {self.no_small_views_reason}; remove --small_views"
-            )
+            reason = self.no_small_views_reason
+            raise UserError(f"--small_views {plan.views.small_views}: {reason}; remove --small_views")
         refuse_wrong_bf16_gradients(backbone, plan.views.sizes, plan.hardware.precision, plan.hardware.accelerator)
         self.args, self.plan = args, plan
         self.backbone = backbone
