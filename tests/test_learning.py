@@ -23,6 +23,7 @@ from utils.files import read_metrics
 pytestmark = pytest.mark.slow
 FOLDERS = os.environ.get("CIFAR10_FOLDERS", "")
 BACKBONE = "test_resnet.r160_in1k"  # 0.4 million weights: some 1,000 images a second on one core
+TEACHER = "resnet10t"  # 4.9 million weights
 SEEDS = (0, 1, 2)
 NOISE = 1.2  # standard deviation of kNN over seeds, in points
 MARGIN = 3.0  # smallest gain of kNN in points; on 2,000 images one point is chance
@@ -89,8 +90,8 @@ def teacher(seed: int, folder: Path, cifar: list[str]) -> list[str]:
     run = folder / "teachers" / f"r{seed}"
     if not run.exists():
         case = next(case for case in CASES if case.startswith("simclr --hidden"))
-        learn([*case.split(), "--stem", "imagenet"], 10, seed, run.parent, cifar, "resnet18")
-    return ["--teacher", "resnet18", "--teacher_weights", str(run)]
+        learn([*case.split(), "--stem", "imagenet"], 10, seed, run.parent, cifar, TEACHER)
+    return ["--teacher", TEACHER, "--teacher_weights", str(run)]
 
 
 def learn(
