@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from utils.arg_types import Rule
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank
 from utils.errors import UserError
@@ -41,13 +42,15 @@ class Method(LightningModule):
 
     large_views: number of large views of an image that the method takes. supports_small_views: whether it takes small
     views too; no_small_views_reason: why not, for the error. num_choices: where the loss is a cross-entropy, among how
-    many choices; a network that knows nothing has the logarithm of it.
+    many choices; a network that knows nothing has the logarithm of it. flag_rules: flags of the method that have no
+    effect without another one.
     """
 
     large_views = 2
     supports_small_views: bool = True
     no_small_views_reason: str = ""
     num_choices: int | None = None
+    flag_rules: tuple[Rule, ...] = ()
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
@@ -100,6 +103,10 @@ class Method(LightningModule):
     def param_group_rules(self) -> dict[str, ParamGroupRule]:
         """What the optimizer does otherwise with parameters whose names begin with a prefix; "" for all of them."""
         return {}
+
+    def notes(self) -> list[str]:
+        """Remarks on the settings, printed before training."""
+        return []
 
     @property
     def epoch(self) -> float:

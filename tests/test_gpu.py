@@ -22,6 +22,7 @@ from tests.helpers.runs import assert_same_run
 from utils.files import read_metrics
 from utils.hardware import usable_cores
 
+NETWORK = "resnet18"  # of the runs; tests/test_pretended_gpu.py takes a smaller one
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -31,7 +32,7 @@ pytestmark = [
 def command(method):
     """The words of a run of a method on the digits, without those of its length and hardware."""
     queue = ["--queue_size", "300"] if "--queue_size" in flags_of(method) else []
-    return ["digits", *backbone_words(method, "resnet18"), "--method", method, *small(method, *queue)]
+    return ["digits", *backbone_words(method, NETWORK), "--method", method, *small(method, *queue)]
 
 
 @pytest.mark.parametrize("size", [32, 96, 224])

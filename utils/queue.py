@@ -73,6 +73,17 @@ class FeatureQueue(StepModule):
         best = [(chunk @ self.rows.T).max(dim=1) for chunk in chunks]
         return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
 
+    @full_precision
+    @torch.no_grad()
+    def nearest_several(self, z: Tensor, k: int, max_similarities: int = 2**26) -> tuple[Tensor, Tensor]:
+        """`nearest`, but the k rows with the largest cosines: (N, k) positions and cosines, the nearest one first."""
+        if k == 1:
+            index, cosine = self.nearest(z, max_similarities)
+            return index[:, None], cosine[:, None]
+        chunks = z.split(max(1, max_similarities // len(self.rows)))
+        best = [(chunk @ self.rows.T).topk(k, dim=1) for chunk in chunks]
+        return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+
     def metrics(self) -> dict[str, Tensor]:
         """Logged state of the queue. queue_fill: share of rows that came from images; queue_age: their mean age."""
         real = self.age >= 0

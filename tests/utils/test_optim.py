@@ -10,7 +10,7 @@ from torch import nn
 from methods import METHODS
 from runs.trainer import deterministic_algorithms
 from tests.helpers.commands import build_method, plan_of
-from tests.helpers.method_cases import backbone_of
+from tests.helpers.method_cases import backbone_of, is_frozen
 from tests.helpers.networks import Flat
 from utils.errors import UserError
 from utils.optim import (
@@ -29,8 +29,8 @@ from utils.optim import (
 
 
 def method(name="simclr", *words):
-    backbone = backbone_of(name, lambda: Flat(12), size=2, patch=1, dim=6)
-    return build_method(name, backbone, 6, "--batch_size", "16", *words)
+    backbone = backbone_of(name, lambda: Flat(12, 8), size=2, patch=1, dim=8)
+    return build_method(name, backbone, 8, "--batch_size", "16", *words)
 
 
 def groups_of(module):
@@ -43,14 +43,16 @@ def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights(name)
     groups = groups_of(module)
     owner = {id(p): g for g in groups for p in g["params"]}
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    assert all((".teacher." in key) != (key in trained) for key, _ in module.named_parameters())
+    assert all(is_frozen(name, key) != (key in trained) for key, _ in module.named_parameters())
+    exempt = no_weight_decay_names(module)
     assert len(owner) == sum(len(g["params"]) for g in groups) == len(trained)
     for key, p in trained.items():
         group = owner[id(p)]
         if key.startswith("probe."):
             assert (group["lr"], group["weight_decay"]) == (module.plan.probe_lr, 0), key
         else:
-            assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, 0.5 if p.ndim > 1 else 0), key
+            decay = 0.5 if p.ndim > 1 and key not in exempt else 0
+            assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, decay), key
 
 
 def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():

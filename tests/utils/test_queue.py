@@ -121,3 +121,15 @@ def test_discard_forgets_the_pending_rows():
     queue.after_optimizer_step()
     for k, v in queue.state_dict().items():
         assert torch.equal(before[k], v), k
+
+
+@pytest.mark.parametrize("max_similarities", [1, 50, 2**26])
+def test_nearest_several_are_the_largest_cosines_in_order(max_similarities):
+    queue = FeatureQueue(40, 5, 3).double()
+    z = F.normalize(torch.randn(7, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)), dim=1)
+    for k in (1, 3, 40):
+        index, similarity = queue.nearest_several(z, k, max_similarities)
+        for i in range(7):
+            cosines = [float(z[i] @ row) for row in queue.rows]
+            assert index[i].tolist() == sorted(range(40), key=cosines.__getitem__, reverse=True)[:k]
+            assert similarity[i].tolist() == pytest.approx(sorted(cosines, reverse=True)[:k], abs=1e-12)
