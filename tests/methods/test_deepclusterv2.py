@@ -178,7 +178,7 @@ def test_a_resumed_run_clusters_as_one_that_was_not_interrupted():
 
 
 def two_epochs_on_a_rank(rank, world):
-    """Rows that the first pass took on this rank, and the state after an epoch of one batch and a clustering."""
+    """Rows that the first pass took on this rank, and the state after an epoch of one batch and another clustering."""
     method = build(batch_size=12 // world)
     synchronize_batch_norm(method, on_cuda=False)
     method.on_train_epoch_start()
