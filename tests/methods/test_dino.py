@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from runs.checkpoint import WEIGHTS, CheckpointCallback
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch
 
@@ -110,3 +112,15 @@ def test_drop_path_of_the_teacher_is_off():
     method = build_method("dino", backbone, 6, *SMALL)
     assert method.backbone[1].drop_prob == 0.5
     assert method.eval_backbone()[1].drop_prob == 0.0
+
+
+def test_exported_backbone_is_the_teacher(tmp_path):
+    method = build()
+    checkpoint = {"state_dict": method.state_dict(), "epochs": 1, "global_step": 2}
+    method.on_save_checkpoint(checkpoint)
+    CheckpointCallback(tmp_path, {})._write_backbone(checkpoint)
+    exported = load_file(tmp_path / WEIGHTS)
+    teacher = method.teacher_backbone.teacher.state_dict()
+    assert exported.keys() == teacher.keys() == method.backbone.state_dict().keys()
+    assert all(torch.equal(value, teacher[name]) for name, value in exported.items())
+    assert not torch.equal(exported["layers.1.weight"], method.backbone.layers[1].weight)

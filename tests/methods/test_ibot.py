@@ -12,6 +12,7 @@ from tests.helpers.networks import Flat, random_views
 from utils import row_chunks
 from utils.batch import Batch
 from utils.errors import UserError
+from utils.files import EVAL_BACKBONE
 from utils.koleo import koleo_loss
 
 SMALL = ["--batch_size", "6", "--num_prototypes", "12", "--large_size", "16"]
@@ -168,3 +169,12 @@ def test_what_cannot_be_masked_is_an_error():
         build_method("ibot", Flat(12), 6, *SMALL)
     with pytest.raises(UserError, match=r"^--mask_ratio 0.5 0.1: .* swap them$"):
         build_method("ibot", backbone(), 64, *SMALL, "--mask_ratio", "0.5", "0.1")
+
+
+def test_exported_backbone_is_the_teacher():
+    method, checkpoint = build(), {}
+    method.on_save_checkpoint(checkpoint)
+    prefix = checkpoint[EVAL_BACKBONE]
+    names = {name.removeprefix(prefix) for name in method.state_dict() if name.startswith(prefix)}
+    assert prefix == "teacher_backbone.teacher."
+    assert names == set(backbone().state_dict()), "the mask token is no part of the backbone"
