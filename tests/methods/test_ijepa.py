@@ -184,6 +184,12 @@ def test_impossible_settings_are_an_error(words, message):
         build(*words)
 
 
+def test_user_is_told_that_positions_are_fixed():
+    method = build()
+    assert any("position embedding" in note for note in method.notes())
+    assert not method.backbone.pos_embed.requires_grad
+
+
 def test_backbone_without_tokens_is_an_error():
     with pytest.raises(UserError, match="I-JEPA .* vision transformer"):
         build_method("ijepa", Flat(12), 6, *FLAGS)

@@ -182,6 +182,12 @@ def test_mask_ratio_that_leaves_no_or_all_patches_is_an_error(ratio, visible):
         build("--mask_ratio", ratio)
 
 
+def test_user_is_told_that_positions_are_fixed():
+    method = build()
+    assert any("position embedding" in note for note in method.notes())
+    assert not method.backbone.pos_embed.requires_grad
+
+
 def test_backbone_without_tokens_is_an_error():
     with pytest.raises(UserError, match="MAE .* vision transformer"):
         build_method("mae", Flat(12), 6, *FLAGS)
