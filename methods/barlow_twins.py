@@ -52,7 +52,7 @@ class BarlowTwins(Method):
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.2, weight_decay=1.5e-6, zero_init_residual=True)  # sec. 2.2
         # Views: sec. 2.2, which takes those of BYOL.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=8192, dim=8192, layers=3, source="sec. 2.2")
         parser.add_argument(

@@ -104,6 +104,10 @@ class Method(LightningModule):
         """What the optimizer does otherwise with parameters whose names begin with a prefix; "" for all of them."""
         return {}
 
+    def notes(self) -> list[str]:
+        """Remarks on the settings, printed before training."""
+        return []
+
     @property
     def epoch(self) -> float:
         """Epochs taken, with their fraction. A loss reads a `ScheduledValue` instead, which compiles once."""

@@ -46,7 +46,7 @@ class BYOL(Method):
         short = BYOL.length_defaults(SHORT_RUN)
         parser.set_defaults(optimizer="lars", lr=short["lr"], weight_decay=short["weight_decay"])
         # Views: app. B.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=4096, dim=256, layers=2, source="sec. 3.3")
         add_predictor_flags(parser, hidden=4096, source="sec. 3.3")

@@ -40,7 +40,7 @@ class ClusterFit(Method):
         # The strengths of the jitter, applied to every view, are those of VISSL, the authors' library.
         parser.set_defaults(
             optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
-            crop_scale=[0.08, 1.0], jitter=1.0, jitter_strengths=[0.4, 0.4, 0.4, 0.2], gray=0.0, blur=[0.0],
+            crop_scale=[0.08, 1.0], jitter=[1.0], jitter_strengths=[0.4, 0.4, 0.4, 0.2], gray=[0.0], blur=[0.0],
             solarize=[0.0],
         )  # fmt: skip
         parser.add_argument("--cluster_file", required=True, metavar="FILE",

@@ -18,6 +18,7 @@ from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
 from utils.row_chunks import map_row_chunks
 from utils.view_features import ViewFeatures, view_pairs
+from utils.vision_transformer import convolutional_notes
 
 
 @full_precision
@@ -67,7 +68,7 @@ class NNCLR(Method):
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 4.1
         # Views: sec. 4.1, which takes those of BYOL.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         parser.add_argument(
             "--temperature", type=positive_float, default=0.1, help="temperature of the softmax (sec. 4.1)"
@@ -90,6 +91,9 @@ class NNCLR(Method):
         self.projector = projector(args, dim, last_norm=True)
         self.predictor = predictor(args) if args.predictor else nn.Identity()
         self.queue = build_queue(args, plan, args.push_views)
+
+    def notes(self) -> list[str]:
+        return convolutional_notes("NNCLR", self.backbone)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         z = [self.projector(f) for f in feats.all]

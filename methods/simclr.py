@@ -79,7 +79,7 @@ class SimCLR(Method):
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 2.2 and app. B.6
         # Views: app. A.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.8, 0.8, 0.8, 0.2], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.8, 0.8, 0.8, 0.2], gray=[0.2],
                             blur=[0.5], solarize=[0.0])  # fmt: skip
         parser.add_argument(
             "--temperature", type=positive_float, default=0.1, help="temperature of the softmax (sec. 5.1)"

@@ -40,7 +40,7 @@ class SimSiam(Method):
     def add_args(parser: FlagGroup) -> None:
         # sec. 3, baseline settings
         parser.set_defaults(optimizer="sgd", lr=0.05, weight_decay=1e-4, scheduler="cosine", zero_init_residual=True)
-        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.4, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.4, 0.1], gray=[0.2],
                             blur=[0.5], solarize=[0.0])  # fmt: skip
         add_projector_flags(parser, hidden=2048, dim=2048, layers=3, source="sec. 3")
         add_predictor_flags(parser, hidden=512, source="sec. 3")

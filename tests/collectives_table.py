@@ -35,7 +35,7 @@ from methods.base import Method
 from methods.nnclr import nnclr_loss
 from methods.simclr import nt_xent, supcon
 from tests.helpers.collectives import Collective, CountCollectives
-from tests.helpers.commands import clusters_file
+from tests.helpers.commands import TEACHER, clusters_file, construct, teacher_file
 from tests.helpers.images import read
 from tests.helpers.memory import PeakMemory
 from tests.helpers.method_cases import case_of
@@ -53,14 +53,15 @@ WIDTH = 128  # of an embedding in the second table
 def build(case: str) -> Method:
     """The method on ResNet-50 as its flags' defaults make it, for 1000 classes or clusters."""
     name, *words = case.split()
-    clusters = ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
+    files = ["--teacher", TEACHER, "--teacher_weights", teacher_file()] if name == "distill" else []
+    files += ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
     vit = case_of(name).transformer
     network = ["vit_small_patch16_224", "--large_size", "224"] if vit else ["resnet50", "--stem", "imagenet"]
     argv = ["digits", *network, "--batch_size", str(IMAGES), "--precision", "32"]
-    args = parse_pretraining([*argv, "--method", name, *words, *clusters], METHODS, DATASETS)
+    args = parse_pretraining([*argv, "--method", name, *words, *files], METHODS, DATASETS)
     stem = choose_stem(args.stem, args.backbone, args.large_size)
     plan = resolve(args, TrainingSet("digits", 1438, 1438, 1000, read().train.fingerprint()), stem)
-    return METHODS[name](method_args(args, METHODS), plan, *build_backbone(plan.backbone, *plan.views.sizes))
+    return construct(method_args(args, METHODS), plan, *build_backbone(plan.backbone, *plan.views.sizes))
 
 
 @contextmanager

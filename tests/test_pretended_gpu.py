@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from tests.helpers.short_training import VARIANTS, largest_difference, moved_by_
 from utils.errors import Interrupted
 from utils.files import read_json
 
+CUDA1 = torch.device("cuda", 1)
 # Where a training step may wait for the device, with the reason.
 GRAD_SCALER = {
     "runs/precision.py": "16-mixed: whether the step was skipped decides if teacher, queue and learning rate move",
@@ -122,6 +124,30 @@ def test_step_with_a_pipeline_does_not_wait(tmp_path, method, pipeline, precisio
     assert_waits_only_in(run, *([GRAD_SCALER] if precision == "16-mixed" else []))
 
 
+@pytest.mark.parametrize(
+    ("method", "pipeline"), [("nnclr", "memory"), pytest.param("byol", "stream", marks=pytest.mark.slow)]
+)
+def test_run_on_the_second_gpu_asks_nothing_of_the_first(tmp_path, method, pipeline):
+    with pretended_cuda(index=1) as device:
+        run = train(tmp_path, method, "--precision", "bf16-mixed", device=device, pipeline=pipeline)
+    assert device.current == 1, "torch.cuda.set_device was told"
+    assert len(run.losses) == 4
+    assert_waits_only_in(run)
+
+
+def test_the_second_device_refuses_what_belongs_to_the_first():
+    with pretended_cuda(index=1) as device:
+        for place in ("cuda", "cuda:0", 0):
+            with pytest.raises(RuntimeError, match="cuda:0 is asked for by a process that computes on cuda:1"):
+                torch.ones(2).to(place)
+        with pytest.raises(RuntimeError, match="cuda:0 is asked for"):
+            torch.cuda.Stream(torch.device("cuda", 0))
+        torch.cuda.set_device(device.cuda)
+        assert torch.cuda.current_device() == 1
+        made = torch.ones(2, device=CUDA1), torch.ones(2).cuda(1), torch.zeros(2).to(CUDA1)
+        assert {x.device for x in (*made, made[0].new_ones(3), made[1] + made[2])} == {CUDA1}
+
+
 SPECS = [ViewSpec(32, count=2, blur=0.5, solarize=0.3), ViewSpec(20, blur=0.1)]
 
 
@@ -153,6 +179,30 @@ def test_views_of_the_stream_pipeline_equal_those_of_the_batched_executor_on_the
             expected = augment_views(views, module.data.mean, module.data.std, torch.float32)
             assert all(torch.equal(u, on_host(v)) for u, v in zip(expected, made, strict=True))
     assert len(batches) == 2
+
+
+def test_evaluation_views_that_threads_make_equal_those_on_the_cpu():
+    def views(device):
+        module = build_pipeline("memory", read(), SPECS, 8, 0, 2, None, device.type)
+        batches = itertools.islice(module.eval_dataloader("val", device), 4)
+        return torch.cat([on_host(batch.views[0]) for batch in batches])
+
+    with pretended_cuda() as device:
+        made = views(CUDA)
+    assert torch.equal(made, views(torch.device("cpu")))
+    assert not device.waits
+
+
+def test_pinned_memory_stays_where_it_is():
+    with pretended_cuda():
+        pinned, ordinary = torch.empty(3, pin_memory=True), torch.ones(3)
+        assert pinned.isnan().all()
+        assert pinned.pin_memory() is pinned
+        assert pinned[:2].pin_memory().data_ptr() == pinned.data_ptr()
+        copied = ordinary.pin_memory()
+        assert copied.is_pinned()
+        assert not ordinary.is_pinned()
+        assert copied.data_ptr() != ordinary.data_ptr()
 
 
 def test_gpu_weights_are_channels_last_and_checkpoints_contiguous(tmp_path):
@@ -283,12 +333,18 @@ def test_evaluations_on_the_device_give_the_scores_of_the_cpu(tmp_path, monkeypa
     assert cuda == pytest.approx(cpu, rel=0.01, abs=1.0)
 
 
+@pytest.fixture
+def small_network(monkeypatch):
+    """The runs of the GPU tests have a small network: a ResNet-18 takes minutes of a CPU and shows no more here."""
+    monkeypatch.setattr(test_gpu, "NETWORK", TINY[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [[], ["--pipeline", "torchvision"], ["--pipeline", "stream"], ["--precision", "16-mixed"]]
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_run_of_the_gpu_tests_learns(tmp_path, method, more):
+def test_run_of_the_gpu_tests_learns(tmp_path, small_network, method, more):
     with pretended_cuda():
         test_gpu.test_run_learns(tmp_path, method, more)
 
@@ -304,6 +360,6 @@ def test_gpu_tests_of_views_and_memory_pass():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_deterministic_run_of_the_gpu_tests_can_be_repeated(tmp_path, method):
+def test_deterministic_run_of_the_gpu_tests_can_be_repeated(tmp_path, small_network, method):
     with pretended_cuda():
         test_gpu.test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method)

@@ -34,7 +34,12 @@ OWN_WORDS = {  # words that only these rooms may use in a string: commands, and 
 }
 FILES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))
 MAINS = sorted(ROOT.glob("main_*.py"))
-DEFINE_FLAGS_OF_METHODS = {"utils/heads.py", "utils/nearest_neighbours.py"}  # those that several methods share
+DEFINE_FLAGS_OF_METHODS = {  # those that several methods share
+    "utils/heads.py",
+    "utils/masked_views.py",
+    "utils/nearest_neighbours.py",
+    "utils/self_distillation.py",
+}
 SPECIAL_BUDGETS = {"methods/base.py": 250, "main_contrastive.py": 80, "main_linear.py": 100}
 
 

@@ -48,18 +48,21 @@ def _times_golden(part: int | Tensor) -> int | Tensor:
     """(part + 1) * GOLDEN modulo 2**64."""
     if isinstance(part, int):
         return _signed((part + 1) * GOLDEN % 2**64)
-    return (part + 1) * _signed(GOLDEN)
+    product: Tensor = (part + 1) * _signed(GOLDEN)
+    return product
 
 
 def _mix(x: Tensor) -> Tensor:
     for shift, factor in zip(SHIFTS, FACTORS, strict=False):
         x = (x ^ _shift_right(x, shift)) * _signed(factor)
-    return x ^ _shift_right(x, SHIFTS[-1])
+    mixed: Tensor = x ^ _shift_right(x, SHIFTS[-1])
+    return mixed
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
     """Shift the 64 bits of int64 numbers to the right and fill with zeros, as for unsigned ones."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    shifted: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
 
 
 def _signed(x: int) -> int:

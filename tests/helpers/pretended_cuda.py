@@ -12,13 +12,12 @@ nobody has written to is NaN.
 
 It cannot show: races between streams (streams and events exist and order nothing) and memory that the allocator gives
 away too early; the use of memory; cuDNN, cuBLAS and their rounding in half precision; torch.compile and CUDA graphs;
-several devices, NCCL and hooks of autograd such as DDP's; DALI; and any time. One launch is one call of an operator of
-ATen: a foreach call may be several kernels, and an operator such as `mean` more than one. Bytes are those of the
-operands and results of each call, as if nothing stayed in a cache.
+several devices in one process, NCCL and hooks of autograd such as DDP's; DALI; and any time. One launch is one call of
+an operator of ATen: a foreach call may be several kernels, and an operator such as `mean` more than one. Bytes are
+those of the operands and results of each call, as if nothing stayed in a cache.
 """
 
 import contextlib
-import functools
 import os
 import sys
 import threading
@@ -31,6 +30,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from tests.helpers import cuda_operators
+from tests.helpers.cuda_operators import ASSIGNMENTS, EMPTY, HALVES, NO_KERNEL, has_cuda_kernel, is_view
 from tests.helpers.python_backward import backward
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -38,23 +39,6 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = tuple(f"{ROOT}/{part}" for part in ("backbones", "bench", "cli", "data", "evaluation", "main_", "methods",
                                            "runs", "utils"))  # fmt: skip
 aten = torch.ops.aten
-
-# Operators whose kernels read a number back to the host (ATen/native/cuda, and callers of cuDNN and cuSOLVER).
-WAITS = {
-    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim",
-    "aten::unique_consecutive", "aten::unique_dim_consecutive", "aten::equal", "aten::is_nonzero", "aten::bincount",
-    "aten::_linalg_eigh", "aten::_linalg_svd", "aten::linalg_eig", "aten::_linalg_check_errors", "aten::histc",
-    "aten::repeat_interleave.Tensor", "aten::allclose", "aten::linalg_lstsq",
-}  # fmt: skip
-TWO_DEVICES = {"aten::_to_copy", "aten::copy_", "aten::_foreach_copy_", "aten::index", "aten::index_put",
-               "aten::index_put_", "aten::_index_put_impl_", "aten::_has_compatible_shallow_copy_type"}  # fmt: skip
-SCALARS_FROM_HOST = ("aten::_foreach", "aten::fill", "aten::_amp", "aten::where", "aten::index_put", "aten::lift")
-EMPTY = {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
-NO_KERNEL = EMPTY | {"aten::detach", "aten::alias", "aten::_unsafe_view", "aten::_reshape_alias"}
-LOOK_UPS = {"aten::index", "aten::index_select", "aten::gather", "aten::embedding"}  # read what they return
-ASSIGNMENTS = {"aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
-MASKS = (torch.bool, torch.uint8)
-HALVES = (torch.float16, torch.bfloat16)
 _device = None  # the device, while `pretended_cuda` is entered
 
 
@@ -68,7 +52,7 @@ class OnCuda(torch.Tensor):
         assert not isinstance(values, OnCuda)
         x = torch.Tensor._make_wrapper_subclass(
             cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
-            layout=values.layout, device=CUDA, requires_grad=False,
+            layout=values.layout, device=_device.cuda, requires_grad=False,
         )  # fmt: skip
         x.values = values
         return x
@@ -101,11 +85,12 @@ class Device:
     """Computes every operator, and counts.
 
     waits: Counter of (stream, what, file:line), the stream being "training" or "side". launches: Counter of (stream,
-    operator). bytes: stream -> what these launches read and wrote.
+    operator). bytes: stream -> what these launches read and wrote. cuda: where its tensors are; current: what
+    `torch.cuda.set_device` was told.
     """
 
-    def __init__(self):
-        self.lock = threading.RLock()
+    def __init__(self, index=0):
+        self.lock, self.cuda, self.current = threading.RLock(), torch.device("cuda", index), 0
         self.reset()
 
     def reset(self):
@@ -121,6 +106,7 @@ class Device:
         to_cuda, pinned = target is not None and target.type == "cuda", kwargs.get("pin_memory")
         if not ours and not to_cuda and not pinned:
             return func(*args, **kwargs)
+        self.refuse_another(target)
         _refuse(func, name, tensors, ours, args)
         self._count_wait(func, name, args, kwargs, tensors, ours, target)
         args, kwargs = tree_unflatten([x.values if isinstance(x, OnCuda) else x for x in flat], spec)
@@ -130,11 +116,11 @@ class Device:
             kwargs["pin_memory"] = False
         with torch._C.DisableTorchFunctionSubclass():
             out = _compute(func, name, args, kwargs)
+        if name in EMPTY and out.is_floating_point():
+            out.fill_(torch.nan)  # who reads what nobody wrote shall see it
         if pinned:
             out._pinned = True
             return out
-        if name in EMPTY and out.is_floating_point():
-            out.fill_(torch.nan)  # who reads what nobody wrote shall see it
         if name == "aten::copy_" and not isinstance(tensors[0], OnCuda):
             return tensors[0]
         if not (to_cuda if target is not None else ours and name != "aten::_local_scalar_dense"):
@@ -144,25 +130,36 @@ class Device:
         self._count_launch(func, name, ours, out)
         return out
 
+    def refuse_another(self, device):
+        """Raise where a tensor or stream is asked for on a GPU that belongs to another process."""
+        if device is None or (device := torch.device(device)).type != "cuda":
+            return
+        if (index := device.index or 0) != self.cuda.index:
+            raise RuntimeError(f"cuda:{index} is asked for by a process that computes on {self.cuda}")
+
+    def set_current(self, device):
+        self.current = torch.device("cuda", device).index if isinstance(device, int) else torch.device(device).index
+
     def _count_launch(self, func, name, ours, out):
         if name in NO_KERNEL or is_view(func):
             return
         written = {id(x): x for x in tree_flatten(out)[0] if isinstance(x, OnCuda)}
-        read = {id(x): x for x in (ours[1:] if name in LOOK_UPS | ASSIGNMENTS else ours)}
+        looks_up = name in cuda_operators.LOOK_UPS
+        read = {id(x): x for x in (ours[1:] if looks_up or name in ASSIGNMENTS else ours)}
         moved = sum(x.nbytes for x in read.values())
         moved += sum(
             x.nbytes for x in read.values() if name in ASSIGNMENTS and x.dtype not in (torch.int64, torch.bool)
         )
-        moved += sum(x.nbytes for x in written.values()) * (2 if name in LOOK_UPS else 1) * (name not in ASSIGNMENTS)
+        moved += sum(x.nbytes for x in written.values()) * (1 + looks_up) * (name not in ASSIGNMENTS)
         with self.lock:
             self.launches[stream_name(), name] += 1
             self.bytes[stream_name()] += moved
 
     def _count_wait(self, func, name, args, kwargs, tensors, ours, target):
-        if name in WAITS or f"{name}.{func._schema.overload_name}" in WAITS:
+        if name in cuda_operators.WAITS or f"{name}.{func._schema.overload_name}" in cuda_operators.WAITS:
             self.wait(name)
         elif name == "aten::_to_copy" and target is not None and tensors:
-            self._count_copy(CUDA if ours else CPU, target, tensors[0], kwargs.get("non_blocking"), None)
+            self._count_copy(self.cuda if ours else CPU, target, tensors[0], kwargs.get("non_blocking"), None)
         elif name == "aten::copy_" and len(ours) == 1 and len(tensors) == 2:
             to, source = tensors
             no_wait = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
@@ -172,7 +169,7 @@ class Device:
 
     def _count_copy(self, source, target, values, no_wait, to):
         """A copy between devices waits unless `no_wait` is asked for and the memory of the host is pinned."""
-        if source == target:
+        if source.type == target.type:
             return
         host = values if target.type == "cuda" else to  # Tensor.to makes memory that is not pinned
         if not no_wait or host is None or not is_pinned(host):
@@ -180,7 +177,7 @@ class Device:
             self.wait(f"copy to {target.type} {how}")
 
     def _count_indices(self, name, args, indices):
-        if any(i.dtype in MASKS for i in indices):
+        if any(i.dtype in cuda_operators.MASKS for i in indices):
             is_fill = name != "aten::index" and args[2].numel() == 1 and len(indices) == 1  # it becomes masked_fill
             if not is_fill:
                 self.wait(f"{name} by a mask")
@@ -196,9 +193,9 @@ class Device:
 def _refuse(func, name, tensors, ours, args):
     """Raise what CUDA would."""
     others = [t for t in tensors if not isinstance(t, OnCuda)]
-    if ours and others and name not in TWO_DEVICES:
+    if ours and others and name not in cuda_operators.TWO_DEVICES:
         scalars = all(t.dim() == 0 for t in others)
-        if not scalars or not (torch.Tag.pointwise in func.tags or name.startswith(SCALARS_FROM_HOST)):
+        if not scalars or not (torch.Tag.pointwise in func.tags or name.startswith(cuda_operators.SCALARS_FROM_HOST)):
             raise RuntimeError(f"{name}: Expected all tensors to be on the same device, but found cuda:0 and cpu!")
     if name in ASSIGNMENTS | {"aten::index"} and not isinstance(args[0], OnCuda):
         raise RuntimeError(f"{name}: indices should be on the same device as the indexed tensor (cpu)")
@@ -228,20 +225,6 @@ def _compute(func, name, args, kwargs):
         args, kwargs = tree_map_only(torch.Tensor, lambda t: t.float() if t.dtype in HALVES else t, (args, kwargs))
         out = func(*args, **kwargs)
         return tree_map_only(torch.Tensor, lambda t: t.to(half) if t.dtype == torch.float32 else t, out)
-
-
-@functools.cache
-def has_cuda_kernel(func):
-    """Whether this build of torch has a CUDA kernel of the operator; a build for CPUs cannot say, and says yes."""
-    if torch.version.cuda is None:
-        return True
-    name = func._schema.name + (f".{func._schema.overload_name}" if func._schema.overload_name else "")
-    has = torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA")
-    return has or torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
-
-
-def is_view(func):
-    return any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
 
 
 def where():
@@ -277,8 +260,12 @@ def _enter_thread(stack):
 class Stream:
     """torch.cuda.Stream: it orders nothing. waited_for: the streams that it was told to wait for."""
 
+    device = property(lambda self: _device.cuda)
+
     def __init__(self, device=None, priority=0, **_):
-        self.device, self.waited_for = CUDA, []
+        self.waited_for = []
+        if device is not None:
+            _device.refuse_another(device)
 
     def record_event(self, event=None):
         event = event or Event()
@@ -318,6 +305,8 @@ _default = Stream()
 
 
 def current_stream(device=None):
+    if device is not None:
+        _device.refuse_another(device)
     return getattr(_local, "stream", _default)
 
 
@@ -345,6 +334,8 @@ def record_stream(self, stream):
 
 
 def pin_memory(self, *_):
+    if is_pinned(self):  # torch returns what is pinned already: threads may still write into it
+        return self
     out = self.clone()
     out._pinned = True
     return out
@@ -365,11 +356,12 @@ def _stubs():
     """Names of torch.cuda and what stands for them."""
     name = "a pretended CUDA device"
     properties = types.SimpleNamespace(name=name, total_memory=80 * 2**30, major=9, minor=0, multi_processor_count=132)
-    nothing = dict.fromkeys(("_lazy_init", "set_device", "empty_cache", "reset_peak_memory_stats", "manual_seed_all",
+    nothing = dict.fromkeys(("_lazy_init", "empty_cache", "reset_peak_memory_stats", "manual_seed_all",
                              "manual_seed"), lambda *_: None)  # fmt: skip
     return nothing | {
-        "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1,
-        "current_device": lambda: 0, "device": lambda *_: contextlib.nullcontext(),
+        "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: _device.cuda.index + 1,
+        "current_device": lambda: _device.current, "set_device": lambda device: _device.set_current(device),
+        "device": lambda *_: contextlib.nullcontext(),
         "mem_get_info": lambda *_: (70 * 2**30, 80 * 2**30), "get_device_name": lambda *_: name,
         "get_device_capability": lambda *_: (9, 0), "get_device_properties": lambda *_: properties,
         "is_bf16_supported": lambda *_, **__: True, "synchronize": lambda *_: _device.wait("torch.cuda.synchronize"),
@@ -379,10 +371,14 @@ def _stubs():
 
 
 @contextlib.contextmanager
-def pretended_cuda():
-    """The device, for this thread and for those that enter `torch.cuda.stream`; see the docstring of the module."""
+def pretended_cuda(index=0):
+    """The device, for this thread and for those that enter `torch.cuda.stream`; see the docstring of the module.
+
+    index: its number. Devices of lower numbers belong to other processes: what is asked for there is refused. Without a
+    number "cuda" is cuda:0, whatever `torch.cuda.set_device` was told: torch asks a driver that is not here.
+    """
     global _device
-    _device = Device()
+    _device = Device(index)
     foreach = [torch.Tensor, torch.nn.Parameter, OnCuda]
     torch._C._ensureCUDADeviceGuardSet()
     patches = [(torch.cuda, name, stub) for name, stub in _stubs().items()]

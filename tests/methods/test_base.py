@@ -6,15 +6,15 @@ from torch import nn
 
 from methods import METHODS
 from tests.helpers.commands import build_method
-from tests.helpers.method_cases import backbone_of
+from tests.helpers.method_cases import backbone_of, is_frozen
 from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
 
 
 def build(name, *words, classes=10):
     torch.manual_seed(0)
-    backbone = backbone_of(name, lambda: Flat(12), size=2, patch=1, dim=6)
-    return build_method(name, backbone, 6, "--batch_size", "8", *words, classes=classes)
+    backbone = backbone_of(name, lambda: Flat(12, 8), size=2, patch=1, dim=8)
+    return build_method(name, backbone, 8, "--batch_size", "8", *words, classes=classes)
 
 
 def batch(method, n=8, seed=0):
@@ -34,7 +34,7 @@ def test_compute_losses_gradient_reaches_everything_but_the_probe(name):
     method = build(name)
     method.compute_losses(batch(method))["loss"].backward()
     for key, p in method.named_parameters():
-        if key.startswith("probe.") or ".teacher." in key:
+        if key.startswith("probe.") or is_frozen(name, key):
             assert p.grad is None, key
         else:
             assert p.grad is not None, f"{key} is frozen by accident"
@@ -73,7 +73,7 @@ def test_state_dict_round_trip(name):
 
 
 def test_probe_step_ignores_unknown_labels():
-    method, feats = build("simclr"), torch.randn(6, 6)
+    method, feats = build("simclr"), torch.randn(6, 8)
     labels = torch.tensor([0, 1, 2, -1, -1, -1])
     method.probe[0] = nn.Identity()
     known = method.probe.losses(feats[:3], labels[:3])
@@ -101,7 +101,7 @@ def test_probe_step_counts_every_known_label_once_over_ranks(ranks):
 
 def unevenly_labelled(rank, world):
     method, n = build("simclr").eval(), 6
-    feats = torch.randn(n, 6, generator=torch.Generator().manual_seed(1))
+    feats = torch.randn(n, 8, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, 1, -1, 2, -1, -1])
     local = slice(rank * n // world, (rank + 1) * n // world)
     loss = method.probe.losses(feats[local], labels[local])["probe_loss"]
@@ -130,14 +130,17 @@ def test_probe_reads_large_views_only(name):
     method = build(name, "--small_views", "2")
     probed = []
     method.probe.register_forward_hook(lambda m, args, out: probed.append(args[0]))
-    method.compute_losses(batch(method))
-    assert probed[0].shape == (8 * method.large_views, 6)
+    seen = batch(method)
+    method.compute_losses(seen)
+    feats = method.forward_views(seen)
+    assert torch.equal(probed[0], torch.cat([f[:8] for f in feats.evaluated or feats.large]))
+    assert len(probed[0]) <= 8 * method.large_views
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_trainable_parameters_and_checkpoint_bytes(name):
     method = build(name, "--optimizer", "adamw")
-    trained = sum(p.numel() for k, p in method.named_parameters() if ".teacher." not in k)
+    trained = sum(p.numel() for k, p in method.named_parameters() if not is_frozen(name, k))
     assert method.trainable_parameters() == trained
     state = sum(v.numel() * v.element_size() for v in method.state_dict().values())
     assert method.checkpoint_bytes() == state + 2 * 4 * trained

@@ -78,8 +78,8 @@ def assert_compiled_equals_eager(one_graph, build, batches, backend, precision=t
 @pytest.mark.parametrize("words", VARIANTS, ids=" ".join)
 def test_compile_losses_makes_one_graph_of_a_step(one_graph, words):
     def build():
-        backbone = backbone_of(words[0], lambda: Flat(12), size=2, patch=1, dim=6)
-        return build_method(words[0], backbone, 6, "--batch_size", "8", *words[1:])
+        backbone = backbone_of(words[0], lambda: Flat(12, 8), size=2, patch=1, dim=8)
+        return build_method(words[0], backbone, 8, "--batch_size", "8", *words[1:])
 
     method = build()
     views = method.large_views + method.plan.views.small_views

@@ -10,23 +10,27 @@ from torch import nn
 from methods import METHODS
 from runs.trainer import deterministic_algorithms
 from tests.helpers.commands import build_method, plan_of
-from tests.helpers.method_cases import backbone_of
+from tests.helpers.method_cases import backbone_of, is_frozen
 from tests.helpers.networks import Flat
+from utils.errors import UserError
 from utils.optim import (
     OptimizerConfig,
     ParamGroupRule,
     ScheduleConfig,
+    apply_rules,
     build_optimizer,
     build_scheduler,
+    layer_decay_rules,
     lr_factor,
     no_weight_decay_names,
     parameter_groups,
+    rule_of,
 )
 
 
 def method(name="simclr", *words):
-    backbone = backbone_of(name, lambda: Flat(12), size=2, patch=1, dim=6)
-    return build_method(name, backbone, 6, "--batch_size", "16", *words)
+    backbone = backbone_of(name, lambda: Flat(12, 8), size=2, patch=1, dim=8)
+    return build_method(name, backbone, 8, "--batch_size", "16", *words)
 
 
 def groups_of(module):
@@ -39,14 +43,16 @@ def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights(name)
     groups = groups_of(module)
     owner = {id(p): g for g in groups for p in g["params"]}
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    assert all((".teacher." in key) != (key in trained) for key, _ in module.named_parameters())
+    assert all(is_frozen(name, key) != (key in trained) for key, _ in module.named_parameters())
+    exempt = no_weight_decay_names(module)
     assert len(owner) == sum(len(g["params"]) for g in groups) == len(trained)
     for key, p in trained.items():
         group = owner[id(p)]
         if key.startswith("probe."):
             assert (group["lr"], group["weight_decay"]) == (module.plan.probe_lr, 0), key
         else:
-            assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, 0.5 if p.ndim > 1 else 0), key
+            decay = 0.5 if p.ndim > 1 and key not in exempt else 0
+            assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, decay), key
 
 
 def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():
@@ -77,6 +83,88 @@ def test_build_scheduler_leaves_the_named_submodule_at_its_rate():
             expected = 1.0 if id(p) in constant else 0.5
             start = plan.probe_lr if group["name"] == "probe" else plan.optimizer.lr
             assert group["lr"] == pytest.approx(start * expected, rel=0.02)
+
+
+def test_rule_of_the_longest_prefix_is_laid_over_the_shorter_ones():
+    rules = {
+        "": ParamGroupRule(weight_decay=0.2),
+        "a": ParamGroupRule(lr_scale=0.5, frozen_epochs=2),
+        "a.b": ParamGroupRule(lr_scale=0.5, constant_lr=True),
+    }
+    assert rule_of("c.weight", rules) == ("", ParamGroupRule(weight_decay=0.2))
+    assert rule_of("ab.weight", rules)[0] == "", "a prefix ends at a dot"
+    assert rule_of("a.b.weight", rules) == ("a.b", ParamGroupRule(0.25, True, 2, 0.2))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_frozen_parameters_start_later_as_if_they_had_never_been_there(name, fused):
+    """Fused SGD refuses a momentum that is missing where the gradient first appears."""
+    config = OptimizerConfig(name, lr=0.1, weight_decay=0.1, fused=fused)
+    ends = []
+    for frozen in (True, False):
+        torch.manual_seed(0)
+        network = nn.ModuleDict({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
+        groups = parameter_groups(network, config, rules={"b": ParamGroupRule(frozen_epochs=2)} if frozen else {})
+        optimizer = build_optimizer(groups, config)
+        start = network["b"].weight.detach().clone()
+        for epoch in range(2 if not frozen else 0, 4):
+            optimizer.zero_grad()
+            sum((p - 0.3).square().sum() for p in network.parameters()).backward()
+            apply_rules(optimizer.param_groups, epoch, epoch / 4)
+            optimizer.step()
+            assert torch.equal(network["b"].weight, start) == (epoch < 2)
+        ends.append(network["b"].weight.detach())
+    torch.testing.assert_close(*ends)
+
+
+def test_frozen_optimizer_state_can_be_loaded_within_and_after_the_frozen_epochs():
+    for epochs in (1, 3):
+        config = OptimizerConfig("sgd", lr=0.1, weight_decay=0.1)
+        torch.manual_seed(0)
+        network = nn.ModuleDict({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
+        rules = {"b": ParamGroupRule(frozen_epochs=2)}
+        optimizer, loaded = (build_optimizer(parameter_groups(network, config, rules=rules), config) for _ in range(2))
+        for epoch in range(epochs):
+            optimizer.zero_grad()
+            sum(p.square().sum() for p in network.parameters()).backward()
+            apply_rules(optimizer.param_groups, epoch, 0.0)
+            optimizer.step()
+        loaded.load_state_dict(optimizer.state_dict())
+        optimizer.zero_grad()
+        sum(p.square().sum() for p in network.parameters()).backward()
+        apply_rules(loaded.param_groups, epochs, 0.0)
+        loaded.step()
+        assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_weight_decay_goes_to_its_final_value_along_half_a_cosine():
+    config = OptimizerConfig("adamw", lr=0.1, weight_decay=0.04, final_weight_decay=0.4)
+    groups = build_optimizer(parameter_groups(nn.Linear(3, 2), config), config).param_groups
+    for progress, expected in ((0.0, 0.04), (0.5, 0.22), (1.0, 0.4)):
+        apply_rules(groups, 0.0, progress)
+        decays = {group["name"]: group["weight_decay"] for group in groups}
+        assert decays == {"weights": pytest.approx(expected), "norms": 0.0}
+
+
+def test_layer_decay_lowers_the_rate_of_early_blocks():
+    vit = timm.create_model("test_vit", num_classes=0)
+    rules = layer_decay_rules(vit, 0.5)
+    last = len(vit.blocks)
+    for name, block in (("patch_embed.proj.weight", 0), ("blocks.0.attn.qkv.weight", 1), ("norm.weight", last)):
+        assert rules[f"backbone.{name}"].lr_scale == 0.5 ** (last - block)
+    with pytest.raises(UserError, match="--layer_decay 0.5 needs a timm network"):
+        layer_decay_rules(nn.Linear(3, 2), 0.5)
+
+
+def test_adam_betas_and_final_lr_reach_the_optimizer_and_the_schedule():
+    plan = plan_of("simclr", "--optimizer", "adamw", "--adam_betas", "0.8", "0.9", "--lr", "0.2", "--final_lr", "0.05")[
+        1
+    ]
+    assert build_optimizer(parameter_groups(nn.Linear(3, 2), plan.optimizer), plan.optimizer).defaults["betas"] == (
+        0.8, 0.9)  # fmt: skip
+    factor = lr_factor(plan.schedule)
+    assert factor(plan.schedule.total_steps) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
