@@ -1,5 +1,6 @@
 """The rows of the benchmark: Lookalike, its baseline, and what a row requires."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from bench.evaluation import evaluation
 from bench.kmeans import kmeans
 from bench.sides import Make, Settings, Work
 from bench.task import BATCH, LARGE, WORKERS, Task
+from methods import METHODS
 
 REMEDIES = {
     "faiss": "faiss is not installed: pip install -r requirements-faiss.txt",
@@ -20,6 +22,8 @@ REMEDIES = {
     "triton": "Triton is not installed: pip install triton",
     "nvidia.dali": "DALI is not installed: pip install -r requirements-dali.txt",
 }
+
+HEADS = {"--hidden_mlp": 512, "--proj_dim": 128, "--pred_hidden_mlp": 512}  # widths in the rows of the methods
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,29 @@ def compiled_rows(task: Task) -> dict[str, Row]:
     }
 
 
+def method_rows() -> dict[str, Row]:
+    """The bare step of each method beside SimCLR's, with heads of one size, on one core.
+
+    A ResNet-18 with a quarter of the channels; a ViT of 5.4 M weights with patches of 4 px for the methods that need one,
+    and for the SimCLR beside them. Without `clusterfit` and `distill`, which need files.
+    """
+    cnn = Task("", 64, 6, quarter=True)
+    vit = Task("", 16, 4, network="vit_tiny_patch16_224", patch_size=4)
+
+    def task_of(name: str, task: Task) -> Task:
+        parser = ArgumentParser(add_help=False)
+        METHODS[name].add_args(parser)
+        sizes = [f"{flag} {size}" for flag, size in HEADS.items() if flag in parser._option_string_actions]
+        return replace(task, flags=" ".join([f"--method {name}", *sizes]))
+
+    def row(name: str, task: Task) -> Row:
+        ours, simclr = (partial(train.bare, task=task_of(method, task)) for method in (name, "simclr"))
+        return Row("images/s", (f"a step of {name}", ours), ("a step of simclr", simclr), cores=1, reads=task.reads)
+
+    others = [name for name in METHODS if name not in ("simclr", "clusterfit", "distill")]
+    return {f"step-{name}": row(name, vit if name in ("ibot", "ijepa", "mae") else cnn) for name in others}
+
+
 def checkpoint_rows() -> dict[str, Row]:
     """Training with and without a save of a checkpoint, on one core, which the writer shares with the training."""
     task = Task("--method simclr --optimizer adamw --lr 0.001", 16, 10**6)
@@ -189,4 +216,5 @@ def evaluation_rows() -> dict[str, Row]:
 
 
 def all_rows() -> dict[str, Row]:
-    return view_rows() | growth_rows() | train_rows(torch.cuda.is_available()) | checkpoint_rows() | evaluation_rows()
+    training = train_rows(torch.cuda.is_available()) | method_rows() | checkpoint_rows()
+    return view_rows() | growth_rows() | training | evaluation_rows()

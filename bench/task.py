@@ -33,7 +33,7 @@ class Task:
     """A training run.
 
     flags: flags of the pretraining command that the other fields do not set. steps: in a round. quarter: a quarter of
-    the channels of ResNet-18.
+    the channels of ResNet-18. patch_size: side of the patches where `network` is a vision transformer, else 0.
     """
 
     flags: str
@@ -42,6 +42,8 @@ class Task:
     size: int = SMALL.size
     stem: str = "small"
     quarter: bool = False
+    network: str = "resnet18"
+    patch_size: int = 0
 
     @property
     def reads(self) -> str:
@@ -51,7 +53,9 @@ class Task:
     @property
     def command(self) -> str:
         name = "cifar10" if self.reads == "cifar" else "custom"
-        return f"{name} resnet18 {self.flags} --batch_size {self.batch_size} --stem {self.stem} --num_workers {WORKERS}"
+        network = f"{self.network} --patch_size {self.patch_size}" if self.patch_size else self.network
+        stem = "" if self.patch_size else f" --stem {self.stem}"
+        return f"{name} {network} {self.flags} --batch_size {self.batch_size}{stem} --num_workers {WORKERS}"
 
     def folder(self, settings: Settings) -> Path:
         folder: Path | None = getattr(settings, self.reads)
@@ -61,7 +65,10 @@ class Task:
     def backbone(self) -> tuple[nn.Module, int]:
         if self.quarter:
             return Quarter(self.stem), Quarter.width
-        return build_backbone(BackboneConfig("resnet18", self.stem), self.size)
+        if self.patch_size:
+            config = BackboneConfig(self.network, "imagenet", patch_size=self.patch_size)
+            return build_backbone(config, self.size, self.size)  # of mixed sizes: small views may follow
+        return build_backbone(BackboneConfig(self.network, self.stem), self.size)
 
 
 class Quarter(ResNet):
