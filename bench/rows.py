@@ -172,8 +172,8 @@ def compiled_rows(task: Task) -> dict[str, Row]:
 def method_rows() -> dict[str, Row]:
     """The bare step of each method beside SimCLR's, with heads of one size, on one core.
 
-    A ResNet-18 with a quarter of the channels; a ViT of 5.4 M weights with patches of 4 px for the methods that need one,
-    and for the SimCLR beside them. Without `clusterfit` and `distill`, which need files.
+    A ResNet-18 with a quarter of the channels; a ViT of 5.4 M weights with patches of 4 px for the methods that need
+    one, and for the SimCLR beside them. Without `clusterfit` and `distill`, which need files.
     """
     cnn = Task("", 64, 6, quarter=True)
     vit = Task("", 16, 4, network="vit_tiny_patch16_224", patch_size=4)

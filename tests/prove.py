@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from methods.base import Method
-from tests.helpers.commands import construct, plan_of
+from tests.helpers.commands import construct, flags_of, plan_of
 from tests.helpers.method_cases import backbone_of, every_case
 from tests.helpers.processes import Ranks
 from utils import distributed
@@ -108,7 +110,9 @@ class StandInTrainer:
 def prepare(case: str, world: int) -> Method:
     """The method in float64, for two epochs of EPOCH_STEPS steps."""
     name, *words = case.split()
-    args, plan = plan_of(name, *words, "--batch_size", "4", "--optimizer", "sgd", "--lr", "10")
+    flags = ["--batch_size", "4", "--optimizer", "sgd", "--lr", "10"]
+    given = {} if "--cluster_file" in flags_of(name) else {"images": N * EPOCH_STEPS}  # the file has its own images
+    args, plan = plan_of(name, *words, *flags, **given)
     schedule = replace(plan.schedule, total_steps=STEPS, steps_per_epoch=EPOCH_STEPS, warmup_steps=0)
     plan = replace(plan, schedule=schedule, batch=BatchConfig(N // world, world, accumulate=1))
     method = construct(args, plan, backbone_of(name, Pooled, size=6, patch=2, dim=8), 8)
@@ -126,6 +130,28 @@ def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dic
         return _train(rank, world, case)
 
 
+def take_step(
+    method: Method,
+    losses: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LambdaLR,
+    step: int,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, Tensor]:
+    """A step of training with the hooks that Lightning calls; the gradients stay. losses: `Losses`, perhaps in DDP."""
+    if step % EPOCH_STEPS == 0:
+        method.on_train_epoch_start()
+    out: dict[str, Tensor] = losses(local_batch(rank, world, step, method))
+    optimizer.zero_grad()
+    (out["loss"] + out["probe_loss"]).backward()
+    method.on_before_optimizer_step(optimizer)
+    optimizer.step()
+    scheduler.step()
+    method.after_optimizer_step()
+    return out
+
+
 def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
     method = prepare(case, world)
@@ -140,18 +166,8 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
             step_losses = DistributedDataParallel(step_losses, broadcast_buffers=False)
     losses, gradients = {}, {}
     for step in range(STEPS):
-        if step % EPOCH_STEPS == 0:
-            method.on_train_epoch_start()
-        out = step_losses(local_batch(rank, world, step, method))
-        optimizer.zero_grad()
-        (out["loss"] + out["probe_loss"]).backward()
-        for key, p in method.named_parameters():
-            if p.grad is not None:
-                gradients[f"{step} {key}"] = p.grad.clone()
-        method.on_before_optimizer_step(optimizer)
-        optimizer.step()
-        scheduler.step()
-        method.after_optimizer_step()
+        out = take_step(method, step_losses, optimizer, scheduler, step, rank, world)
+        gradients |= {f"{step} {key}": p.grad.clone() for key, p in method.named_parameters() if p.grad is not None}
         losses |= {f"{step} {key}": mean_over_ranks(out[key].detach()) for key in ("loss", "probe_loss")}
     return {"loss": losses, "gradient": gradients, "state": dict(method.state_dict())}
 

@@ -112,7 +112,7 @@ def learn(
                       str(seed), "--evaluation", "knn", "--baselines", "--knn_k", "20", "--output", str(folder),
                       "--run_id", f"j{seed}"])  # fmt: skip
     rows = json.loads((folder / f"j{seed}" / "summary.json").read_text())
-    _, untrained, trained = (row["knn_20"] for row in rows.values())
+    _, untrained, trained = (row["scores"]["knn_20"] for row in rows.values())
     online = [float(row["knn_20"]) for row in read_metrics(folder / f"r{seed}" / "metrics.csv") if row.get("knn_20")]
     return {"untrained": untrained, "trained": trained, "online": online[-1], "seconds": seconds}
 
