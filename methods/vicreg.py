@@ -60,7 +60,8 @@ class VICReg(Method):
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
-        parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6, zero_init_residual=True)  # sec. 4.2
+        parser.set_defaults(optimizer="lars", lr=0.3, final_lr=0.0003, weight_decay=1e-6,
+                            zero_init_residual=True)  # sec. 4.2; final_lr: official code  # fmt: skip
         # Views: those of BYOL, as in the official code.
         parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
