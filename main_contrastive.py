@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 
 from backbones.build import build_backbone, choose_stem
 from backbones.load import backbone_metadata, load_pretrained
+from backbones.teacher import with_teacher
 from cli.plan import describe, notes, resolve
 from cli.pretrain import method_args, parse_pretraining, parse_resumed
 from data.datasets import DATASETS, read_dataset, training_set
@@ -26,8 +27,6 @@ from runs.trainer import build_trainer, deterministic_algorithms, expected_messa
 from utils.distributed import rank_zero_print
 from utils.errors import run_cli
 from utils.sync_batchnorm import synchronize_batch_norm
-
-RESUME = "python3 main_contrastive.py --resume"
 
 
 @writes_run_folder
@@ -50,12 +49,12 @@ def main(argv: list[str]) -> None:
         load_pretrained(args, backbone)
         if args.dry_run:
             return
-    settings = method_args(args, METHODS)
-    method = METHODS[plan.method](settings, plan, backbone, dim)
+    settings, (plan, networks) = method_args(args, METHODS), with_teacher(args, plan)
+    method = METHODS[plan.method](settings, plan, backbone, dim, **networks)
     rank_zero_print(f"{plan.method} on {args.dataset}: {len(data.train):,} images, {data.classes or 'no'} classes")
     rank_zero_print(f"  {'pipeline':<16} {pipeline} ({reason})")
     rank_zero_print(describe(plan, vars(settings), method.trainable_parameters(), method.checkpoint_bytes()))
-    for note in (*data.notes, *worker_notes(pipeline, args.num_workers, plan.hardware), *notes(plan, args)):
+    for note in (*data.notes, *worker_notes(pipeline, args.num_workers, plan.hardware), *notes(plan, args, method)):
         rank_zero_print(f"  note: {note}")
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
                             plan.seed, args.num_workers, args.cache, accelerator, plan.hardware.precision)  # fmt: skip
@@ -67,7 +66,8 @@ def main(argv: list[str]) -> None:
     if plan.hardware.compile:
         method.compile_losses()
     evaluations = evaluation_callbacks(plan, folder, data.val is not None, log_pictures)
-    callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), f"{RESUME} {folder}")
+    to_resume, facts = f"python3 main_contrastive.py --resume {folder}", backbone_metadata(asdict(plan))
+    callbacks = training_callbacks(plan, folder, evaluations, facts, to_resume)
     loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)
     with expected_messages_hidden(), deterministic_algorithms(plan.hardware.deterministic):
         trainer = build_trainer(plan, folder, callbacks, loggers, validate=data.val is not None and data.labelled)

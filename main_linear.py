@@ -7,7 +7,7 @@ from argparse import Namespace
 import torch
 
 import backbones.load as load
-from backbones.build import at_layer, build_backbone
+from backbones.build import at_layer, build_backbone, part_name
 from backbones.export import check_target, export_backbone, run_card
 from backbones.match_keys import key_flags
 from cli.evaluate import DEFAULT_RUN_NAME, parse_evaluation
@@ -23,7 +23,6 @@ from utils.distributed import destroy_process_group, rank, rank_zero_print
 from utils.errors import run_cli
 from utils.hardware import choose_hardware, local_device, start_processes
 from utils.peers import init_process_group
-from utils.plan import BackboneConfig
 from utils.scores import Rows, all_numbers
 
 
@@ -31,17 +30,16 @@ def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> N
     """The networks to evaluate: --baselines, then the pretrained ones."""
     networks: Networks = []
     if args.baselines:
-        start = load.initial_config(args.stem, args.backbone, sources[0], size)
         torch.manual_seed(int(sources[0].metadata.get("seed", args.seed)))  # the weights that the run started from
-        untrained = at_layer(build_backbone(start, size)[0], args.layer)
+        start = load.requested_config(args, sources[0], size)
+        untrained = at_layer(build_backbone(start, size)[0], args.layer, args.last_blocks)
         networks = [(RAW_PIXELS, RawPixels()), (NetworkInfo(f"{args.backbone}, untrained", args.backbone), untrained)]
     for weights in sources:
-        stem = load.stem_of(args.stem, args.backbone, weights, size)
-        load.check_compatible(weights, args.backbone, args.stem, stem)
-        network, _ = build_backbone(BackboneConfig(args.backbone, stem), size)
+        network, _ = build_backbone(load.requested_config(args, weights, size), size)
         load.load_backbone(weights, network, key_flags(args), rank_zero_print)
-        info = pretrained_info(args.backbone, args.layer, args.dataset, weights, args.output, several=len(sources) > 1)
-        networks.append((info, at_layer(network, args.layer)))
+        part = part_name(args.layer, args.last_blocks, args.pool)
+        info = pretrained_info(args.backbone, part, args.dataset, weights, args.output, several=len(sources) > 1)
+        networks.append((info, at_layer(network, args.layer, args.last_blocks)))
     return networks
 
 
@@ -69,8 +67,9 @@ def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], 
 
 def export(args: Namespace, source: load.Weights, net: torch.nn.Module, size: int, scores: dict[str, float]) -> None:
     """Write the backbone for another library, with a model card that has its scores."""
-    stem = load.stem_of(args.stem, args.backbone, source, size)
-    card = run_card(source, args.backbone, stem, scores, "python3 main_contrastive.py")
+    config = load.requested_config(args, source, size)
+    card = run_card(source, args.backbone, config.stem, scores, "python3 main_contrastive.py")
+    card |= {"patch_size": str(config.patch_size), "pool": str(config.pool)}
     if info := DATASETS.get(source.metadata.get("dataset", "")):
         card |= {"mean": str(info.mean), "std": str(info.std)}
     print(*export_backbone(args.export[0], args.export[1], net, card, size), sep="\n")

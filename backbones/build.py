@@ -1,7 +1,8 @@
 """Backbones by name: torchvision ResNets and timm networks without their classifiers."""
 
 import contextlib
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -9,6 +10,18 @@ from torch import nn
 from utils.batch import LOW_RES
 from utils.errors import UserError, did_you_mean
 from utils.plan import BackboneConfig
+from utils.vision_transformer import (
+    SUITABLE,
+    embed_patches,
+    has_drop_path,
+    is_vision_transformer,
+    pool_tokens,
+    run_last_blocks,
+    with_prefix,
+)
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
                "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")  # fmt: skip
@@ -20,10 +33,14 @@ def build_backbone(config: BackboneConfig, size: int, small_size: int | None = N
     The network maps (N, 3, size, size), and views of small_size if there are any, to (N, D).
     config.name: a torchvision ResNet, else any timm model name. config.stem: "small" replaces the first layers of a
     ResNet by a 3x3 convolution without max-pool (SimCLR, app. B.9); "imagenet" keeps them.
-    config.zero_init_residual: see `zero_init_residual`.
+    config.zero_init_residual: see `zero_init_residual`. config.patch_size, .drop_path and .pool: see `BackboneConfig`.
     """
     name = config.name
-    network = _torchvision(name) if name in TORCHVISION else _timm(name, size, mixed_sizes=small_size is not None)
+    views = {"--large_size": size} | ({} if small_size is None else {"--small_size": small_size})
+    if config.patch_size:
+        _check_patch_size(config, views)
+    network = _torchvision(name) if name in TORCHVISION else _timm(config, size, mixed_sizes=small_size is not None)
+    _check_options(network, config, views)
     if config.zero_init_residual:
         zero_init_residual(network)
     if config.stem == "small":
@@ -77,9 +94,7 @@ def choose_stem(requested: str, backbone: str, size: int, seen: str | None = Non
         return requested, "from the flag"
     if size > LOW_RES and seen is None:
         return "imagenet", f"views of {size} pixels"
-    with torch.device("meta"):
-        network = _torchvision(backbone) if backbone in TORCHVISION else _timm(backbone, size)
-    if not has_imagenet_stem(network):
+    if not has_imagenet_stem(_on_meta(backbone)):
         return "imagenet", f"{backbone} has no 7x7 stem to replace"
     if seen is not None:
         return seen, "stem of the weights"
@@ -113,9 +128,41 @@ class IntermediateFeatures(nn.Module):
         return out.flatten(1, -2).mean(dim=1) if tokens else out.flatten(2).mean(dim=2)
 
 
-def at_layer(network: nn.Module, name: str | None) -> nn.Module:
-    """Return the network, or with a name its features after the block of that name (see `block_names`)."""
+class LastBlocks(nn.Module):
+    """Features of the last blocks of a vision transformer side by side: (N, 3, H, W) -> (N, count * D).
+
+    The class token after each block, or the average of the other tokens where the network averages, each after the
+    final norm: DINO's linear evaluation (Caron et al., 2021, arXiv:2104.14294, app. F.2) takes four blocks.
+    """
+
+    def __init__(self, network: nn.Module, count: int):
+        super().__init__()
+        if not is_vision_transformer(network):
+            raise UserError(
+                f"--last_blocks {count}: the backbone is a {type(network).__name__}, whose blocks have no class token; "
+                f"remove it, or take {SUITABLE}"
+            )
+        if count > (depth := len(network.blocks)):  # type: ignore[arg-type]
+            raise UserError(f"--last_blocks {count}: the backbone has {depth} blocks; lower it to {depth} or less")
+        self.network, self.count = network, count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        network = cast("VisionTransformer", self.network)
+        tokens = with_prefix(network, embed_patches(network, x))
+        return torch.cat([pool_tokens(network, out) for out in run_last_blocks(network, tokens, self.count)], dim=1)
+
+
+def at_layer(network: nn.Module, name: str | None, last_blocks: int | None = None) -> nn.Module:
+    """Return the network, or its features after the block of a name (see `block_names`), or its `LastBlocks`."""
+    if last_blocks:
+        return LastBlocks(network, last_blocks)
     return IntermediateFeatures(network, name) if name else network
+
+
+def part_name(layer: str | None, last_blocks: int | None, pool: str | None) -> str | None:
+    """Describe which of the backbone's features were asked for, as text for files of features; None: its own."""
+    parts = [f"last {last_blocks} blocks" if last_blocks else layer, f"pool {pool}" if pool else None]
+    return ", ".join(part for part in parts if part) or None
 
 
 def block_names(network: nn.Module) -> list[str]:
@@ -138,24 +185,92 @@ def _torchvision(name: str) -> nn.Module:
     return network
 
 
-def _timm(name: str, size: int, mixed_sizes: bool = False) -> nn.Module:
+def _timm(config: BackboneConfig, size: int, mixed_sizes: bool = False) -> nn.Module:
     """Build a timm network for views of `size` pixels.
 
-    mixed_sizes: a transformer accepts other sizes too, by interpolation of its position embeddings.
+    mixed_sizes: a transformer accepts other sizes too, by interpolation of its position embeddings. Arguments that the
+    network does not take are left out; `_check_options` refuses those that the user asked for.
     """
+    import timm
+
+    _check_name(config.name)
+    views: dict[str, Any] = {"img_size": size} | ({"dynamic_img_size": True} if mixed_sizes else {})
+    requested: dict[str, Any] = {"patch_size": config.patch_size} if config.patch_size else {}
+    requested |= {"drop_path_rate": config.drop_path} if config.drop_path else {}
+    network: nn.Module
+    for options in (views | requested, requested):  # convolutional networks take any size and none of these arguments
+        with contextlib.suppress(TypeError):
+            try:
+                network = timm.create_model(config.name, pretrained=False, num_classes=0, **options)
+            except (AssertionError, ValueError, RuntimeError) as e:
+                reason = f"{config.name} cannot be built for views of {size} pixels ({first_line(e)})"
+                raise UserError(f"{reason}; choose another --large_size") from e
+            return network
+    network = timm.create_model(config.name, pretrained=False, num_classes=0)
+    return network
+
+
+def _check_name(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
         hint = did_you_mean(name, [*TORCHVISION, *timm.list_models()])
         raise UserError(f"unknown backbone {name!r}{hint}; choose a torchvision ResNet or any timm model name")
-    with contextlib.suppress(TypeError):  # convolutional networks take any size and none of these arguments
-        options: dict[str, Any] = {"img_size": size, "dynamic_img_size": True} if mixed_sizes else {"img_size": size}
+
+
+def _on_meta(name: str) -> nn.Module:
+    """Build the network as its library does, without memory for its weights."""
+    import timm
+
+    with torch.device("meta"):
+        if name in TORCHVISION:
+            return _torchvision(name)
+        _check_name(name)
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    return network
+
+
+def _check_patch_size(config: BackboneConfig, views: Mapping[str, int]) -> None:
+    """Refuse --patch_size for other networks than vision transformers, and where it does not divide the views."""
+    if config.name in TORCHVISION or not is_vision_transformer(_on_meta(config.name)):
+        raise UserError(
+            f"--patch_size {config.patch_size}: {config.name} has no patches to choose; remove it, or take {SUITABLE}"
+        )
+    assert config.patch_size is not None
+    _check_divisible(config.name, config.patch_size, views)
+
+
+def _check_divisible(name: str, patch: int, views: Mapping[str, int]) -> None:
+    """Refuse views that are not a whole number of patches: timm would leave out their last rows and columns.
+
+    views: flag -> side in pixels.
+    """
+    for flag, size in views.items():
+        if size % patch:
+            divisors = [d for d in range(2, size + 1) if all(side % d == 0 for side in views.values())]
+            advice = [f"--patch_size {min(divisors, key=lambda d: abs(d - patch))}"] if divisors else []
+            multiples = [side for side in (size // patch * patch, (size // patch + 1) * patch) if side >= patch]
+            advice.append(f"{flag} {' or '.join(map(str, multiples))}")
+            raise UserError(
+                f"{name} with patches of {patch} pixels: views of {size} pixels are not a whole number of them; take "
+                f"{', or '.join(advice)}"
+            )
+
+
+def _check_options(network: nn.Module, config: BackboneConfig, views: Mapping[str, int]) -> None:
+    """Refuse options that the network does not have, and give a vision transformer its pooling."""
+    name, transformer = config.name, is_vision_transformer(network)
+    if transformer:
+        _check_divisible(name, int(network.patch_embed.patch_size[0]), views)  # type: ignore[index, union-attr]
+    if config.drop_path and not has_drop_path(network):
+        raise UserError(f"--drop_path {config.drop_path:g}: {name} has no drop path; remove it, or take {SUITABLE}")
+    if config.pool and not transformer:
+        raise UserError(f"--pool {config.pool}: {name} has no choice of pooling; remove it, or take {SUITABLE}")
+    if config.pool:
         try:
-            return timm.create_model(name, pretrained=False, num_classes=0, **options)
-        except (AssertionError, ValueError, RuntimeError) as e:
-            reason = f"{name} cannot be built for views of {size} pixels ({first_line(e)})"
-            raise UserError(f"{reason}; choose another --large_size") from e
-    return timm.create_model(name, pretrained=False, num_classes=0)
+            network.reset_classifier(0, config.pool)  # type: ignore[operator]
+        except AssertionError as e:
+            raise UserError(f"--pool {config.pool}: {name} has no class token; remove it, or take {SUITABLE}") from e
 
 
 @torch.no_grad()

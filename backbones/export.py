@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -33,10 +34,10 @@ FC_NOTE = (
 def export_backbone(kind: str, path: Path, network: nn.Module, card: Mapping[str, str], size: int) -> list[Path]:
     """Write the network to `path` and a model card beside it, and return the paths of all files written.
 
-    The card has the name of `path` with the ending .md. kind: one of EXPORTS. card: "backbone" and "stem" at least;
-    `model_card` lists its keys. size: side in pixels of the views that the network was built for. The network is not
-    changed. Raises UserError for a target that exists, for a network that the library does not have, and for a failed
-    write, which leaves no file behind.
+    The card has the name of `path` with the ending .md. kind: one of EXPORTS. card: "backbone" and "stem" at least,
+    "patch_size" and "pool" where they are not the network's own; `model_card` lists its keys. size: side in pixels of
+    the views that the network was built for. The network is not changed. Raises UserError for a target that exists, for
+    a network that the library does not have, and for a failed write, which leaves no file behind.
     """
     check_target(kind, path)
     card_text = {**card, "size": str(size)}
@@ -48,7 +49,7 @@ def export_backbone(kind: str, path: Path, network: nn.Module, card: Mapping[str
             tensors, constructor = _library_tensors(kind, network, card, size)
             _write_tensors(file, tensors, card)
             card_text["note"] = FC_NOTE if kind == "torchvision" else ""
-            card_text["load"] = _library_code(path.name, kind, constructor)
+            card_text["load"] = _library_code(path.name, kind, constructor, card.get("pool", "None"))
         file.with_suffix(".md").write_text(model_card(card_text), encoding="utf-8")
         written = sorted(file.parent.iterdir(), key=lambda part: (part != file, part.name))
     return [path.with_name(part.name) for part in written]
@@ -81,13 +82,14 @@ def run_card(
     return card | scores_of(scores)
 
 
-def _library_code(file: str, library: str, constructor: str) -> str:
+def _library_code(file: str, library: str, constructor: str, pool: str) -> str:
     safe = file.endswith(".safetensors")
     tensors = f"safetensors.torch.load_file({file!r})" if safe else f"torch.load({file!r}, weights_only=True)"
     return (
         f"import {'safetensors.torch' if safe else 'torch'}, {library}\n"
         f"network = {constructor}.eval()\n"
-        f"network.load_state_dict({tensors}, strict=True)"
+        + (f"network.reset_classifier(0, {pool!r})\n" if pool != "None" else "")
+        + f"network.load_state_dict({tensors}, strict=True)"
     )
 
 
@@ -121,7 +123,7 @@ def _library_tensors(
             f"the {name} of {kind} starts with a 7x7 convolution and a max-pool, which --stem small replaced, so it "
             f"cannot load these weights; export to onnx, or use the run's backbone.safetensors"
         )
-    reference, constructor = _torchvision_model(name) if kind == "torchvision" else _timm_model(name, size)
+    reference, constructor = _torchvision_model(name) if kind == "torchvision" else _timm_model(card, size)
     tensors = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
     if kind == "torchvision":
         tensors |= {k: torch.zeros(reference[k].shape) for k in ("fc.weight", "fc.bias")}
@@ -151,23 +153,26 @@ def _torchvision_model(name: str) -> tuple[dict[str, Tensor], str]:
     return reference, f"torchvision.models.get_model({name!r}, weights=None, num_classes=1000)"
 
 
-def _timm_model(name: str, size: int) -> tuple[dict[str, Tensor], str]:
+def _timm_model(card: Mapping[str, str], size: int) -> tuple[dict[str, Tensor], str]:
     """Return (state dict of timm's own model on the meta device, Python code that builds the model).
 
-    A transformer is built for views of `size` pixels, on which its tensors depend.
+    A transformer is built for views of `size` pixels and the patches of the card, on which its tensors depend.
     """
     import timm
 
+    name, patch = card["backbone"], card.get("patch_size", "None")
+    options: dict[str, Any] = {"img_size": size} | ({} if patch == "None" else {"patch_size": int(patch)})
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name}{did_you_mean(name, timm.list_models())}; export to onnx")
     with torch.device("meta"):
         with contextlib.suppress(TypeError):  # convolutional networks take any size and no such argument
             try:
-                reference = timm.create_model(name, num_classes=0, img_size=size).state_dict()
+                reference = timm.create_model(name, num_classes=0, **options).state_dict()
             except (AssertionError, ValueError, RuntimeError) as e:
                 reason = f"{name} cannot be built for views of {size} pixels ({first_line(e)})"
                 raise UserError(f"{reason}; name the size that it was trained with") from e
-            return reference, f"timm.create_model({name!r}, num_classes=0, img_size={size})"
+            arguments = "".join(f", {option}={value}" for option, value in options.items())
+            return reference, f"timm.create_model({name!r}, num_classes=0{arguments})"
         return timm.create_model(name, num_classes=0).state_dict(), f"timm.create_model({name!r}, num_classes=0)"
 
 

@@ -25,7 +25,8 @@ from utils.plan import BackboneConfig
 
 # Facts about a backbone that its file carries, as text.
 METADATA_KEYS = (
-    "method", "dataset", "backbone", "stem", "zero_init_residual", "large_size", "num_classes", "seed",
+    "method", "dataset", "backbone", "stem", "zero_init_residual", "large_size", "num_classes", "seed", "patch_size",
+    "drop_path", "pool",
 )  # fmt: skip
 PLAN_KEYS: dict[str, type] = {  # keys of args.json that the facts are taken from -> type
     "plan.method": str, "plan.seed": int, "plan.training_set.name": str, "plan.training_set.num_classes": int,
@@ -36,7 +37,9 @@ NUMBER = r"\d{1,18}"
 FACTS = {  # key -> (what it must be, as a pattern); the other values are names that are looked up
     "stem": ("small or imagenet", "small|imagenet"), "zero_init_residual": ("True or False", "True|False"),
     "large_size": ("a side of 1 to 4 digits", r"\d{1,4}"), "num_classes": ("a number", NUMBER),
-    "seed": ("a number", NUMBER),
+    "seed": ("a number", NUMBER), "patch_size": ("a side of 1 to 3 digits, or None", r"[1-9]\d{0,2}|None"),
+    "drop_path": ("a number below 1", r"0(\.\d+)?|[1-9](\.\d+)?e-\d{1,3}"),
+    "pool": ("token, avg or None", "token|avg|None"),
 }  # fmt: skip
 CHECKSUM = "crc32"  # in the metadata of a .safetensors file, of everything else in it
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
@@ -62,6 +65,9 @@ def backbone_metadata(plan: Mapping[str, Any]) -> dict[str, str]:
         plan["views"]["large_size"],
         plan["training_set"]["num_classes"],
         plan["seed"],
+        plan["backbone"].get("patch_size"),  # older runs have none of these three
+        plan["backbone"].get("drop_path", 0.0),
+        plan["backbone"].get("pool"),
     )
     return {name: str(fact) for name, fact in zip(METADATA_KEYS, facts, strict=True)}
 
@@ -256,10 +262,39 @@ def stem_of(requested_stem: str, backbone: str, weights: Weights, size: int) -> 
     return weights.metadata.get("stem") or choose_stem(requested_stem, backbone, size, guess_stem(weights.tree))[0]
 
 
-def initial_config(requested_stem: str, backbone: str, weights: Weights, size: int) -> BackboneConfig:
-    """The backbone as the run that made the weights initialized it; for weights of other tools without zero init."""
-    stem = stem_of(requested_stem, backbone, weights, size)
-    return BackboneConfig(backbone, stem, zero_init_residual=weights.metadata.get("zero_init_residual") == "True")
+def initial_config(
+    requested_stem: str,
+    backbone: str,
+    weights: Weights,
+    size: int,
+    patch_size: int | None = None,
+    pool: str | None = None,
+) -> BackboneConfig:
+    """The backbone as the run that made the weights initialized it, without drop path, which training alone has.
+
+    For weights of other tools without zero init. patch_size and pool: as requested, else those of the run.
+    """
+    trained_patch, trained_pool = (_fact(weights, name) for name in ("patch_size", "pool"))
+    return BackboneConfig(
+        backbone,
+        stem_of(requested_stem, backbone, weights, size),
+        zero_init_residual=weights.metadata.get("zero_init_residual") == "True",
+        patch_size=patch_size or (int(trained_patch) if trained_patch else None),
+        pool=pool or trained_pool,
+    )
+
+
+def requested_config(args: Namespace, weights: Weights, size: int) -> BackboneConfig:
+    """The backbone to load the weights into, as they and the flags have it; flags that contradict them are refused."""
+    config = initial_config(args.stem, args.backbone, weights, size, args.patch_size, args.pool)
+    check_compatible(weights, args.backbone, args.stem, config.stem, args.patch_size)
+    return config
+
+
+def _fact(weights: Weights, name: str) -> str | None:
+    """A fact of the metadata; None where it is missing or says None."""
+    value = weights.metadata.get(name)
+    return None if value == "None" else value
 
 
 def load_backbone(
@@ -267,10 +302,11 @@ def load_backbone(
     network: nn.Module,
     flags: KeyFlags | None = None,
     report: Callable[[str], object] = lambda _: None,
+    remedy: str = "name the backbone and the --stem of the weights",
 ) -> Match:
     """Copy the weights into the network; one missing or mismatched tensor is an error and changes nothing.
 
-    report: receives the key-matching report, whether the weights fit or not.
+    report: receives the key-matching report, whether the weights fit or not. remedy: what to do where they do not.
     """
     path = weights.path
     try:
@@ -283,20 +319,26 @@ def load_backbone(
             f"{path} does not fit the backbone: {len(match.tensors)} tensors found under {match.location}, "
             f"{len(match.missing)} missing {match.missing[:3]}, {len(match.unexpected)} unexpected "
             f"{match.unexpected[:3]}, {len(match.mismatched)} of another shape {match.mismatched[:3]}; "
-            f"name the backbone and the --stem of the weights"
+            f"{remedy}"
         )
     check_finite(match.tensors, str(path))
     network.load_state_dict(match.tensors, strict=False)
     return match
 
 
-def check_compatible(weights: Weights, backbone: str, requested_stem: str, stem: str) -> None:
-    """Refuse weights of another backbone or stem than requested; their data set may be any."""
+def check_compatible(
+    weights: Weights, backbone: str, requested_stem: str, stem: str, patch_size: int | None = None
+) -> None:
+    """Refuse weights of another backbone, stem or patch size than requested; their data set may be any."""
     trained = weights.metadata.get("backbone", backbone)
     if trained != backbone:
         raise UserError(f"{weights.path} holds the weights of {trained}, not of {backbone}; name {trained}")
     if requested_stem not in ("auto", stem):
         raise UserError(f"{weights.path} was trained with the {stem} stem, not {requested_stem}; omit --stem")
+    trained_patch = _fact(weights, "patch_size")
+    if patch_size and weights.metadata and trained_patch != str(patch_size):
+        seen = f"patches of {trained_patch} pixels" if trained_patch else f"the patches of {trained}"
+        raise UserError(f"{weights.path} was trained with {seen}; omit --patch_size {patch_size}")
 
 
 def check_classes(dataset: str, metadata: Mapping[str, str], default_classes: int | None, classes: int) -> None:

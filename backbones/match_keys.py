@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, did_you_mean
+from utils.files import EVAL_BACKBONE
+from utils.vision_transformer import resample_positions
 
 IGNORED_TENSORS = ("num_batches_tracked",)  # counters of batch norm, which not every checkpoint has
 PREFERRED = ("teacher",)  # DINO evaluates its teacher, which lies beside the student at the top of the file
@@ -41,8 +43,9 @@ class Match:
     """Comparison of a backbone with the tensors at one location of a checkpoint.
 
     location: dotted path of the dictionary and prefix of its keys, as in "state_dict module.encoder_q.*".
-    tensors: name in the backbone -> tensor of the checkpoint. missing, mismatched (another shape) and skipped (on
-    request) are names of the backbone, unexpected are names of the checkpoint. alternatives: other locations that fit.
+    tensors: name in the backbone -> tensor of the checkpoint; resampled: those of position embeddings that were
+    interpolated, with both shapes. missing, mismatched (another shape) and skipped (on request) are names of the
+    backbone, unexpected are names of the checkpoint. alternatives: other locations that fit.
     """
 
     location: str
@@ -51,6 +54,7 @@ class Match:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    resampled: list[str] = field(default_factory=list)
     alternatives: list[str] = field(default_factory=list)
 
     @property
@@ -63,6 +67,8 @@ class Match:
         rows = {"loaded": list(self.tensors), "missing": self.missing, "unexpected": self.unexpected,
                 "mismatched": self.mismatched, "skipped": self.skipped}  # fmt: skip
         lines = [f"  {kind:<11}{len(names):>5}  {_preview(names)}".rstrip() for kind, names in rows.items()]
+        if self.resampled:
+            lines.append(f"  note: position embeddings interpolated for this image size: {', '.join(self.resampled)}")
         others = f"; alternatives: {', '.join(self.alternatives)}" if self.alternatives else ""
         return "\n".join([*lines, f"  found under {self.location}{others}"])
 
@@ -73,11 +79,14 @@ def find_tensors(tree: Mapping[str, object], backbone: nn.Module, flags: KeyFlag
     Every dictionary of tensors, every prefix and the numbered names of nn.Sequential are tried. Explicit flags switch
     the search off. Raises UserError where no name of the backbone occurs.
     """
+    prefix = tree.get(EVAL_BACKBONE, "backbone.")
+    if not flags.is_explicit and isinstance(prefix, str) and prefix != "backbone.":
+        flags = KeyFlags("state_dict", prefix, "", flags.skip_layers)  # a teacher's weights, not the student's
     if flags.is_explicit:
         return _match_explicit(tree, backbone, flags)
     expected = backbone.state_dict()
     matches = [
-        _match(_strip_prefix(tensors, prefix), names, expected, flags.skip_layers, _location(path, prefix))
+        _match(_strip_prefix(tensors, prefix), names, backbone, flags.skip_layers, _location(path, prefix))
         for path, tensors in tensor_dicts(tree)
         for names in (dict(zip(expected, expected, strict=True)), _sequential_names(backbone))
         for prefix in _prefixes(tensors, names)
@@ -112,7 +121,7 @@ def _match_explicit(tree: Mapping[str, object], backbone: nn.Module, flags: KeyF
     renamed = {flags.append_prefix + key.removeprefix(flags.remove_prefix): t for key, t in tensors.items()}
     expected = backbone.state_dict()
     names = dict(zip(expected, expected, strict=True))
-    return _match(renamed, names, expected, flags.skip_layers, _location(".".join(path), flags.remove_prefix))
+    return _match(renamed, names, backbone, flags.skip_layers, _location(".".join(path), flags.remove_prefix))
 
 
 def tensor_dicts(tree: object, path: str = "", depth: int = 6) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -150,13 +159,13 @@ def _strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
 def _match(
     tensors: Mapping[str, Tensor],
     names: Mapping[str, str],
-    expected: Mapping[str, Tensor],
+    backbone: nn.Module,
     skip_layers: tuple[str, ...],
     location: str,
 ) -> Match:
-    """Compare tensors of a checkpoint with those expected; names: name in the backbone -> name in the checkpoint."""
+    """Compare tensors of a checkpoint with the backbone's; names: name in the backbone -> name in the checkpoint."""
     match = Match(location, {})
-    for name, tensor in expected.items():
+    for name, tensor in backbone.state_dict().items():
         key = names[name]
         skip = _contains_any(name, skip_layers)
         # Counters are loaded where the checkpoint has them; tensors that the user names are skipped in any case.
@@ -165,7 +174,12 @@ def _match(
         elif key not in tensors:
             match.missing.append(name)
         elif tensors[key].shape != tensor.shape:
-            match.mismatched.append(f"{name} {tuple(tensors[key].shape)} instead of {tuple(tensor.shape)}")
+            shapes = tuple(tensors[key].shape), tuple(tensor.shape)
+            if (resampled := resample_positions(backbone, name, tensors[key])) is None:
+                match.mismatched.append(f"{name} {shapes[0]} instead of {shapes[1]}")
+                continue
+            match.tensors[name] = resampled
+            match.resampled.append(f"{name} {shapes[0]} to {shapes[1]}")
         else:
             match.tensors[name] = tensors[key]
     used = set(names.values())

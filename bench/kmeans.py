@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bench.sides import Settings, Work
-from evaluation import kmeans as implementation
+from evaluation.kmeans import BACKENDS
+from utils import kmeans as implementation
 
 
 def features(n: int, d: int, k: int) -> Tensor:
@@ -34,7 +35,7 @@ def kmeans(settings: Settings, backend: str, n: int, d: int, k: int) -> Work:
     x = features(n, d, k)
     facts = implementation._checked(x, k, 1, implementation.CPU)
     begin = x[_start(x, k, "subset", facts)]
-    run = implementation.BACKENDS[backend]
+    run = BACKENDS[backend]
 
     def iteration() -> float:
         """Median seconds of as many iterations as fit into a round."""
@@ -47,7 +48,7 @@ def kmeans(settings: Settings, backend: str, n: int, d: int, k: int) -> Work:
 
     def measured() -> dict[str, Any]:
         starts = {start: seconds(_start, x, k, start, facts) for start in implementation.STARTS}
-        objective = implementation._run(begin, x, facts, 10, backend).objective[-1]
+        objective = implementation._run(begin, x, facts, 10, run).objective[-1]
         return {"objective_after_10": objective} | ({"seconds_of_a_start": starts} if backend == "torch" else {})
 
     return Work(iteration, measured)

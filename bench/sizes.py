@@ -16,7 +16,7 @@ FORWARD = 10_000  # images/s of one GPU: ResNet-50 at 224 pixels without gradien
 DECODED = 444  # images/s of a core, row `grow-gpu` of the measurements
 CORES = 16  # of the machine, for each GPU
 GPUS = 8  # of a machine
-PART = 2**24  # coordinates of a part, of which each rank has its share; evaluation/shares.py
+PART = 2**24  # coordinates of a part, of which each rank has its share; utils/shares.py
 TOP_PASSES = 4  # over the similarities: written by the product, read twice by topk, once for ties
 
 

@@ -32,7 +32,6 @@ from runs.callbacks import Throughput
 from runs.loggers import MetricsCSV
 from runs.trainer import build_trainer, expected_messages_hidden
 from utils.batch import Batch
-from utils.optim import build_optimizer, parameter_groups
 from utils.plan import Plan
 
 
@@ -114,20 +113,19 @@ def bare(settings: Settings, task: Task, compile_mode: str | None = None) -> Wor
     n, size = plan.batch.batch_size, plan.views.large_size
     views = [torch.randn(n, 3, size, size, device=device) for _ in range(method.large_views)]
     ready = Batch(torch.arange(n, device=device), views, torch.zeros(n, dtype=torch.long, device=device))
-    groups = parameter_groups(method, plan.optimizer.lr, plan.optimizer.weight_decay, plan.probe_lr)
-    optimizer = build_optimizer(groups, plan.optimizer)
-    losses: Any = method.compute_losses
+    optimizer = method.build_optimizer()
     if compile_mode:
-        losses = torch.compile(losses, dynamic=False, mode=compile_mode)
+        method.compile_losses(compile_mode)
 
     def step(batch: Batch) -> None:
         with autocast(hardware.accelerator, hardware.precision):
-            out = losses(batch)
+            out = method.compute_losses(batch)
             loss = out["loss"] + out["probe_loss"]
         optimizer.zero_grad()
         loss.backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
-        method.after_optimizer_step(0.0)
+        method.after_optimizer_step()
 
     def once() -> float:
         return task.steps * n / steady(itertools.repeat(ready), WARM, task.steps, step)[0]

@@ -19,6 +19,7 @@ from cli.flags import (
     view_size,
 )
 from cli.parser import Parser, Rule, check_used
+from utils.arg_types import positive_int
 from utils.errors import UserError
 from utils.optim import FlagGroup
 
@@ -28,7 +29,7 @@ RULES: tuple[Rule, ...] = (
     *OPTIMIZER_RULES,
     *DASHBOARD_RULES,
     *HARDWARE_RULES,
-    (("baselines", "layer"), "an evaluation", lambda a: bool(a.evaluation)),
+    (("baselines", "layer", "last_blocks"), "an evaluation", lambda a: bool(a.evaluation)),
 )
 AddFlags = Callable[[FlagGroup], None]
 
@@ -103,6 +104,9 @@ def _parser(datasets: Sequence[str], evaluations: Evaluations) -> Parser:
     images.add_argument("--large_size", type=view_size,
                         help="side of an image in pixels (default: that of the pretraining)")  # fmt: skip
     images.add_argument("--layer", metavar="BLOCK", help="features are the output of this block (default: the last)")
+    images.add_argument("--last_blocks", type=positive_int, metavar="N",
+                        help="features of the last N blocks of a vision transformer, side by side: the class token or "
+                        "the average of each, after the final norm (default: of the last block)")  # fmt: skip
     add_loading_flags(parser)
     add_hardware_flags(parser.add_argument_group("hardware"))
     weights = parser.add_argument_group("backbone and weights")
@@ -145,8 +149,11 @@ def _flag_names(add_flags: AddFlags) -> tuple[str, ...]:
 def _check_export(args: Namespace) -> None:
     if args.export and len(args.pretrained_feature_extractor) > 1:
         raise UserError("--export writes one backbone, several weights are named; name one file")
-    if args.export and args.layer:
-        raise UserError("--export writes the whole backbone, --layer evaluates a part of it; remove one of them")
+    for flag in ("layer", "last_blocks"):
+        if args.export and getattr(args, flag):
+            raise UserError(f"--export writes the whole backbone, --{flag} evaluates a part of it; remove one of them")
+    if args.layer and args.last_blocks:
+        raise UserError("--layer and --last_blocks both choose the features; remove one of them")
 
 
 def _check_evaluation(args: Namespace, name: str, evaluation: EvaluationFlags) -> None:

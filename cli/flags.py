@@ -3,8 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from cli.parser import Rule
-from utils.arg_types import count, folder_name, number, positive_int
+from utils.arg_types import Rule, count, folder_name, number, positive_int
 from utils.files import OUTPUT
 from utils.optim import FlagGroup
 
@@ -14,6 +13,7 @@ IGNORED_TENSORS = ("num_batches_tracked",)  # counters of batch norm, which not 
 OPTIMIZER_RULES: tuple[Rule, ...] = (
     (("lars_eta", "lars_clip"), "--optimizer lars", lambda a: a.optimizer == "lars"),
     (("momentum",), "--optimizer sgd or lars", lambda a: a.optimizer != "adamw"),
+    (("adam_betas",), "--optimizer adamw", lambda a: a.optimizer == "adamw"),
     (("lr_decay_steps", "lr_decay_factor"), "--scheduler step", lambda a: a.scheduler == "step"),
 )
 HARDWARE_RULES: tuple[Rule, ...] = (
@@ -66,6 +66,12 @@ def add_backbone_flags(group: FlagGroup) -> None:
     group.add_argument("--stem", choices=["auto", "small", "imagenet"], default="auto",
                        help="first layers of a ResNet: 3x3 without max-pool (small) or 7x7; auto takes small for views "
                        "up to 64 pixels")  # fmt: skip
+    group.add_argument("--patch_size", type=positive_int,
+                       help="side of a patch in pixels, of timm's vision transformers (vit_*, deit_*); default: the "
+                       "network's own")  # fmt: skip
+    group.add_argument("--pool", choices=["token", "avg"],
+                       help="features of a vision transformer: its class token, or the average of its other tokens; "
+                       "default: the network's own")  # fmt: skip
 
 
 def add_checkpoint_key_flags(group: FlagGroup) -> None:
@@ -91,6 +97,12 @@ def view_size(text: str) -> int:
     """An argparse type: side of a view in pixels."""
     side: int = number(int, 8)(text)
     return side
+
+
+def drop_probability(text: str) -> float:
+    """An argparse type: a probability below 1, at which nothing would be left."""
+    value: float = number(float, 0, 0.99)(text)
+    return value
 
 
 def gpu_list(args: Namespace) -> list[int] | None:

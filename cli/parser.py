@@ -2,10 +2,13 @@
 
 import argparse
 import re
+import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NoReturn
 
+from utils.arg_types import Rule
 from utils.errors import UserError, did_you_mean
 from utils.names import escaped, shown
 
@@ -17,7 +20,6 @@ FOREIGN_FLAGS = {
     "--model": "BACKBONE", "--output_dir": "--output", "--wd": "--weight_decay",
     "--workers": "--num_workers",
 }  # fmt: skip
-Rule = tuple[tuple[str, ...], str, Callable[[Namespace], bool]]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -49,8 +51,29 @@ class Parser(ArgumentParser):
             message = f"unknown {action.dest} {match[2]!r}{near}; choose one of {', '.join(choices)}"
         raise UserError(escaped(message))
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        argv = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._positionals_first(argv), namespace)
+
+    def _positionals_first(self, argv: Sequence[str]) -> list[str]:
+        """argv with its positional arguments in front, where they follow a flag of any number of typed values.
+
+        The flag would swallow them: in `--jitter 0.8 digits resnet18` the last two words are no probabilities.
+        """
+        lead = len(list(takewhile(_is_value, argv)))
+        missing = sum(not action.option_strings for action in self._actions) - lead
+        lists = {name for a in self._actions if a.nargs == "+" and a.type for name in a.option_strings}
+        for i in [i for i, word in enumerate(argv) if word in lists and missing > 0]:
+            values = list(takewhile(_is_value, argv[i + 1 :]))
+            start = i + 1 + len(list(takewhile(_is_number, values)))
+            stop = min(i + 1 + len(values), start + missing)
+            if i + 1 < start < stop:
+                return self._positionals_first([*argv[:lead], *argv[start:stop], *argv[lead:start], *argv[stop:]])
+        return list(argv)
+
     def parse_strictly(self, argv: Sequence[str], flags_of_others: Mapping[str, str]) -> Namespace:
         """Parse argv; an unknown flag is an error with a near known one. flags_of_others: flag -> its --method."""
+        args: Namespace
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
@@ -69,6 +92,18 @@ class Parser(ArgumentParser):
             action.default = argparse.SUPPRESS
             action.required = False
         return set(vars(self.parse_known_args(argv)[0]))
+
+
+def _is_value(word: str) -> bool:
+    return not word.startswith("-")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _flag_hint(flag: str, known: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from cli.flags import DEFAULT_PROJECT, gpu_list
 from utils.errors import UserError
@@ -42,7 +42,7 @@ def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -
         schedule=_schedule(args, batch, training_set.images),
         views=_views(args),
         training_set=training_set,
-        backbone=BackboneConfig(args.backbone, *stem, zero_init_residual=args.zero_init_residual),
+        backbone=_backbone(args, stem),
         logging=LoggingConfig(
             log_every=args.log_every,
             knn_every=args.knn_every,
@@ -66,6 +66,18 @@ def _hardware(args: Namespace) -> HardwareConfig:
                                deterministic=args.deterministic)  # fmt: skip
 
 
+def _backbone(args: Namespace, stem: tuple[str, str]) -> BackboneConfig:
+    return BackboneConfig(
+        name=args.backbone,
+        stem=stem[0],
+        stem_reason=stem[1],
+        zero_init_residual=args.zero_init_residual,
+        patch_size=args.patch_size,
+        drop_path=args.drop_path,
+        pool=args.pool,
+    )
+
+
 def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> OptimizerConfig:
     return OptimizerConfig(
         name=args.optimizer,
@@ -75,6 +87,9 @@ def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> Optimizer
         trust_coefficient=args.lars_eta,
         clip_trust_ratio=args.lars_clip,
         clip_grad=args.clip_grad,
+        adam_betas=tuple(args.adam_betas),
+        final_weight_decay=args.final_weight_decay,
+        layer_decay=args.layer_decay,
         # Under 16-mixed a fused step unscales the gradients by itself, which is too late for clipping them.
         fused=not (precision == "16-mixed" and args.clip_grad),
     )
@@ -91,6 +106,7 @@ def _schedule(args: Namespace, batch: BatchConfig, images: int) -> ScheduleConfi
         warmup_steps=_warmup_steps(args, total_steps, steps_per_epoch),
         decay_epochs=tuple(args.lr_decay_steps),
         decay_factor=args.lr_decay_factor,
+        final_factor=args.final_lr / args.lr,
     )
 
 
@@ -108,17 +124,22 @@ def _warmup_steps(args: Namespace, total_steps: int, steps_per_epoch: int) -> in
 def _views(args: Namespace) -> ViewsConfig:
     return ViewsConfig(
         large_size=args.large_size,
-        crop_scale=tuple(args.crop_scale),
+        crop_scale=_groups(args.crop_scale, 2),
         small_views=args.small_views,
         small_size=args.small_size,
         small_scale=tuple(args.small_scale),
         flip=args.flip,
-        jitter=args.jitter,
-        jitter_strengths=tuple(args.jitter_strengths),
-        gray=args.gray,
+        jitter=tuple(args.jitter),
+        jitter_strengths=_groups(args.jitter_strengths, 4),
+        gray=tuple(args.gray),
         blur=tuple(args.blur),
         solarize=tuple(args.solarize),
     )
+
+
+def _groups(values: Sequence[float], size: int) -> tuple[Any, ...]:
+    """The values in tuples of `size`, one per view."""
+    return tuple(tuple(values[i : i + size]) for i in range(0, len(values), size))
 
 
 def _check_batch(batch: BatchConfig, images: int) -> None:
@@ -141,25 +162,45 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
     warmup = f", {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
     small = f", {plan.views.small_views} of {plan.views.small_size} px" if plan.views.small_views else ""
     per_256 = optimizer.lr * 256 / batch.global_batch
-    stem = f"{plan.backbone.stem} stem ({plan.backbone.stem_reason})"
     rows = {
         "hardware": f"{hardware.processes} x {hardware.accelerator}, precision {hardware.precision} "
         f"({hardware.precision_reason})" + ", deterministic algorithms" * hardware.deterministic,
-        "backbone": f"{plan.backbone.name}, {stem}" + ", zero-init residual" * plan.backbone.zero_init_residual,
+        "backbone": _describe_backbone(plan.backbone),
         "method": ", ".join(f"{name} {_text(value)}" for name, value in method_settings.items()) or "no settings",
         "parameters": f"{parameters / 1e6:,.2f} M trainable; a checkpoint takes about {_size(checkpoint_bytes)}",
         "views": f"{plan.views.large_size} px{small}; {_augmentations(plan.views)}",
         "batch": f"{batch.batch_size} x {batch.processes} processes x {batch.accumulate} accumulated "
         f"= {batch.global_batch} images",
         "learning rate": f"{per_256:g} x {batch.global_batch} / 256 = {optimizer.lr:g} "
-        f"({optimizer.name}, weight decay {optimizer.weight_decay:g})",
-        "schedule": schedule.name + warmup + _extension(schedule),
+        f"({optimizer.name}, weight decay {_weight_decay(optimizer)})",
+        "schedule": schedule.name + warmup + _end(schedule) + _extension(schedule),
         "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
         "checkpoints": _checkpoints(plan.checkpoint),
     }
+    if plan.teacher:
+        rows["teacher"] = f"{plan.teacher.name}, {plan.teacher.stem} stem (of the weights), frozen"
     if batch.accumulate > 1:
         rows["accumulation"] = f"negatives, batch norm and correlations see {batch.forward_batch} images at a time"
     return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())
+
+
+def _describe_backbone(backbone: BackboneConfig) -> str:
+    parts = [backbone.name, f"{backbone.stem} stem ({backbone.stem_reason})"]
+    parts += ["zero-init residual"] * backbone.zero_init_residual
+    parts += [f"patches of {backbone.patch_size} px"] * bool(backbone.patch_size)
+    parts += [f"drop path {backbone.drop_path:g}"] * bool(backbone.drop_path)
+    parts += [{"token": "class token", "avg": "average of the tokens"}[backbone.pool]] if backbone.pool else []
+    return ", ".join(parts)
+
+
+def _weight_decay(optimizer: OptimizerConfig) -> str:
+    final = optimizer.final_weight_decay
+    return f"{optimizer.weight_decay:g}" + (f" to {final:g}" if final is not None else "")
+
+
+def _end(schedule: ScheduleConfig) -> str:
+    """Where a cosine ends, if that is not 0."""
+    return f", down to {schedule.final_factor:.2g} of the learning rate" if schedule.final_factor else ""
 
 
 def _extension(schedule: ScheduleConfig) -> str:
@@ -170,9 +211,15 @@ def _extension(schedule: ScheduleConfig) -> str:
     return f", to its end after {schedule.length} steps, then constant at {share:.2g} of the learning rate"
 
 
-def notes(plan: Plan, args: Namespace) -> list[str]:
-    """Remarks on flags that have no effect here, in whole or in part."""
-    remarks = []
+class MethodNotes(Protocol):
+    """The part of a method that the notes need."""
+
+    def notes(self) -> list[str]: ...
+
+
+def notes(plan: Plan, args: Namespace, method: MethodNotes | None = None) -> list[str]:
+    """Remarks on flags that have no effect here, in whole or in part, and those of the method."""
+    remarks = method.notes() if method else []
     labelled = plan.training_set.labelled_images
     if labelled and plan.logging.knn_every and list(plan.logging.knn_k) != list(args.knn_k):
         used, requested = (" ".join(map(str, ks)) or "none" for ks in (plan.logging.knn_k, args.knn_k))
@@ -183,10 +230,10 @@ def notes(plan: Plan, args: Namespace) -> list[str]:
 
 
 def _augmentations(views: ViewsConfig) -> str:
-    strengths = " ".join(f"{s:g}" for s in views.jitter_strengths)
+    crops, strengths = (" / ".join(map(_text, values)) for values in (views.crop_scale, views.jitter_strengths))
     return (
-        f"crop {_text(views.crop_scale)}, flip {views.flip:g}, jitter {views.jitter:g} ({strengths}), "
-        f"gray {views.gray:g}, blur {_text(views.blur)}, solarize {_text(views.solarize)}"
+        f"crop {crops}, flip {views.flip:g}, jitter {_text(views.jitter)} ({strengths}), "
+        f"gray {_text(views.gray)}, blur {_text(views.blur)}, solarize {_text(views.solarize)}"
     )
 
 

@@ -15,6 +15,7 @@ from cli.flags import (
     add_hardware_flags,
     add_loading_flags,
     add_positionals,
+    drop_probability,
     view_size,
 )
 from cli.parser import Parser, Rule, check_used
@@ -25,18 +26,29 @@ from utils.optim import FlagGroup, add_optimizer_flags
 
 DEFAULT_METHOD = "simclr"
 MULTI_CROP_VIEWS = {"crop_scale": [0.14, 1.0]}  # SwAV, sec. 3.3: large crops begin where small ones end
+STRENGTHS = "BRIGHTNESS CONTRAST SATURATION HUE"
+PER_VIEW = {  # flag that a large view may have its own values of -> (values of one view, whether small views may too)
+    "crop_scale": ("MIN MAX", False), "jitter": ("P", True), "jitter_strengths": (STRENGTHS, True), "gray": ("P", True),
+    "blur": ("P", True), "solarize": ("P", True),
+}  # fmt: skip
 RULES: tuple[Rule, ...] = (
     *OPTIMIZER_RULES,
     *DASHBOARD_RULES,
     *HARDWARE_RULES,
     (("small_size", "small_scale"), "--small_views", lambda a: bool(a.small_views)),
     (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
+    (("final_lr",), "--scheduler warmup_cosine or cosine", lambda a: a.scheduler.endswith("cosine")),
     (
         ("state_dict_key", "remove_prefix", "append_prefix", "skip_layers", "dry_run"),
         "--pretrained_feature_extractor",
         lambda a: bool(a.pretrained_feature_extractor),
     ),
     (PREDICTOR_FLAGS, "a predictor", has_predictor),
+    (
+        ("queue_size", "temperature", "teacher_temperature"),
+        "similarities to a queue, which a regression does not compute",
+        lambda a: not getattr(a, "regress", False),
+    ),
 )
 
 
@@ -44,6 +56,7 @@ class MethodFlags(Protocol):
     """The part of a method that the command line needs."""
 
     large_views: int
+    flag_rules: tuple[Rule, ...]
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None: ...
@@ -77,8 +90,10 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     multi_crop = MULTI_CROP_VIEWS if first.small_views else {}
     defaults = methods[name].length_defaults(first.epochs) | multi_crop | datasets[first.dataset].views
     args = _parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others)
+    typed = _parser(name, methods, datasets, {}).typed_flags(argv)
+    args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)
-    check_used(args, _parser(name, methods, datasets, {}).typed_flags(argv), RULES)
+    check_used(args, typed, [*RULES, *methods[name].flag_rules])
     return args
 
 
@@ -154,6 +169,13 @@ def _add_optimization_flags(g: FlagGroup) -> None:
     add_optimizer_flags(g)
     g.add_argument("--weight_decay", type=nonnegative_float, default=1e-4,
                    help="weight decay of weights; biases and norms have none")  # fmt: skip
+    g.add_argument("--final_weight_decay", type=nonnegative_float,
+                   help="weight decay at the end of the run, along half a cosine; default: --weight_decay")  # fmt: skip
+    g.add_argument("--final_lr", type=nonnegative_float, default=0.0,
+                   help="learning rate at the end of the cosine, per 256 images as --lr")  # fmt: skip
+    g.add_argument("--layer_decay", type=positive_float, default=1.0, metavar="FACTOR",
+                   help="factor on the learning rate from each block of a timm network, such as a ViT, to the one "
+                   "before it")  # fmt: skip
     g.add_argument("--scheduler", choices=["warmup_cosine", "cosine", "step", "none"], default="warmup_cosine",
                    help="learning-rate schedule; none keeps the rate constant")  # fmt: skip
     g.add_argument("--warmup_epochs", type=nonnegative_float,
@@ -166,19 +188,22 @@ def _add_optimization_flags(g: FlagGroup) -> None:
 
 def _add_view_flags(g: FlagGroup) -> None:
     g.add_argument("--large_size", type=view_size, default=224, help="side of a large view in pixels")
-    g.add_argument("--crop_scale", type=area_share, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
-                   help="min and max fraction of the image area (RandomResizedCrop)")  # fmt: skip
+    g.add_argument("--crop_scale", type=area_share, nargs="+", default=[0.08, 1.0], metavar=("MIN MAX", "MIN MAX"),
+                   help="min and max fraction of the image area (RandomResizedCrop), for all large views, or for each "
+                   "of them")  # fmt: skip
     g.add_argument("--small_views", type=count, default=0, help="small views beside the large ones (multi-crop)")
     g.add_argument("--small_size", type=view_size, default=96, help="side of a small view in pixels")
     g.add_argument("--small_scale", type=area_share, nargs=2, default=[0.05, 0.14], metavar=("MIN", "MAX"),
                    help="min and max fraction of the image area in small views")  # fmt: skip
     g.add_argument("--flip", type=probability, default=0.5, help="probability of a horizontal flip")
-    g.add_argument("--jitter", type=probability, default=0.8, help="probability of ColorJitter")
-    g.add_argument("--jitter_strengths", type=nonnegative_float, nargs=4, default=[0.4, 0.4, 0.2, 0.1],
-                   metavar=("BRIGHTNESS", "CONTRAST", "SATURATION", "HUE"),
-                   help="strengths of ColorJitter")  # fmt: skip
-    g.add_argument("--gray", type=probability, default=0.2, help="probability of RandomGrayscale")
     per_view = "one for all views, or one for each large view and perhaps one for the small views"
+    g.add_argument("--jitter", type=probability, nargs="+", default=[0.8], metavar="P",
+                   help=f"probability of ColorJitter; {per_view}")  # fmt: skip
+    g.add_argument("--jitter_strengths", type=nonnegative_float, nargs="+", default=[0.4, 0.4, 0.2, 0.1], metavar="S",
+                   help="strengths of ColorJitter: brightness, contrast, saturation and hue; four for all views, or "
+                   "four for each large view and perhaps four for the small views")  # fmt: skip
+    g.add_argument("--gray", type=probability, nargs="+", default=[0.2], metavar="P",
+                   help=f"probability of RandomGrayscale; {per_view}")  # fmt: skip
     g.add_argument("--blur", type=probability, nargs="+", default=[0.0], metavar="P",
                    help=f"probability of Gaussian blur; {per_view}")  # fmt: skip
     g.add_argument("--solarize", type=probability, nargs="+", default=[0.0], metavar="P",
@@ -202,6 +227,9 @@ def _add_backbone_flags(g: FlagGroup) -> None:
                    help="initialize the last norm of each residual block of a ResNet with zero")  # fmt: skip
     g.add_argument("--no_zero_init_residual", action="store_false", dest="zero_init_residual",
                    help="keep the library's own initialization of these norms")  # fmt: skip
+    g.add_argument("--drop_path", type=drop_probability, default=0.0,
+                   help="probability that an image skips the last residual block, linear from 0 at the first one "
+                   "(stochastic depth), of timm networks that have it; off in evaluation")  # fmt: skip
     g.add_argument("--pretrained_feature_extractor", metavar="WEIGHTS",
                    help="start from these weights: a run folder, a checkpoint or a .safetensors file")  # fmt: skip
     add_checkpoint_key_flags(g)
@@ -225,20 +253,38 @@ def _add_logging_flags(g: FlagGroup) -> None:
     add_dashboard_flags(g, "the method")
 
 
+def _without_values_of_small_views(args: Namespace, large: int, typed: set[str]) -> Namespace:
+    """The flags without what a method's defaults say of small views, where there are none."""
+    flags = [flag for flag in PER_VIEW if flag not in typed and not args.small_views]
+    cut = {flag: getattr(args, flag)[: large * len(PER_VIEW[flag][0].split())] for flag in flags}
+    return Namespace(**vars(args) | cut)
+
+
 def _check_views(args: Namespace, large: int) -> None:
     """Refuse view settings that contradict each other."""
-    for low, high, flag in ((*args.crop_scale, "crop_scale"), (*args.small_scale, "small_scale")):
-        if low > high:
-            raise UserError(f"--{flag} {low} {high}: the minimum is larger than the maximum; swap them")
-    if max(len(args.blur), len(args.solarize)) > max(1, large + (args.small_views > 0)):
-        raise UserError(
-            f"--blur and --solarize take one probability, or one for each of the {large} large views of {args.method}, "
-            f"and with --small_views one more for the small views"
-        )
+    for flag, (needed, has_small) in PER_VIEW.items():
+        _check_count(args, flag, needed, large, has_small)
+    for flag in ("crop_scale", "small_scale"):
+        values = getattr(args, flag)
+        for low, high in zip(values[::2], values[1::2], strict=True):
+            if low > high:
+                raise UserError(f"--{flag} {low} {high}: the minimum is larger than the maximum; swap them")
     if args.small_views and args.small_size > args.large_size:
         raise UserError(f"--small_size {args.small_size} is larger than --large_size {args.large_size}; lower it")
-    if args.jitter_strengths[3] > 0.5:
-        raise UserError(f"--jitter_strengths: got hue {args.jitter_strengths[3]}, needs at most 0.5 (a half turn)")
+    if (hue := max(args.jitter_strengths[3::4])) > 0.5:
+        raise UserError(f"--jitter_strengths: got hue {hue}, needs at most 0.5 (a half turn)")
+
+
+def _check_count(args: Namespace, flag: str, needed: str, large: int, has_small: bool) -> None:
+    """Refuse a flag with more or fewer values than `needed` names for one view, for each large view or for one kind."""
+    found, one = len(getattr(args, flag)), len(needed.split())
+    counts = [one, one * large, one * (large + 1)][: 2 + (has_small and args.small_views > 0)]
+    if found not in counts:
+        small = ", and with --small_views one more for the small views" if has_small else ""
+        raise UserError(
+            f"--{flag}: got {found} numbers, needs {needed} for all views, or one for each of the {large} large views "
+            f"of {args.method}{small}"
+        )
 
 
 def _flags_of_others(name: str, methods: Methods) -> dict[str, str]:
@@ -247,5 +293,6 @@ def _flags_of_others(name: str, methods: Methods) -> dict[str, str]:
         if other != name:
             parser = ArgumentParser(add_help=False)
             methods[other].add_args(parser)
-            flags |= {option: other for action in parser._actions for option in action.option_strings}
+            for option in (option for action in parser._actions for option in action.option_strings):
+                flags[option] = f"{flags[option]}, {other}" if option in flags else other
     return flags

@@ -20,7 +20,7 @@ from utils.names import escaped, shown
 from utils.plan import TrainingSet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NO_COLOR_JITTER = {"jitter_strengths": [0.4, 0.4, 0.0, 0.0], "gray": 0.0}
+NO_COLOR_JITTER = {"jitter_strengths": [0.4, 0.4, 0.0, 0.0], "gray": [0.0]}
 
 
 @dataclass(frozen=True)

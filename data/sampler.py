@@ -1,7 +1,6 @@
 """The one sampler: every random choice about data is a function of its address, never of earlier choices.
 
-uniform(seed, stream, ...) hashes its address (splitmix64, Steele et al., 2014, doi:10.1145/2714064.2660195), so the
-number of workers, of processes and of restarts changes nothing, and every executor sees the same parameters.
+The number of workers, of processes and of restarts changes nothing, and every executor sees the same parameters.
 """
 
 from collections.abc import Sequence
@@ -11,31 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.views import RATIO, SIGMA, ViewSpec
+from utils.random import uniform_array
 
 ORDER, VIEW = 0, 1  # streams
 ATTEMPTS = 10  # boxes tried per crop before the fallback, as torchvision does
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(x: NDArray) -> NDArray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
-
-
-def uniform(*address: int | NDArray) -> NDArray:
-    """Independent uniform numbers in [0, 1), one per address; integers and integer arrays are broadcast."""
-    h: NDArray = np.zeros((), np.uint64)
-    with np.errstate(over="ignore"):
-        for part in address:
-            h = _mix(h + (np.asarray(part).astype(np.uint64) + np.uint64(1)) * GOLDEN)
-    return (h >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray:
     """A permutation of n that belongs to (seed, epoch)."""
-    return np.argsort(uniform(seed, ORDER, epoch, np.arange(n)), kind="stable")
+    return np.argsort(uniform_array(seed, ORDER, epoch, np.arange(n)), kind="stable")
 
 
 @dataclass
@@ -64,7 +47,7 @@ class ViewParams:
 
 def sample(spec: ViewSpec, seed: int, epoch: int, index: NDArray, view: int, sizes: NDArray) -> ViewParams:
     """Parameters of view number `view` of the images `index` (N,) with heights and widths `sizes` (N, 2)."""
-    u = uniform(seed, VIEW, epoch, view, np.asarray(index)[:, None], np.arange(2 * ATTEMPTS + 16))
+    u = uniform_array(seed, VIEW, epoch, view, np.asarray(index)[:, None], np.arange(2 * ATTEMPTS + 16))
     area, ratio, single, factors, order = np.split(u, np.cumsum([ATTEMPTS, ATTEMPTS, 8, 4]), axis=1)
     top, left, flip, jitter, gray, blur, sigma, solarize = single.T
     strength = np.array([spec.brightness, spec.contrast, spec.saturation])

@@ -1,8 +1,12 @@
 """View specifications: how the views of an image are drawn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from utils.plan import ViewsConfig
+
+T = TypeVar("T")
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of crops, width over height
 SIGMA = (0.1, 2.0)  # of the blur kernel, in pixels (SimCLR, app. A)
@@ -38,23 +42,23 @@ class ViewSpec:
 def view_specs(config: ViewsConfig, large: int) -> list[ViewSpec]:
     """The `large` large views of --large_size and --crop_scale, then the small ones (SwAV, sec. 3.3).
 
-    --blur and --solarize give all views one probability, or each large view its own (BYOL, app. B). Small views take
-    these in turn, or the third number.
+    Settings have one value for all views, or each large view has its own (BYOL, app. B). Small views take these in
+    turn, or the value after those of the large views.
     """
-    brightness, contrast, saturation, hue = config.jitter_strengths
 
-    def probability(values: tuple[float, ...], number: int, small: bool) -> float:
-        return values[2] if small and len(values) == 3 else values[number % min(2, len(values))]
+    def spec(number: int, size: int, scales: tuple[tuple[float, float], ...], small: bool) -> ViewSpec:
+        def own(values: Sequence[T]) -> T:
+            return values[large] if small and len(values) > large else values[number % len(values)]
 
-    def spec(number: int, size: int, scale: tuple[float, float], small: bool) -> ViewSpec:
+        brightness, contrast, saturation, hue = own(config.jitter_strengths)
         return ViewSpec(
-            size, scale, config.flip, config.jitter, brightness, contrast, saturation, hue, config.gray,
-            blur=probability(config.blur, number, small), solarize=probability(config.solarize, number, small),
+            size, scales[number % len(scales)], config.flip, own(config.jitter), brightness, contrast, saturation, hue,
+            own(config.gray), own(config.blur), own(config.solarize),
         )  # fmt: skip
 
     return [
         *(spec(i, config.large_size, config.crop_scale, small=False) for i in range(large)),
-        *(spec(i, config.small_size, config.small_scale, small=True) for i in range(config.small_views)),
+        *(spec(i, config.small_size, (config.small_scale,), small=True) for i in range(config.small_views)),
     ]
 
 

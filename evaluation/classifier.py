@@ -98,6 +98,7 @@ def classifier_settings(flags: Namespace, labels: TrainingLabels, note: Note) ->
             momentum=flags.momentum,
             trust_coefficient=flags.lars_eta,
             clip_trust_ratio=flags.lars_clip,
+            adam_betas=tuple(flags.adam_betas),
         ),
         scheduler=flags.scheduler,
         decay_epochs=tuple(flags.lr_decay_steps),
@@ -168,7 +169,7 @@ def train(
     groups = [
         group
         for module, lr in zip(modules, lrs, strict=True)
-        for group in parameter_groups(module, lr * scale, config.weight_decay)
+        for group in parameter_groups(module, dataclasses.replace(config, lr=lr * scale))
     ]
     optimizer = build_optimizer(groups, config)
     scheduler = build_scheduler(optimizer, settings.schedule(len(batches)))

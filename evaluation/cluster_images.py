@@ -15,19 +15,20 @@ from torch import Tensor
 from evaluation import pictures
 from evaluation.feature_files import DEFAULT_DTYPE
 from evaluation.feature_transform import FeatureTransform, TransformedFeatures
-from evaluation.kmeans import KMeans, assign, cluster_report, kmeans, nmi, purity
+from evaluation.kmeans import cluster_report, kmeans, nmi, purity
 from evaluation.saved_features import load_or_extract
 from evaluation.settings import Note, TrainingLabels
-from evaluation.shares import Rows, RowsInMemory
 from evaluation.target import EvaluationTarget
 from utils.arg_types import count, positive_int
 from utils.cluster_file import Clusters, write_clusters
 from utils.distributed import broadcast_str, run_on_first_rank, sum_over_ranks, world_size
 from utils.errors import UserError
 from utils.hardware import machine_memory
+from utils.kmeans import KMeans, assign
 from utils.optim import FlagGroup
 from utils.provenance import provenance
 from utils.scores import Score
+from utils.shares import Rows, RowsInMemory
 
 MEMORY_SHARE = 0.4  # of the memory that the rows of k-means may take
 FEWEST, MOST = 20, 400  # images per cluster, on average, between which clusters are neither noise nor classes

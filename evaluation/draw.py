@@ -10,6 +10,7 @@ from evaluation.target import EvaluationTarget
 from utils.distributed import run_on_first_rank
 from utils.optim import FlagGroup
 from utils.scores import Score
+from utils.vision_transformer import has_class_attention, require_vision_transformer
 
 MOST_NEIGHBOURS = 20  # that vote for the predictions of the confusion matrix
 
@@ -34,17 +35,24 @@ def picture_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Pi
 
 
 def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[Score]:
-    """Nearest neighbours, 2-D projection and confusion matrix as PNG files, drawn by the first rank; no score."""
+    """Nearest neighbours, 2-D projection and confusion matrix as PNG files, drawn by the first rank; no score.
+
+    For a vision transformer whose features are those of its class token, also the attention of that token.
+    """
     train, val, data = target.train, target.val, target.data.data
     labelled = val and val.labelled()
 
     def draw() -> None:
-        path = {n: target.folder / f"{target.file_name}_{n}.png" for n in ("neighbours", "embedding", "confusion")}
+        names = ("neighbours", "embedding", "confusion", "attention")
+        path = {n: target.folder / f"{target.file_name}_{n}.png" for n in names}
         pictures.neighbours(path["neighbours"], train, val, data, target.seed)
         pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection)
         if settings.k and labelled is not None and len(labelled.x):
             predicted = knn_predictions(train, labelled, [settings.k], target.classes, target.device)[settings.k]
             pictures.confusion(path["confusion"], labelled.y, predicted, data.train.classes)
+        if has_class_attention(target.network):
+            network = require_vision_transformer(target.network, "a picture of attention")
+            pictures.attention(path["attention"], network, target.data, target.device, target.seed)
 
     run_on_first_rank(draw)
     return []

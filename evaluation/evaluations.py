@@ -65,7 +65,7 @@ EVALUATIONS: dict[str, Evaluation[Any]] = {
     "pictures": Evaluation(
         draw_pictures,
         picture_settings,
-        "nearest neighbours, 2-D projection and confusion matrix as PNG files",
+        "nearest neighbours, 2-D projection, confusion matrix and a class token's attention as PNG files",
         (add_picture_flags,),
         needs_labels=False,
     ),

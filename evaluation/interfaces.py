@@ -26,7 +26,16 @@ class Images(Protocol):
 
 
 class Data(Protocol):
-    """A data set: its splits "train" and perhaps "val", and its number of classes, 0 without labels."""
+    """A data set: its splits "train" and perhaps "val", and its number of classes, 0 without labels.
+
+    mean, std: per channel, of the normalization of its views.
+    """
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...
 
     @property
     def train(self) -> Images: ...
@@ -77,6 +86,10 @@ class EvaluationData(Protocol):
 
     def eval_dataloader(self, split: str, device: torch.device) -> EvalLoader:
         """Evaluation views of a split in data set order."""
+        ...
+
+    def evaluation_views(self, split: str, rows: Sequence[int], device: torch.device) -> Batch:
+        """Evaluation views of some images of a split, as one batch; one rank may call alone."""
         ...
 
     def augmented_loader(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from evaluation.features import FeatureSet
 from evaluation.settings import Note, TrainingLabels, feasible_values
-from evaluation.shares import share
 from evaluation.target import EvaluationTarget
 from utils.arg_types import positive_int
 from utils.distributed import gather, raise_together, world_size
 from utils.errors import UserError
 from utils.optim import FlagGroup
 from utils.scores import Score
+from utils.shares import share
 
 TEMPERATURE = 0.07  # of the weights
 DEFAULT_K = (20, 200)

@@ -1,7 +1,11 @@
 """Pictures of a run as PNG files, drawn by matplotlib's objects, which choose no backend and keep no figure."""
 
+from __future__ import annotations
+
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -10,13 +14,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.features import FeatureSet
-from evaluation.interfaces import Data, Images
+from evaluation.features import FeatureSet, evaluation_mode
+from evaluation.interfaces import Data, EvaluationData, Images
 from evaluation.knn import neighbours as nearest
 from utils.errors import UserError
 from utils.files import replaced_atomically
+from utils.vision_transformer import class_token_attention
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 POINTS = 2000  # at most, in an embedding
+HEADS = 12  # at most, in a picture of attention
 FEW = 25  # classes whose names and numbers fit a confusion matrix
 CORRECT, WRONG = "#2a9d4e", "#c8352c"
 
@@ -78,10 +87,58 @@ def montage(path: Path, ids: Tensor, distance: Tensor, images: Images, clusters:
     _grid(path, rows, [["black"] * len(row) for row in rows], labels, {0: "nearest"})
 
 
+def attention_maps(path: Path, images: Tensor, attention: Tensor, labels: list[str]) -> None:
+    """Draw images beside the attention of their class tokens: the mean over the heads, laid over the image, then heads.
+
+    images: (N, 3, H, W) in [0, 1]. attention: (N, heads, rows, columns), whose maps are scaled to their largest value.
+    labels: of the images, or none. At most HEADS heads are drawn.
+    """
+    heads = attention.shape[1]
+    rows = []
+    for image, maps in zip(images.cpu(), attention.cpu(), strict=True):
+        shown = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
+        mean = torch.nn.functional.interpolate(maps.mean(dim=0)[None, None], size=image.shape[1:], mode="nearest")[0, 0]
+        overlay = (0.45 * shown + 0.55 * _heat(mean)).astype(np.uint8)
+        rows.append([shown, overlay, *(_heat(head) for head in maps[:HEADS])])
+    titles = {0: "image", 1: "mean"} | {2 + head: f"head {head + 1}" for head in range(min(heads, HEADS))}
+    note = "attention of the class token to the patches in the last block; each map from 0 (black) to its maximum"
+    note += f"; {HEADS} of {heads} heads" if heads > HEADS else ""
+    _grid(path, rows, [["black"] * len(row) for row in rows], labels, titles, note)
+
+
+def _heat(values: Tensor) -> NDArray:
+    """(rows, columns), not negative -> (rows, columns, 3) uint8, black at 0 and bright at the largest value."""
+    scaled = (values / values.max().clamp(min=1e-12)).numpy()
+    heat: NDArray = (255 * matplotlib.colormaps["inferno"](scaled)[..., :3]).astype(np.uint8)
+    return heat
+
+
+def attention(path: Path, network: VisionTransformer, data: EvaluationData, device: torch.device, seed: int) -> None:
+    """Draw the class token's attention in six validation images (else training images), spread over the classes."""
+    split = "val" if data.data.val is not None else "train"
+    images = data.data.splits()[split]
+    chosen = spread_rows(images.labels, 6, seed)
+    batch = data.evaluation_views(split, chosen.tolist(), device)
+    with evaluation_mode(network), torch.no_grad():
+        maps = class_token_attention(network, batch.views[0])
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (data.data.mean, data.data.std))
+    labels = images.labels[chosen].tolist()
+    names = [_class_name(data.data.train, label) if label >= 0 else "" for label in labels]
+    attention_maps(path, batch.views[0] * std + mean, maps, names)
+
+
 def _grid(
-    path: Path, rows: list[list[NDArray]], frames: list[list[str]], labels: list[str], titles: dict[int, str]
+    path: Path,
+    rows: list[list[NDArray]],
+    frames: list[list[str]],
+    labels: list[str],
+    titles: dict[int, str],
+    note: str = "",
 ) -> None:
-    """Draw rows of images (H, W, 3) uint8 in coloured frames; a label before a row, a title above a column."""
+    """Draw rows of images (H, W, 3) uint8 in coloured frames; a label before a row, a title above a column.
+
+    note: a line below.
+    """
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(columns * 1.05, len(rows) * 1.1), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"width_ratios": [1.0] * columns})
@@ -96,6 +153,8 @@ def _grid(
             grid[r, 0].set_ylabel(labels[r], rotation=0, ha="right", va="center", fontsize=8)
     for column, title in titles.items():
         grid[0, column].set_title(title, fontsize=9)
+    if note:
+        figure.supxlabel("\n".join(textwrap.wrap(note, 15 * columns)), fontsize=8)
     _save(figure, path)
 
 
@@ -212,15 +271,20 @@ def embedding(path: Path, features: FeatureSet, names: Sequence[str], seed: int,
 
 def nearest_rows(bank: FeatureSet, queries: FeatureSet, k: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Choose queries (Q,), spread over the classes where labels exist, and find the nearest rows of the bank (Q, k)."""
-    order = torch.randperm(len(queries.x), generator=torch.Generator().manual_seed(seed))
+    chosen = spread_rows(queries.y, count, seed)
+    return chosen, nearest(bank.x, queries.x[chosen], min(k, len(bank.x)))[1]
+
+
+def spread_rows(y: Tensor, count: int, seed: int) -> Tensor:
+    """Choose rows at random, spread over the labels y (N,): (min(count, N),)."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     turn = torch.zeros(len(order), dtype=torch.long)  # how many of its class came before
     seen: dict[int, int] = {}
     for i, row in enumerate(order.tolist()):
-        label = int(queries.y[row])
+        label = int(y[row])
         turn[i] = seen.get(label, 0)
         seen[label] = int(turn[i]) + 1
-    chosen = order[turn.argsort(stable=True)[:count]]
-    return chosen, nearest(bank.x, queries.x[chosen], min(k, len(bank.x)))[1]
+    return order[turn.argsort(stable=True)[:count]]
 
 
 def _save(figure: Figure, path: Path) -> None:

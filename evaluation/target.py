@@ -27,8 +27,9 @@ class RawPixels(nn.Module):
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """Facts about a network. title: of its row in the table. layer: block whose output is the features, None for the
-    last. weights: the file that it was loaded from. default_output_dir: directory for files made of these weights.
+    """Facts about a network. title: of its row in the table. layer: which of the network's outputs are the features (a
+    block, the last blocks, a pooling), None for its own. weights: the file that it was loaded from. default_output_dir:
+    directory for files made of these weights.
     """
 
     title: str

@@ -5,7 +5,7 @@ from argparse import Namespace
 import torch
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.arg_types import nonnegative_float, positive_float
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks
@@ -13,6 +13,7 @@ from utils.heads import add_projector_flags, projector
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
+from utils.view_features import ViewFeatures
 
 
 def standardize(views: list[Tensor], eps: float = 1e-5) -> list[Tensor]:
@@ -51,7 +52,7 @@ class BarlowTwins(Method):
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.2, weight_decay=1.5e-6, zero_init_residual=True)  # sec. 2.2
         # Views: sec. 2.2, which takes those of BYOL.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=8192, dim=8192, layers=3, source="sec. 2.2")
         parser.add_argument(

@@ -5,14 +5,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures, coordinate_std, mean_cosine
+from methods.base import Method
 from utils.arg_types import probability
 from utils.batch import Batch
 from utils.ema import EMA
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
+from utils.nearest_neighbours import QUEUE_NEEDS_NEIGHBOURS, add_neighbour_flags, build_queue, replace_by_neighbours
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision
+from utils.view_features import ViewFeatures, coordinate_std, mean_cosine
 
 SHORT_RUN = 300  # epochs; up to here the official code's settings for 100 epochs, beyond them the paper's for 1000
 
@@ -33,21 +35,25 @@ def byol_loss(p: list[Tensor], target: list[Tensor]) -> dict[str, Tensor]:
 class BYOL(Method):
     """BYOL: predict the embedding that a moving average of the network gives another view, without negatives.
 
+    --neighbours (NNBYOL, of solo-learn): predict the nearest neighbour of that embedding in a queue of earlier ones.
     Deviation: up to 300 epochs the learning rate is 0.45; the official code has 0.45 at 100 epochs and 0.3 at 300.
     """
+
+    flag_rules = (QUEUE_NEEDS_NEIGHBOURS,)
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         short = BYOL.length_defaults(SHORT_RUN)
         parser.set_defaults(optimizer="lars", lr=short["lr"], weight_decay=short["weight_decay"])
         # Views: app. B.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=4096, dim=256, layers=2, source="sec. 3.3")
         add_predictor_flags(parser, hidden=4096, source="sec. 3.3")
         parser.add_argument("--tau", type=probability, default=short["tau"],
                             help="initial decay of the moving average, rising to 1 over the run (sec. 3.3); "
                             f"0.996 for more than {SHORT_RUN} epochs")  # fmt: skip
+        add_neighbour_flags(parser, "NNBYOL")
 
     @staticmethod
     def length_defaults(epochs: int) -> dict[str, Any]:
@@ -60,8 +66,13 @@ class BYOL(Method):
         self.projector = projector(args, dim, last_norm=False)
         self.predictor = predictor(args)
         self.target = EMA(nn.Sequential(backbone, self.projector), args.tau)
+        self.queue = build_queue(args, plan) if args.neighbours else None
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         p = [self.predictor(self.projector(f)) for f in feats.all]
         target = [self.target(view) for view in batch.views[: len(feats.large)]]
-        return byol_loss(p, target) | {"tau": self.target.tau}
+        if self.queue is None:
+            return byol_loss(p, target) | {"tau": self.target.tau}
+        neighbours, metrics = replace_by_neighbours(self.queue, target, batch.labels, self.probe is not None)
+        # target_std: of the embeddings, since neighbours may be diverse when these have collapsed.
+        return byol_loss(p, neighbours) | metrics | {"tau": self.target.tau, "target_std": coordinate_std(target[0])}

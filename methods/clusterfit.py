@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.batch import Batch
 from utils.cluster_file import check_same_images, read_clusters
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
+from utils.view_features import ViewFeatures
 
 
 @full_precision
@@ -39,7 +40,7 @@ class ClusterFit(Method):
         # The strengths of the jitter, applied to every view, are those of VISSL, the authors' library.
         parser.set_defaults(
             optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
-            crop_scale=[0.08, 1.0], jitter=1.0, jitter_strengths=[0.4, 0.4, 0.4, 0.2], gray=0.0, blur=[0.0],
+            crop_scale=[0.08, 1.0], jitter=[1.0], jitter_strengths=[0.4, 0.4, 0.4, 0.2], gray=[0.0], blur=[0.0],
             solarize=[0.0],
         )  # fmt: skip
         parser.add_argument("--cluster_file", required=True, metavar="FILE",

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.batch import Batch
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
+from utils.view_features import ViewFeatures
 
 ROTATIONS = 4  # 0, 90, 180 and 270 degrees: quarter turns leave no resampling artefacts (sec. 2.2)
 
@@ -45,7 +46,7 @@ class RotNet(Method):
         # The schedule of the RotNet in ClusterFit (arXiv:1912.03330); views are cropped and flipped only.
         parser.set_defaults(
             optimizer="sgd", lr=0.1, weight_decay=1e-4, scheduler="step", lr_decay_steps=[30, 60, 90, 100], epochs=105,
-            crop_scale=[0.08, 1.0], jitter=0.0, gray=0.0, blur=[0.0], solarize=[0.0],
+            crop_scale=[0.08, 1.0], jitter=[0.0], gray=[0.0], blur=[0.0], solarize=[0.0],
         )  # fmt: skip
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):

@@ -5,28 +5,20 @@ from argparse import Namespace
 import torch
 from torch import Tensor, nn
 
-from methods.base import Method, ViewFeatures
+from methods.base import Method
 from utils.arg_types import positive_float
 from utils.batch import Batch
-from utils.distributed import gather, gather_together, rank
+from utils.distributed import gather, gather_together
 from utils.errors import UserError
 from utils.heads import add_projector_flags, projector
+from utils.nt_xent import decoupled_nt_xent, log_normalizer, other_views, unit_views
 from utils.optim import FlagGroup
 from utils.plan import Plan
-from utils.precision import full_precision, l2_normalize
+from utils.precision import full_precision
 from utils.row_chunks import map_row_chunks
+from utils.view_features import ViewFeatures
 
-
-def unit_views(views: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Unit vectors (nV, D) of V views (n, D), ordered by image, then by view, and their rows (nV,) among all ranks'."""
-    z = torch.stack([l2_normalize(x) for x in views], dim=1).flatten(0, 1)
-    return z, torch.arange(len(z), device=z.device) + rank() * len(z)
-
-
-def log_normalizer(logits: Tensor, self_index: Tensor) -> Tensor:
-    """log sum_{k != i} exp(logits_ik) for each row i: (m, NV) -> (m,). self_index: (m,) columns k = i."""
-    rows = torch.arange(len(logits), device=logits.device)
-    return logits.index_put((rows, self_index), logits.new_full((), -torch.inf)).logsumexp(dim=1)
+SIGMA = 0.5  # of the weights of DCLW
 
 
 @full_precision
@@ -43,10 +35,7 @@ def nt_xent(views: list[Tensor], temperature: float) -> dict[str, Tensor]:
 
     def terms(z: Tensor, self_index: Tensor) -> tuple[Tensor, Tensor]:
         logits = z @ all_z.T / temperature  # (m, NV)
-        image, view = self_index // v, self_index % v  # (m,)
-        others = torch.arange(v - 1, device=z.device)
-        others = others + (others >= view[:, None])  # (m, V - 1) the other views of the same image
-        positive = logits.gather(1, image[:, None] * v + others)  # by columns: a boolean mask would wait for the GPU
+        positive = logits.gather(1, other_views(self_index, v))  # by columns: a boolean mask would wait for the GPU
         return log_normalizer(logits, self_index) - positive.mean(dim=1), positive
 
     loss, positive = map_row_chunks(terms, len(all_z), z, self_index)
@@ -78,13 +67,19 @@ def supcon(views: list[Tensor], labels: Tensor, temperature: float) -> dict[str,
 
 
 class SimCLR(Method):
-    """SimCLR: attract views of one image (--supervised: of one class, SupCon) and repel all others."""
+    """SimCLR: attract views of one image (--supervised: of one class, SupCon) and repel all others.
+
+    --decoupled (DCL) leaves the views of the image out of the sum over all others, --decoupled_weights (DCLW) weighs
+    each positive pair.
+    """
+
+    flag_rules = ((("decoupled_weights",), "--decoupled", lambda args: args.decoupled),)
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6)  # sec. 2.2 and app. B.6
         # Views: app. A.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.8, 0.8, 0.8, 0.2], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.8, 0.8, 0.8, 0.2], gray=[0.2],
                             blur=[0.5], solarize=[0.0])  # fmt: skip
         parser.add_argument(
             "--temperature", type=positive_float, default=0.1, help="temperature of the softmax (sec. 5.1)"
@@ -92,6 +87,10 @@ class SimCLR(Method):
         parser.add_argument(
             "--supervised", action="store_true", help="images of one class are positives of each other (SupCon)"
         )
+        parser.add_argument("--decoupled", action="store_true",
+                            help="no positives in the denominator of the softmax (DCL, arXiv:2110.06848)")  # fmt: skip
+        parser.add_argument("--decoupled_weights", action="store_true",
+                            help="larger weights of positive pairs with a low similarity (DCLW)")  # fmt: skip
         add_projector_flags(parser, hidden=2048, dim=128, layers=2, source="sec. 4.2")
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
@@ -101,12 +100,18 @@ class SimCLR(Method):
                 f"--supervised needs labels, but the training images of {plan.training_set.name} have none; "
                 f"remove --supervised"
             )
-        views = plan.batch.forward_batch * (self.large_views + plan.views.small_views)
-        self.num_choices = None if args.supervised else views - 1  # a view's own class is many of SupCon's choices
+        if args.supervised and args.decoupled:
+            raise UserError("--supervised and --decoupled name two losses, and a run has one; remove one of them")
+        v = self.large_views + plan.views.small_views
+        own = v if args.decoupled else 1  # views of an image that are no choices of its views
+        # A view's own class is many of SupCon's choices.
+        self.num_choices = None if args.supervised else plan.batch.forward_batch * v - own
         self.projector = projector(args, dim, last_norm=True)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         views = [self.projector(f) for f in feats.all]
         if self.args.supervised:
             return supcon(views, batch.labels, self.args.temperature)
+        if self.args.decoupled:
+            return decoupled_nt_xent(views, self.args.temperature, SIGMA if self.args.decoupled_weights else None)
         return nt_xent(views, self.args.temperature)

@@ -21,11 +21,10 @@ from runs.callbacks import is_logged
 from runs.lightning_internals import mark_epoch_completed
 from utils.distributed import rank_zero_print, sum_over_ranks, world_size
 from utils.errors import UserError
-from utils.files import read_json, replaced_atomically, sync
+from utils.files import EVAL_BACKBONE, read_json, replaced_atomically, sync
 from utils.plan import CheckpointConfig, is_evaluated
 
 LAST, PREVIOUS, WEIGHTS = "last.ckpt", "previous.ckpt", "backbone.safetensors"
-BACKBONE = "backbone."  # what the names of the backbone's tensors begin with
 DIGEST_BYTES = 64  # SHA-256 in hexadecimal, as the comment of the zip archive that a checkpoint is
 BLOCK_BYTES = 2**22
 
@@ -254,8 +253,9 @@ class CheckpointCallback(Callback):
         return trainer.current_epoch + (self._epoch_ends and trainer.is_last_batch)
 
     def _write_backbone(self, checkpoint: dict[str, Any]) -> None:
-        """Write the backbone of a checkpoint under the names of its own library."""
-        tensors = {k.removeprefix(BACKBONE): v for k, v in checkpoint["state_dict"].items() if k.startswith(BACKBONE)}
+        """Write the evaluated backbone of a checkpoint under the names of its own library."""
+        prefix = checkpoint.get(EVAL_BACKBONE, "backbone.")
+        tensors = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
         metadata = {"epochs": str(checkpoint["epochs"]), "steps": str(checkpoint["global_step"])}
         save_tensors(self.folder / WEIGHTS, tensors, self.metadata | metadata)
 

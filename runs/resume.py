@@ -13,7 +13,7 @@ from runs.folder import AUTO
 from utils.errors import UserError
 from utils.files import OUTPUT, entry, read_json, typed_path
 from utils.names import shown
-from utils.plan import BatchConfig, Plan
+from utils.plan import BackboneConfig, BatchConfig, Plan
 
 MAY_CHANGE = {  # flags that cannot change the result of a run
     "resume", "accelerator", "gpus", "num_nodes", "num_workers", "batch_size", "data_folder", "cache", "wandb",
@@ -70,7 +70,10 @@ def _without(argv: list[str], flag: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What args.json says of a run: its command, a hash of its images, its lengths in steps (those of extensions)."""
+    """What args.json says of a run: its command, a hash of its images, its lengths in steps (those of extensions).
+
+    teacher: the frozen network that its method learns from.
+    """
 
     argv: list[str]
     fingerprint: str
@@ -78,6 +81,7 @@ class RecordedRun:
     total_steps: int
     warmup_steps: int
     schedule_steps: int | None
+    teacher: BackboneConfig | None = None
 
 
 def read_run(folder: Path) -> RecordedRun:
@@ -91,13 +95,17 @@ def read_run(folder: Path) -> RecordedRun:
     if schedule_steps is not None:
         schedule_steps = entry(path, content, "plan.schedule.schedule_steps", int)
     fingerprint = entry(path, content, "plan.training_set.fingerprint", str)
+    teacher = None
+    if content["plan"].get("teacher") is not None:
+        name, stem = (entry(path, content, f"plan.teacher.{key}", str) for key in ("name", "stem"))
+        teacher = BackboneConfig(name, stem)
     if not all(isinstance(word, str) for word in argv) or {"-h", "--help"} & {*argv}:
         raise UserError(f"{path} is damaged: argv is not the command of a run; restore it from a backup")
     if min(*batch, total - warmup, warmup + 1) < 1 or not 1 <= (schedule_steps or total) <= total:
         raise UserError(f"{path} is damaged: the plan has impossible lengths; restore it from a backup")
     if not isinstance(content.get("extensions", []), list):
         raise UserError(f"{path} is damaged: extensions is no list; restore it from a backup")
-    return RecordedRun(argv, fingerprint, BatchConfig(*batch).global_batch, total, warmup, schedule_steps)
+    return RecordedRun(argv, fingerprint, BatchConfig(*batch).global_batch, total, warmup, schedule_steps, teacher)
 
 
 def resume_argv(folder: Path, argv: list[str]) -> tuple[RecordedRun, list[str]]:
@@ -154,7 +162,7 @@ def continued_plan(recorded: RecordedRun, started: Namespace, resumed: Namespace
     if longer:
         steps = None if rule == "stretch" else steps or recorded.total_steps
     schedule = replace(plan.schedule, warmup_steps=recorded.warmup_steps, schedule_steps=steps)
-    return replace(plan, schedule=schedule)
+    return replace(plan, schedule=schedule, teacher=recorded.teacher)
 
 
 def _changed_flags(started: Namespace, resumed: Namespace) -> list[tuple[str, Any, Any]]:

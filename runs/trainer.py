@@ -106,6 +106,7 @@ def expected_messages_hidden() -> Iterator[None]:
     messages = (
         ".*does not have many workers.*",  # the memory and stream pipelines have threads instead
         ".*smaller than the logging interval.*",  # short epochs are logged when their turn comes
+        ".*module\\(s\\) in eval mode at the start.*",  # a frozen teacher always is
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",  # Lightning against a newer torch
     )
     with warnings.catch_warnings():

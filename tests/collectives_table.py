@@ -35,16 +35,16 @@ from methods.base import Method
 from methods.nnclr import nnclr_loss
 from methods.simclr import nt_xent, supcon
 from tests.helpers.collectives import Collective, CountCollectives
-from tests.helpers.commands import clusters_file
+from tests.helpers.commands import TEACHER, clusters_file, construct, teacher_file
 from tests.helpers.images import read
 from tests.helpers.memory import PeakMemory
+from tests.helpers.method_cases import case_of
 from utils import row_chunks
 from utils.batch import Batch
 from utils.plan import TrainingSet
 from utils.precision import l2_normalize
 
 IMAGES, WORLDS = 64, (8, 64)  # images of a GPU: 4096 on 64 GPUs
-VARIANTS = {"simclr": ["--supervised"]}
 BUCKETS = [2**20, 25 * 2**20]  # bytes of DDP's first bucket and of the others
 FLOAT = 4  # bytes
 WIDTH = 128  # of an embedding in the second table
@@ -53,12 +53,15 @@ WIDTH = 128  # of an embedding in the second table
 def build(case: str) -> Method:
     """The method on ResNet-50 as its flags' defaults make it, for 1000 classes or clusters."""
     name, *words = case.split()
-    clusters = ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
-    argv = ["digits", "resnet50", "--stem", "imagenet", "--batch_size", str(IMAGES), "--precision", "32"]
-    args = parse_pretraining([*argv, "--method", name, *words, *clusters], METHODS, DATASETS)
+    files = ["--teacher", TEACHER, "--teacher_weights", teacher_file()] if name == "distill" else []
+    files += ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
+    vit = case_of(name).transformer
+    network = ["vit_small_patch16_224", "--large_size", "224"] if vit else ["resnet50", "--stem", "imagenet"]
+    argv = ["digits", *network, "--batch_size", str(IMAGES), "--precision", "32"]
+    args = parse_pretraining([*argv, "--method", name, *words, *files], METHODS, DATASETS)
     stem = choose_stem(args.stem, args.backbone, args.large_size)
     plan = resolve(args, TrainingSet("digits", 1438, 1438, 1000, read().train.fingerprint()), stem)
-    return METHODS[name](method_args(args, METHODS), plan, *build_backbone(plan.backbone, *plan.views.sizes))
+    return construct(method_args(args, METHODS), plan, *build_backbone(plan.backbone, *plan.views.sizes))
 
 
 @contextmanager
@@ -123,7 +126,7 @@ def print_memory() -> None:
 
 def main() -> None:
     """Print the tables; the first one of the named cases, or of all."""
-    cases = [" ".join([name, words]).strip() for name in METHODS for words in ["", *VARIANTS.get(name, [])]]
+    cases = [" ".join([name, words]).strip() for name in METHODS for words in ("", *case_of(name).variants)]
     print("| method | GPUs | loss: calls | MB | norms: calls | MB | gradients: calls | MB |")
     print("|---|---|---|---|---|---|---|---|")
     for case in sys.argv[1:] or cases:

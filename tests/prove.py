@@ -3,16 +3,19 @@
     python3 -m tests.prove
 
 prints, for each method and number of processes, the largest relative difference from one process of the loss, of the
-gradient of every parameter, and of the state after three optimizer steps: every parameter, buffer, queue row and
-moving average. All in float64, with real batch norm over the global batch; momentum SGD, its schedule and the online
-probe are the application's own.
+gradient of every parameter, and of the state after two epochs of two optimizer steps: every parameter, buffer, queue
+row, centroid and moving average. All in float64, with real batch norm over the global batch; momentum SGD, the rules
+and schedules of its groups, the hooks of the epochs and the online probe are the application's own.
 """
 
+import contextlib
 import functools
 import sys
 import tempfile
 import unittest.mock
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -22,36 +25,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from methods import METHODS
 from methods.base import Method
-from tests.helpers.commands import build_method
+from tests.helpers.commands import plan_of
+from tests.helpers.method_cases import backbone_of, every_case
 from tests.helpers.processes import Ranks
 from utils import distributed
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks
-from utils.optim import build_optimizer, build_scheduler, parameter_groups
+from utils.optim import build_scheduler
+from utils.plan import BatchConfig
 from utils.sync_batchnorm import synchronize_batch_norm
 
-N, STEPS = 12, 3  # images of the global batch, which 1, 2 and 3 divide; optimizer steps
-VARIANTS = {"nnclr": ["--no_predictor"], "simclr": ["--supervised"]}
-SMALL_VIEWS = "--small_views 2"
+N = 12  # images of the global batch, which 1, 2 and 3 divide
+EPOCH_STEPS, STEPS = 2, 4  # optimizer steps
 TOLERANCE = 1e-9
 
 
-def cases() -> list[str]:
-    """Command words of every method and its variants, each with small views too where the method supports them."""
-    out = []
-    for name, method in METHODS.items():
-        for variant in ["", *VARIANTS.get(name, [])]:
-            out += [" ".join([name, variant, small]).strip().replace("  ", " ")
-                    for small in (["", SMALL_VIEWS] if method.supports_small_views else [""])]  # fmt: skip
-    return out
-
-
 class Pooled(nn.Sequential):
-    """A smooth convolutional backbone for views of any size; (N, 3, S, S) -> (N, 6)."""
+    """A smooth convolutional backbone for views of any size; (N, 3, S, S) -> (N, 8)."""
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 6)
+            nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 8)
         )
 
 
@@ -86,17 +80,46 @@ WITHOUT_GRADIENT = {"_Sum": SumWithoutGradient, "_Gather": GatherWithoutGradient
 
 
 def local_batch(rank: int, world: int, step: int, method: Method) -> Batch:
-    """This rank's part of the global batch of a step; ranks have unequally many unknown labels."""
-    g = torch.Generator().manual_seed(step)
+    """This rank's part of the global batch of a step: every epoch sees the same images in other views."""
     local = slice(rank * N // world, (rank + 1) * N // world)
+    return batch_of(torch.arange(N)[local] + N * (step % EPOCH_STEPS), method, step // EPOCH_STEPS)
+
+
+def batch_of(index: Tensor, method: Method, epoch: int) -> Batch:
+    """Views of images that depend on the image and the epoch alone; ranks have unequally many unknown labels."""
     sizes = [6] * method.large_views + [4] * method.plan.views.small_views
-    views = [torch.randn(N, 3, s, s, generator=g, dtype=torch.double)[local] for s in sizes]
+    draws = [torch.Generator().manual_seed(1000 * epoch + i) for i in index.tolist()]
+    views = [torch.stack([torch.randn(3, s, s, generator=g, dtype=torch.double) for g in draws]) for s in sizes]
     labels = torch.tensor([0, 1, 2, 0, 1, 2, -1, 1, -1, 0, -1, -1])
-    return Batch(torch.arange(N)[local], views, labels[local])
+    return Batch(index, views, labels[index % N])
+
+
+class StandInTrainer:
+    """What a method may ask of its trainer at the start of an epoch: images by position, and the precision."""
+
+    def __init__(self, method: Method):
+        self.method, self.datamodule, self.precision_plugin = method, self, self
+        self.forward_context = contextlib.nullcontext
+
+    def augmented_loader(self, rows: list[int], device: torch.device) -> Iterator[Batch]:
+        size = self.method.plan.batch.batch_size
+        yield from (batch_of(torch.tensor(rows[i : i + size]), self.method, 0) for i in range(0, len(rows), size))
+
+
+def prepare(case: str, world: int) -> Method:
+    """The method in float64, for two epochs of EPOCH_STEPS steps."""
+    name, *words = case.split()
+    args, plan = plan_of(name, *words, "--batch_size", "4", "--optimizer", "sgd", "--lr", "10")
+    schedule = replace(plan.schedule, total_steps=STEPS, steps_per_epoch=EPOCH_STEPS, warmup_steps=0)
+    plan = replace(plan, schedule=schedule, batch=BatchConfig(N // world, world, accumulate=1))
+    method = METHODS[name](args, plan, backbone_of(name, Pooled, size=6, patch=2, dim=8), 8)
+    synchronize_batch_norm(method, on_cuda=False)
+    method._trainer = StandInTrainer(method)  # type: ignore[assignment]
+    return method.double().train()
 
 
 def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dict[str, dict[str, Tensor]]:
-    """Three steps on this rank's part of the batches, under DDP where there is a process group.
+    """Two epochs on this rank's part of the batches, under DDP where there is a process group.
 
     break_gradient: reduce over ranks without reducing the gradient, a common mistake that the test must detect.
     """
@@ -106,14 +129,8 @@ def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dic
 
 def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
-    name, *words = case.split()
-    flags = ["--batch_size", "4", "--optimizer", "sgd", "--lr", "10", "--steps", "9"]
-    method = build_method(name, Pooled(), 6, *words, *flags)
-    synchronize_batch_norm(method, on_cuda=False)
-    method.double().train()
-    config = method.plan.optimizer
-    groups = parameter_groups(method, config.lr, config.weight_decay, method.plan.probe_lr, method.constant_lr_module)
-    optimizer = build_optimizer(groups, config)
+    method = prepare(case, world)
+    optimizer = method.build_optimizer()
     scheduler = build_scheduler(optimizer, method.plan.schedule)
     step_losses: nn.Module = Losses(method)
     if torch.distributed.is_initialized():
@@ -124,15 +141,18 @@ def _train(rank: int, world: int, case: str) -> dict[str, dict[str, Tensor]]:
             step_losses = DistributedDataParallel(step_losses, broadcast_buffers=False)
     losses, gradients = {}, {}
     for step in range(STEPS):
+        if step % EPOCH_STEPS == 0:
+            method.on_train_epoch_start()
         out = step_losses(local_batch(rank, world, step, method))
         optimizer.zero_grad()
         (out["loss"] + out["probe_loss"]).backward()
         for key, p in method.named_parameters():
             if p.grad is not None:
                 gradients[f"{step} {key}"] = p.grad.clone()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         scheduler.step()
-        method.after_optimizer_step(step / STEPS)
+        method.after_optimizer_step()
         losses |= {f"{step} {key}": mean_over_ranks(out[key].detach()) for key in ("loss", "probe_loss")}
     return {"loss": losses, "gradient": gradients, "state": dict(method.state_dict())}
 
@@ -164,10 +184,10 @@ def differences(case: str, ranks: Ranks, world: int, break_gradient: bool = Fals
 def main() -> None:
     """Print the table; exit with 1 if a difference exceeds the tolerance."""
     worst = 0.0
-    print(f"{'':<38}{'processes':>9}  {'loss':>8}  {'gradient':>8}  {'3 steps':>8}")
+    print(f"{'':<38}{'processes':>9}  {'loss':>8}  {'gradient':>8}  {'2 epochs':>8}")
     with tempfile.TemporaryDirectory() as folder:
         pools = {world: Ranks(world, folder) for world in (1, 2, 3)}
-        for case, world in product(cases(), pools):
+        for case, world in product(every_case(), pools):
             found = differences(case, pools[world], world)
             worst = max(worst, *found.values())
             label = case if world == 1 else ""

@@ -16,9 +16,9 @@ from bench.sides import Settings, SideError
 from bench.table import attempt, draw_digits, markdown, parse
 from bench.task import Quarter, Task, steady
 from bench.train import read
-from evaluation import shares
 from tests.helpers.commands import ROOT, start
 from tests.helpers.images import class_folders
+from utils import shares
 from utils.errors import UserError
 
 

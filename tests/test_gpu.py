@@ -14,7 +14,7 @@ from data.sampler import sample
 from data.views import ViewSpec
 from methods import METHODS
 from runs.background import copy_to_cpu
-from tests.helpers.commands import small
+from tests.helpers.commands import backbone_words, flags_of, small
 from tests.helpers.dali import with_dali
 from tests.helpers.images import class_folders, digit_files
 from tests.helpers.networks import batched
@@ -27,6 +27,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+def command(method):
+    """The words of a run of a method on the digits, without those of its length and hardware."""
+    queue = ["--queue_size", "300"] if "--queue_size" in flags_of(method) else []
+    return ["digits", *backbone_words(method, NETWORK), "--method", method, *small(method, *queue)]
 
 
 @pytest.mark.parametrize("size", [32, 96, 224])
@@ -124,10 +130,9 @@ def test_run_with_dali_learns(tmp_path):
 )
 @pytest.mark.parametrize("method", METHODS)
 def test_run_learns(tmp_path, method, more):
-    queue = ["--queue_size", "300"] if method == "nnclr" else []
     if METHODS[method].supports_small_views and "--compile" in more:
         more = [*more, "--small_views", "2"]
-    main_contrastive.main(["digits", NETWORK, "--method", method, *small(method, *queue), "--batch_size", "128",
+    main_contrastive.main([*command(method), "--batch_size", "128",
                            "--epochs", "3", "--optimizer", "sgd", "--lr", "0.1", "--log_every", "1", "--gpus", "0",
                            "--num_workers", str(min(4, usable_cores())), "--output", str(tmp_path), "--run_id", "r",
                            *more])  # fmt: skip
@@ -147,9 +152,8 @@ def test_state_is_copied_into_pinned_memory_before_the_next_step_changes_it():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_deterministic_run_can_be_repeated_to_the_bit(tmp_path, method):
-    queue = ["--queue_size", "300"] if method == "nnclr" else []
     for run in ("once", "again"):
-        main_contrastive.main(["digits", NETWORK, "--method", method, *small(method, *queue), "--batch_size", "128",
+        main_contrastive.main([*command(method), "--batch_size", "128",
                                "--epochs", "2", "--optimizer", "sgd", "--gpus", "0", "--deterministic",
                                "--output", str(tmp_path), "--run_id", run])  # fmt: skip
     assert_same_run(tmp_path / "once", tmp_path / "again")

@@ -284,3 +284,28 @@ def test_scores_and_pictures_go_to_weights_and_biases(tmp_path, few, monkeypatch
     logged = {p.name.split("_")[-3] for p in (offline / "files" / "media" / "images").glob("*.png")}
     assert logged == {"neighbours", "embedding", "confusion"}
     assert b"knn_5" in next(offline.glob("*.wandb")).read_bytes()
+
+
+def test_a_transformer_is_evaluated_as_it_was_trained(tmp_path, few, capsys):
+    """Its patches, drop path and pooling need not be named again, to resume it or to evaluate it."""
+    data = ["custom", "test_vit", *few[:2], "--num_workers", "0", "--output", str(tmp_path)]
+    main_contrastive.main([*data, "--method", "simclr", "--hidden_mlp", "16", "--proj_dim", "8", *few[2:],
+                           "--small_views", "1", "--small_size", "8", "--patch_size", "8", "--drop_path", "0.2",
+                           "--pool", "avg", "--steps", "1", "--knn_every", "0", "--precision", "32", "--run_id",
+                           "r"])  # fmt: skip
+    assert "patches of 8 px, drop path 0.2, average of the tokens" in capsys.readouterr().out
+    with pytest.raises(UserError, match="drop_path"):
+        main_contrastive.main(["--resume", str(tmp_path / "r"), "--drop_path", "0.1"])
+    argv = [*data, "--pretrained_feature_extractor", str(tmp_path / "r"), "--evaluation", "logistic", "features"]
+    for name, more in (("own", []), ("blocks", ["--last_blocks", "4"]), ("token", ["--pool", "token"])):
+        main_linear.main([*argv, "--features_dir", str(tmp_path / name), *more, "--run_id", f"{name}-run"])
+    own, blocks, token = (
+        np.load(next((tmp_path / name).rglob("train/features.npy"))) for name in ("own", "blocks", "token")
+    )
+    assert (own.shape, blocks.shape) == ((60, 64), (60, 256))
+    np.testing.assert_allclose(blocks[:, 192:], own, atol=1e-5)
+    assert np.abs(token - own).max() > 1e-3
+    with pytest.raises(UserError, match="holds features of another"):
+        main_linear.main([*argv, "--features_dir", str(tmp_path / "own"), "--pool", "token"])
+    with pytest.raises(UserError, match="trained with patches of 8 pixels; omit --patch_size 16"):
+        main_linear.main([*argv, "--patch_size", "16"])

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float)
+# (names of flags, what they need, whether that is there): the flags have no effect without it.
+Rule = tuple[tuple[str, ...], str, Callable[[argparse.Namespace], bool]]
 CONTROL = ("Cc", "Zl", "Zp")  # control characters, and the separators that end a line
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 LONGEST_NAME = 200  # bytes; file systems allow 255, and files beside the folder have longer names

@@ -1,25 +1,37 @@
 """Exponential moving average of a network: the teacher (target network) of a self-distillation method."""
 
 import copy
-import math
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from utils.step_modules import StepModule, cosine_value
 
-class EMA(nn.Module):
+
+class EMA(StepModule):
     """The moving average of a student:  teacher <- tau * teacher + (1 - tau) * student, once per optimizer step.
 
-    The teacher is a deep copy without gradients. tau rises from its initial value to 1 along half a cosine over the run
-    (BYOL, arXiv:2006.07733, sec. 3.3). The teacher's batch norms take their statistics from the batches that the
-    teacher itself sees.
+    The teacher is a deep copy without gradients. tau goes from its initial value to final_tau over the run, along half
+    a cosine (BYOL, arXiv:2006.07733, sec. 3.3) or a line; equal values keep it constant (MoCo). The teacher's batch
+    norms take their statistics from the batches that the teacher itself sees; with average_buffers they are averages of
+    the student's instead, for a teacher in evaluation mode.
     """
 
     tau: Tensor
 
-    def __init__(self, student: nn.Module, tau: float):
+    def __init__(
+        self,
+        student: nn.Module,
+        tau: float,
+        final_tau: float = 1.0,
+        schedule: Literal["cosine", "linear"] = "cosine",
+        average_buffers: bool = False,
+    ):
         super().__init__()
-        self.initial_tau = tau
+        self.initial_tau, self.final_tau, self.schedule = tau, final_tau, schedule
+        self.average_buffers = average_buffers
         self.teacher = copy.deepcopy(student).requires_grad_(False)
         self.register_buffer("tau", torch.tensor(tau))
         self._student = [student]  # in a list: the student must not be registered (and saved) twice
@@ -30,9 +42,17 @@ class EMA(nn.Module):
         return features
 
     @torch.no_grad()
-    def update(self, progress: float) -> None:
-        """Move the teacher towards the student. progress: fraction of the run's optimizer steps before this one."""
-        tau = 1 - (1 - self.initial_tau) * (1 + math.cos(math.pi * progress)) / 2
+    def after_optimizer_step(self, progress: float) -> None:
+        """Move the teacher towards the student."""
+        if self.schedule == "cosine":
+            tau = cosine_value(self.initial_tau, self.final_tau, progress)
+        else:
+            tau = self.initial_tau + (self.final_tau - self.initial_tau) * progress
         self.tau.fill_(tau)
-        teacher, student = ([p.detach() for p in m.parameters()] for m in (self.teacher, self._student[0]))
-        torch._foreach_lerp_(teacher, student, 1 - tau)  # one kernel for all parameters
+        teacher, student = (list(self._averaged(m)) for m in (self.teacher, self._student[0]))
+        torch._foreach_lerp_(teacher, student, 1 - tau)  # one kernel for all tensors
+
+    def _averaged(self, network: nn.Module) -> Iterator[Tensor]:
+        yield from (p.detach() for p in network.parameters())
+        if self.average_buffers:
+            yield from (b for b in network.buffers() if b.is_floating_point())

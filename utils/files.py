@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from utils.errors import UserError
 from utils.names import shown
 
+EVAL_BACKBONE = "eval_backbone"  # key of a checkpoint: prefix of the names of the evaluated network's tensors
 OUTPUT = "trained_models"  # the parent directory of run folders, where --output names no other
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room on the disk, in the quota, or below the limit of `ulimit -f`
 UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}  # by a file system that cannot reserve space

@@ -48,18 +48,19 @@ class BatchConfig:
 class ViewsConfig:
     """Settings of the views: sides in pixels, scales as shares of the image's area, probabilities in [0, 1].
 
-    blur, solarize: one probability for all views, or one for each large view and perhaps one for the small ones.
+    crop_scale: one pair for all large views, or one for each. jitter, jitter_strengths, gray, blur, solarize: one entry
+    for all views, or one for each large view and perhaps one for the small ones.
     """
 
     large_size: int
-    crop_scale: tuple[float, float]
+    crop_scale: tuple[tuple[float, float], ...]
     small_views: int
     small_size: int
     small_scale: tuple[float, float]
     flip: float
-    jitter: float
-    jitter_strengths: tuple[float, float, float, float]
-    gray: float
+    jitter: tuple[float, ...]
+    jitter_strengths: tuple[tuple[float, float, float, float], ...]
+    gray: tuple[float, ...]
     blur: tuple[float, ...]
     solarize: tuple[float, ...]
 
@@ -85,12 +86,19 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A backbone by name. stem: "small" (3x3 without max-pool) or "imagenet", with the reason for its choice."""
+    """A backbone by name. stem: "small" (3x3 without max-pool) or "imagenet", with the reason for its choice.
+
+    patch_size: side in pixels of the patches of a vision transformer; pool: "token" (its class token) or "avg" (the
+    average of the other tokens); None: the network's own. drop_path: largest probability that an image skips a block.
+    """
 
     name: str
     stem: str
     stem_reason: str = ""
     zero_init_residual: bool = False
+    patch_size: int | None = None
+    drop_path: float = 0.0
+    pool: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole pretraining run. probe_lr: learning rate of the online probe, not scaled to the batch."""
+    """A whole pretraining run. probe_lr: learning rate of the online probe, not scaled to the batch.
+
+    teacher: the frozen network that the method learns from, where it has one.
+    """
 
     method: str
     seed: int
@@ -152,3 +163,4 @@ class Plan:
     backbone: BackboneConfig
     logging: LoggingConfig
     checkpoint: CheckpointConfig
+    teacher: BackboneConfig | None = None

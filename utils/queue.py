@@ -1,21 +1,22 @@
 """A first-in, first-out queue of embeddings (memory bank, support set)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from utils.distributed import gather_together
 from utils.precision import full_precision
+from utils.step_modules import StepModule
 
 
-class FeatureQueue(nn.Module):
+class FeatureQueue(StepModule):
     """The last `size` unit vectors, equal on all ranks and saved in the checkpoint; random unit vectors at first.
 
-    rows: (K, D) unit vectors. labels: (K,) labels of their images, -1 where unknown. age: (K,) flushes since a row
-    entered, -1 for a random row of the start. pointer: position of the oldest row, which is replaced next.
+    rows: (K, D) unit vectors. labels: (K,) labels of their images, -1 where unknown. age: (K,) optimizer steps since a
+    row entered, -1 for a random row of the start. pointer: position of the oldest row, which is replaced next.
 
-    Rows that `push` brings are pending until `flush`, which the method calls once per optimizer step: under
-    accumulation the queue then moves as it would for one large batch.
+    Rows that `push` brings are pending until the optimizer step: under accumulation the queue then moves as it would
+    for one large batch.
     """
 
     rows: Tensor
@@ -33,12 +34,12 @@ class FeatureQueue(nn.Module):
         self._pending: list[tuple[Tensor, Tensor]] = []
 
     def push(self, z: Tensor, labels: Tensor) -> None:
-        """Hand in (N, D) unit vectors and (N,) labels of this rank; the rows of all ranks enter at the next flush."""
+        """Hand in (N, D) unit vectors and (N,) labels of this rank; the rows of all ranks enter after the next step."""
         z, labels = gather_together(z.detach(), labels)
         self._pending.append((z, labels))
 
     @torch.no_grad()
-    def flush(self) -> None:
+    def after_optimizer_step(self, progress: float = 0.0) -> None:
         """Replace the oldest rows by the pending ones: any number of rows, wrapping around at the end.
 
         Where a pending row is NaN or infinite the old row stays: it would be the neighbour of every later query.
@@ -58,7 +59,6 @@ class FeatureQueue(nn.Module):
         self._pending.clear()
 
     def discard(self) -> None:
-        """Forget the pending rows, as an optimizer step that was skipped has to."""
         self._pending.clear()
 
     @full_precision
@@ -67,10 +67,21 @@ class FeatureQueue(nn.Module):
         """Find the row with the largest cosine for each query.
 
         z: (N, D) unit queries. max_similarities: upper bound on the similarities in memory. Returns the (N,) positions
-        and their (N,) cosines. Indexing `rows` with the positions copies, so a later flush cannot change a graph.
+        and their (N,) cosines. Indexing `rows` with the positions copies, so a later step cannot change a graph.
         """
         chunks = z.split(max(1, max_similarities // len(self.rows)))
         best = [(chunk @ self.rows.T).max(dim=1) for chunk in chunks]
+        return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+
+    @full_precision
+    @torch.no_grad()
+    def nearest_several(self, z: Tensor, k: int, max_similarities: int = 2**26) -> tuple[Tensor, Tensor]:
+        """`nearest`, but the k rows with the largest cosines: (N, k) positions and cosines, the nearest one first."""
+        if k == 1:
+            index, cosine = self.nearest(z, max_similarities)
+            return index[:, None], cosine[:, None]
+        chunks = z.split(max(1, max_similarities // len(self.rows)))
+        best = [(chunk @ self.rows.T).topk(k, dim=1) for chunk in chunks]
         return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
 
     def metrics(self) -> dict[str, Tensor]:

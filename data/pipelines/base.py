@@ -81,6 +81,12 @@ class DataModule(LightningDataModule):
         """Finished batches of this rank's share of the evaluation images of "train" or "val", on the device."""
         return EvalLoader(self, self.eval_loader(split, device), device)
 
+    def evaluation_views(self, split: str, rows: Sequence[int], device: torch.device) -> Batch:
+        """The evaluation views of the images `rows` of "train" or "val", as one finished batch on the device."""
+        loader = ThreadPrefetchLoader(self.eval_dataset(split), [(-1, list(rows))], self.num_workers, device)
+        (batch,) = loader
+        return self.finalize_batch(batch.to(device))
+
     def augmented_loader(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Finished batches of the augmented views of the training images `rows`, as epoch 0 draws them."""
         keys = [(0, list(rows[first : first + self.batch_size])) for first in range(0, len(rows), self.batch_size)]

@@ -15,7 +15,8 @@ from data.views import view_specs
 from methods import METHODS
 from methods.simclr import SimCLR
 from tests.helpers.checkpoints import new_network
-from tests.helpers.commands import plan_of, words
+from tests.helpers.commands import construct, plan_of, words
+from tests.helpers.method_cases import backbone_of
 from tests.helpers.networks import Flat
 from tests.helpers.pipelines import EVERY_PIPELINE, build, digits_for, equal_views, training_batches
 from tests.helpers.runs import assert_same_run, equal, refused
@@ -29,8 +30,8 @@ def trained(method, pipeline="memory", workers=0, network=None, seed=0):
         spoil(int.from_bytes(os.urandom(3), "little"))
     settings, plan = plan_of(method, "--batch_size", "16", "--seed", str(seed))
     pl.seed_everything(plan.seed, verbose=False)
-    network = network or new_network
-    model = METHODS[method](settings, plan, network(), 6 if network is flat else 96)
+    network = network() if network else backbone_of(method, new_network, plan.views.large_size, patch=8, dim=96)
+    model = construct(settings, plan, network, 6 if isinstance(network, Flat) else 96)
     optimizer = model.configure_optimizers()["optimizer"]
     specs = view_specs(plan.views, model.large_views)
     module = build_pipeline(pipeline, digits_for(pipeline), specs, 16, plan.seed, workers, None, "cpu")
@@ -39,7 +40,7 @@ def trained(method, pipeline="memory", workers=0, network=None, seed=0):
         (losses["loss"] + losses["probe_loss"]).backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.after_optimizer_step(0.1)
+        model.after_optimizer_step()
     return model.state_dict()
 
 

@@ -6,13 +6,22 @@ import torch
 import torchvision
 from torch import nn
 
-from backbones.build import TORCHVISION, IntermediateFeatures, at_layer, block_names, build_backbone, choose_stem
+from backbones.build import (
+    TORCHVISION,
+    IntermediateFeatures,
+    LastBlocks,
+    at_layer,
+    block_names,
+    build_backbone,
+    choose_stem,
+    part_name,
+)
 from utils.errors import UserError
 from utils.plan import BackboneConfig
 
 
-def build(name, size, small_size=None, stem="imagenet", zero_init_residual=False):
-    config = BackboneConfig(name, stem, zero_init_residual=zero_init_residual)
+def build(name, size, small_size=None, stem="imagenet", **options):
+    config = BackboneConfig(name, stem, **options)
     return build_backbone(config, size, small_size)
 
 
@@ -177,3 +186,126 @@ def test_intermediate_features_of_an_unknown_block_are_refused_with_the_known_on
     network = build("resnet18", 32)[0]
     with pytest.raises(UserError, match="--layer layer5: .*no such block.* layer1, layer2, layer3, layer4"):
         IntermediateFeatures(network, "layer5")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_resnet", "resnet18", "convnext_atto"])
+def test_networks_without_options_are_those_of_before(name):
+    """The flags of transformers change nothing where they are not given, nor the random numbers."""
+    torch.manual_seed(0)
+    network, _ = build(name, 32)
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    if name in TORCHVISION:
+        reference = torchvision.models.get_model(name, weights=None)
+        reference.fc = nn.Identity()
+    else:
+        reference = timm.create_model(name, num_classes=0, **({"img_size": 32} if "vit" in name else {}))
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in reference.state_dict().items())
+    assert name in TORCHVISION or torch.equal(torch.get_rng_state(), state)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(network.eval()(x), reference.eval()(x))
+
+
+def test_patch_size_of_a_transformer():
+    network, dim = build("test_vit", 32, patch_size=8)
+    assert dim == 64
+    assert network.patch_embed.proj.kernel_size == (8, 8)
+    assert network.pos_embed.shape == (1, 1 + 16, 64)
+    mixed, _ = build("test_vit", 32, 16, patch_size=4)
+    assert mixed.eval()(torch.zeros(2, 3, 16, 16)).shape == (2, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "options", "message"),
+    [
+        ("test_vit", (32,), {"patch_size": 5}, "take --patch_size 4, or --large_size 30 or 35$"),
+        ("test_vit", (96, 40), {"patch_size": 12}, "views of 40 .*take --patch_size 8, or --small_size 36 or 48$"),
+        ("test_vit", (40,), {}, "test_vit with patches of 16 pixels: views of 40 .*, or --large_size 32 or 48$"),
+        ("test_vit", (32,), {"patch_size": 64}, "take --patch_size 32, or --large_size 64$"),
+        ("resnet18", (32,), {"patch_size": 8}, "--patch_size 8: resnet18 has no patches .*vit_small_patch16_224"),
+        ("test_resnet", (32,), {"patch_size": 8}, "--patch_size 8: test_resnet has no patches"),
+        ("convnext_atto", (32,), {"patch_size": 4}, "--patch_size 4: convnext_atto has no patches"),
+        ("resnet18", (32,), {"drop_path": 0.1}, "--drop_path 0.1: resnet18 has no drop path; remove it"),
+        ("dla46_c", (32,), {"drop_path": 0.1}, "--drop_path 0.1: dla46_c has no drop path; remove it"),
+        ("resnet18", (32,), {"pool": "avg"}, "--pool avg: resnet18 has no choice of pooling; remove it"),
+        ("test_vit2", (32,), {"pool": "token"}, "--pool token: test_vit2 has no class token; remove it"),
+    ],
+)
+def test_options_that_a_network_does_not_take_are_refused_in_one_line(name, sizes, options, message):
+    with pytest.raises(UserError, match=message) as e:
+        build(name, *sizes, **options)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "convnext_atto"])
+def test_drop_path_is_on_in_training_and_off_in_evaluation(name):
+    torch.manual_seed(0)
+    network, _ = build(name, 32, drop_path=0.9)
+    torch.manual_seed(0)
+    plain, _ = build(name, 32)
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in network.state_dict().items()), "the same weights"
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(network.eval()(x), plain.eval()(x))
+    norms = [m for m in network.train().modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.ones_(norm.eval().weight)  # timm starts the last ones of residual blocks at zero
+    torch.manual_seed(1)
+    assert not torch.equal(network(x), network(x))
+
+
+def test_pool_changes_the_features_and_no_tensor():
+    torch.manual_seed(0)
+    token, _ = build("test_vit", 32, pool="token")
+    average, _ = build("test_vit", 32, pool="avg")
+    average.load_state_dict(token.state_dict(), strict=True)
+    x = torch.randn(2, 3, 32, 32)
+    tokens = token.eval().forward_features(x)
+    torch.testing.assert_close(token(x), tokens[:, 0])
+    torch.testing.assert_close(average.eval()(x), tokens[:, 1:].mean(dim=1))
+
+
+@pytest.mark.parametrize(("large", "small"), [(32, None), (96, 32), (224, 96), (512, 32)])
+def test_transformer_takes_views_from_32_to_512_pixels(large, small):
+    network, dim = build("test_vit", large, small)
+    for size in (large, small or large):
+        assert network.eval()(torch.zeros(1, 3, size, size)).shape == (1, dim)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_224"])
+def test_last_blocks_are_the_class_tokens_of_those_blocks_after_the_final_norm(name, pool):
+    network = build(name, 32, pool=pool)[0].eval()
+    with torch.no_grad():
+        network.norm.weight.mul_(torch.rand(network.embed_dim) + 0.5)
+    x, outputs = torch.randn(2, 3, 32, 32), []
+    hooks = [b.register_forward_hook(lambda module, inputs, out: outputs.append(out)) for b in network.blocks[-3:]]
+    expected_last = network(x)
+    for hook in hooks:
+        hook.remove()
+    pooled = [o[:, 0] if pool == "token" else o[:, 1:].mean(dim=1) for o in map(network.norm, outputs)]
+    features = LastBlocks(network, 3)(x)
+    torch.testing.assert_close(features, torch.cat(pooled, dim=1))
+    torch.testing.assert_close(features[:, -network.embed_dim :], expected_last)
+    torch.testing.assert_close(at_layer(network, None, 1)(x), expected_last)
+
+
+def test_last_blocks_of_an_average_pooled_network_have_its_norm():
+    network = build("test_vit2", 32)[0].eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(LastBlocks(network, 2)(x)[:, 64:], network(x))
+
+
+def test_last_blocks_are_refused_where_there_are_none():
+    with pytest.raises(
+        UserError, match="--last_blocks 4: the backbone is a ResNet, .*; remove it, or take .*vit_small"
+    ):
+        LastBlocks(build("resnet18", 32)[0], 4)
+    with pytest.raises(UserError, match="--last_blocks 7: the backbone has 6 blocks; lower it to 6"):
+        LastBlocks(build("test_vit", 32)[0], 7)
+
+
+def test_part_name_tells_features_of_one_file_of_weights_apart():
+    assert part_name(None, None, None) is None
+    names = [part_name("layer2", None, None), part_name(None, 4, None), part_name(None, 4, "avg"),
+             part_name(None, None, "avg"), part_name(None, None, "token")]  # fmt: skip
+    assert names == ["layer2", "last 4 blocks", "last 4 blocks, pool avg", "pool avg", "pool token"]

@@ -94,12 +94,12 @@ def test_tensor_names_of_timm_and_torchvision_are_equal(name):
     assert {k: v.shape for k, v in b.items()} == {k: v.shape for k, v in a.items() if not k.startswith("fc.")}
 
 
-def run_code_of(card, folder, monkeypatch):
-    """Run the three lines of Python in a model card and return the names that they define."""
+def run_code_of(card, folder, monkeypatch, lines=3):
+    """Run the lines of Python in a model card and return the names that they define."""
     names = {}
     monkeypatch.chdir(folder)
     code = card.read_text().partition("```python\n")[2].partition("\n```")[0]
-    assert len(code.splitlines()) == 3
+    assert len(code.splitlines()) == lines
     exec(code, names)
     return names
 
@@ -340,3 +340,16 @@ def test_run_card_of_foreign_weights_ignores_the_files_beside_them(tmp_path):
     torch.save({"weight": torch.ones(2, 2)}, tmp_path / "moco.pth")
     card = run_card(open_weights(str(tmp_path / "moco.pth")), "resnet18", "imagenet", {"logistic": 88.0})
     assert card == {"backbone": "resnet18", "stem": "imagenet", "score: logistic": "88"}
+
+
+def test_export_of_a_transformer_with_its_own_patches_and_pooling(tmp_path, monkeypatch):
+    config = BackboneConfig("test_vit", "imagenet", patch_size=8, pool="avg")
+    backbone = build_backbone(config, 32)[0]
+    card = CARD | {"backbone": "test_vit", "patch_size": "8", "pool": "avg", "drop_path": "0.1"}
+    _, written = export_backbone("timm", tmp_path / "mine.pth", backbone, card, 32)
+    text = written.read_text()
+    for fact in ("side of a patch in pixels: 8", "pooling of the tokens: avg", "drop path: 0.1", "patch_size=8"):
+        assert fact in text
+    own = run_code_of(written, tmp_path, monkeypatch, lines=4)["network"]
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(own(images), features(backbone, images))

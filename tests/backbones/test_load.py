@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from backbones.build import build_backbone
 from backbones.load import (
     METADATA_KEYS,
     Weights,
@@ -41,7 +42,8 @@ PLAN = {
     "backbone": {"name": "resnet18", "stem": "small", "zero_init_residual": True}, "views": {"large_size": 16},
 }  # fmt: skip
 METADATA = {"method": "simclr", "dataset": "digits", "backbone": "resnet18", "stem": "small",
-            "zero_init_residual": "True", "large_size": "16", "num_classes": "10", "seed": "3"}  # fmt: skip
+            "zero_init_residual": "True", "large_size": "16", "num_classes": "10", "seed": "3", "patch_size": "None",
+            "drop_path": "0.0", "pool": "None"}  # fmt: skip
 
 
 def load(path, network, flags=None):
@@ -324,7 +326,8 @@ def written(path, **facts):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("large_size", "1e9"), ("large_size", "99999"), ("large_size", "-32"), ("num_classes", "ten"), ("stem", "big"),
+    [("patch_size", "0"), ("patch_size", "1e3"), ("drop_path", "1.5"), ("drop_path", "nan"), ("pool", "max"),
+     ("large_size", "1e9"), ("large_size", "99999"), ("large_size", "-32"), ("num_classes", "ten"), ("stem", "big"),
      ("num_classes", "\u0661"), ("seed", "9" * 30), ("zero_init_residual", "1"), ("stem", "small\n")],
 )  # fmt: skip
 def test_read_metadata_refuses_values_that_no_run_writes(tmp_path, key, value):
@@ -364,3 +367,73 @@ def test_a_flipped_bit_in_an_archive_of_torch_is_refused(tmp_path):
     assert not torch.equal(torch.load(path, weights_only=True)["x"], torch.ones(100)), "torch reads it without a word"
     with pytest.raises(UserError, match="w.pth is not a readable checkpoint .*has a wrong checksum"):
         open_weights(str(path))
+
+
+VIT = {"name": "vit", "stem": "imagenet", "zero_init_residual": True, "patch_size": 8, "drop_path": 0.1, "pool": "avg"}
+
+
+def vit(size, **options):
+    return build_backbone(BackboneConfig("test_vit", "imagenet", **options), size)[0].eval()
+
+
+def test_metadata_of_a_transformer_rebuilds_it(tmp_path):
+    path, run = tmp_path / "backbone.safetensors", vit(32, patch_size=8, drop_path=0.1, pool="avg")
+    metadata = backbone_metadata(PLAN | {"backbone": VIT | {"name": "test_vit"}, "views": {"large_size": 32}})
+    assert [metadata[key] for key in ("patch_size", "drop_path", "pool")] == ["8", "0.1", "avg"]
+    save_backbone(path, run, metadata)
+    weights = open_weights(str(path))
+    config = initial_config("auto", "test_vit", weights, 32)
+    assert config == BackboneConfig("test_vit", "imagenet", "", True, patch_size=8, drop_path=0.0, pool="avg")
+    network = build_backbone(config, 32)[0].eval()
+    load_backbone(weights, network)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(network(x), run(x))
+    assert initial_config("auto", "test_vit", weights, 32, pool="token").pool == "token"
+
+
+def test_a_run_of_before_the_flags_of_transformers_has_the_networks_own():
+    metadata = {k: v for k, v in METADATA.items() if k not in ("patch_size", "drop_path", "pool")}
+    config = initial_config("auto", "resnet18", Weights(Path("x.pth"), {}, metadata), 16)
+    assert config == BackboneConfig("resnet18", "small", "", True)
+
+
+def test_check_compatible_refuses_another_patch_size():
+    check_compatible(trained_on(patch_size="8"), "resnet18", "auto", "small", 8)
+    check_compatible(Weights(Path("w.pth"), {}, {}), "resnet18", "auto", "imagenet", 8)
+    with pytest.raises(UserError, match="trained with patches of 8 pixels; omit --patch_size 4"):
+        check_compatible(trained_on(patch_size="8"), "resnet18", "auto", "small", 4)
+    with pytest.raises(UserError, match="trained with the patches of resnet18; omit --patch_size 4"):
+        check_compatible(trained_on(), "resnet18", "auto", "small", 4)
+
+
+@pytest.mark.parametrize(("trained", "size"), [(96, 32), (32, 96), (96, 48)])
+def test_position_embeddings_of_another_image_size_are_interpolated_with_a_note(tmp_path, trained, size):
+    """The network computes what one built for the trained size does with images of this size (dynamic_img_size)."""
+    original, path, said = vit(trained, patch_size=16), tmp_path / "w.pth", []
+    torch.save({"model": {f"backbone.{k}": v for k, v in original.state_dict().items()}}, path)
+    network = vit(size)
+    match = load_backbone(open_weights(str(path)), network, report=said.append)
+    shapes = [f"(1, {1 + (side // 16) ** 2}, 64)" for side in (trained, size)]
+    assert match.resampled == [f"pos_embed {shapes[0]} to {shapes[1]}"]
+    assert f"note: position embeddings interpolated for this image size: {match.resampled[0]}" in said[0]
+    dynamic = build_backbone(BackboneConfig("test_vit", "imagenet"), trained, size)[0].eval()
+    dynamic.load_state_dict(original.state_dict())
+    x = torch.randn(2, 3, size, size)
+    torch.testing.assert_close(network(x), dynamic(x))
+
+
+def test_position_embeddings_of_the_same_image_size_are_loaded_as_they_are(tmp_path):
+    original, path, said = vit(48), tmp_path / "w.pth", []
+    torch.save(original.state_dict(), path)
+    network = vit(48)
+    assert not load_backbone(open_weights(str(path)), network, report=said.append).resampled
+    assert "interpolated" not in said[0]
+    assert torch.equal(network.pos_embed, original.pos_embed)
+
+
+@pytest.mark.parametrize("positions", [torch.zeros(1, 12, 64), torch.zeros(1, 10, 32), torch.zeros(10, 64)])
+def test_other_position_embeddings_are_refused(tmp_path, positions):
+    path = tmp_path / "w.pth"
+    torch.save(vit(32).state_dict() | {"pos_embed": positions}, path)
+    with pytest.raises(UserError, match="1 of another shape .*pos_embed .* instead of .1, 5, 64"):
+        load(path, vit(32))

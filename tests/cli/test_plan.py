@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from backbones.build import build_backbone
 from cli.plan import describe, notes
 from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
@@ -11,6 +12,7 @@ from methods import METHODS
 from tests.helpers.commands import TINY, build_method, plan_of
 from tests.helpers.networks import Flat
 from utils.errors import UserError
+from utils.plan import BackboneConfig
 
 
 def text_of(name="simclr", *words):
@@ -115,6 +117,19 @@ def test_describe_shows_the_settings_of_the_method_and_the_size_of_the_run():
         assert phrase in shown
 
 
+def test_describe_names_the_teacher_and_the_stem_of_its_weights():
+    assert "teacher          test_resnet.r160_in1k, imagenet stem (of the weights), frozen" in text_of(
+        "distill", "--batch_size", "8"
+    )
+    assert "frozen" not in text_of("simclr")
+
+
+def test_describe_shows_the_settings_of_each_view():
+    words = ("--crop_scale", "0.2", "1", "0.5", "1", "--jitter", "0.8", "0", "--gray", "0.2", "0")
+    assert "crop 0.2 1 / 0.5 1, flip 0, jitter 0.8 0 (0.4 0.4 0 0), gray 0.2 0, blur 0" in text_of("simclr", *words)
+    assert "crop 0.3 1, flip 0, jitter 0.8 (0.4 0.4 0 0), gray 0, blur 0, solarize 0" in text_of("simclr")
+
+
 def test_describe_tells_what_accumulation_does_not_enlarge():
     assert "64 images at a time" in text_of("simclr", "--batch_size", "64", "--accumulate", "2")
     assert "at a time" not in text_of("simclr")
@@ -126,3 +141,23 @@ def test_checkpoint_bytes_counts_parameters_buffers_and_moments():
     state = sum(v.nbytes for v in sgd.state_dict().values())
     assert sgd.checkpoint_bytes() == state + trained
     assert adamw.checkpoint_bytes() == state + 2 * trained
+
+
+def test_plan_has_the_options_of_the_backbone():
+    words = ("--patch_size", "4", "--drop_path", "0.1", "--pool", "avg")
+    backbone = plan_of("simclr", *words)[1].backbone
+    assert (backbone.patch_size, backbone.drop_path, backbone.pool) == (4, 0.1, "avg")
+    assert "patches of 4 px, drop path 0.1, average of the tokens\n" in text_of("simclr", *words)
+    assert "drop path" not in text_of("simclr")
+    assert plan_of("simclr")[1].backbone.pool is None
+
+
+@pytest.mark.parametrize(("method", "backbone", "told"), [
+    ("nnclr", "test_vit", True), ("nnclr", "test_resnet", False), ("simclr", "test_vit", False),
+])  # fmt: skip
+def test_notes_tell_that_a_method_was_made_for_convolutional_networks(method, backbone, told):
+    built = build_method(method, *build_backbone(BackboneConfig(backbone, "imagenet"), 32), "--batch_size", "32")
+    args = parse_pretraining(TINY, METHODS, DATASETS)
+    found = [note for note in notes(built.plan, args, built) if "for convolutional networks" in note]
+    assert len(found) == told
+    assert not told or "\n" not in found[0]

@@ -8,6 +8,7 @@ import pytest
 from cli.pretrain import method_args, parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
+from methods.base import Method
 from tests.helpers.commands import small
 from utils.errors import UserError
 
@@ -41,7 +42,7 @@ def test_parse_pretraining_takes_the_documented_command():
         ("digits resnet18 --temp 0.1", "unknown argument --temp (did you mean --temperature?)"),
         ("digits resnet18 --method nnclrr", "unknown method 'nnclrr' (did you mean nnclr"),
         ("cifar resnet18", "unknown dataset 'cifar' (did you mean cifar10"),
-        ("digits resnet18 --queue_size 64", "--queue_size is a flag of --method nnclr, not of simclr"),
+        ("digits resnet18 --queue_size 64", "--queue_size is a flag of --method "),
         ("digits resnet18 --temperature 0", "got '0', needs a number above 0"),
         ("digits resnet18 --batch_size -4", "got '-4', needs a whole number from 1"),
         ("digits resnet18 --num_workers -1", "got '-1', needs a whole number from 0"),
@@ -60,7 +61,7 @@ def test_parse_pretraining_takes_the_documented_command():
         ("digits resnet18 --small_views 2 --small_size 40", "--small_size 40 is larger than --large_size 32"),
         ("digits resnet18 --small_views 2 --small_scale 0.3 0.1", "--small_scale 0.3 0.1: the minimum is larger"),
         ("digits resnet18 --small_views -1", "needs a whole number from 0"),
-        ("digits resnet18 --tau 0.9", "--tau is a flag of --method byol, not of simclr"),
+        ("digits resnet18 --tau 0.9", "--tau is a flag of --method byol"),
         ("digits resnet18 --method byol --supervised", "--supervised is a flag of --method simclr, not of byol"),
         ("digits resnet18 --optimizer sgd --lars_eta 0.02", "--lars_eta has no effect without --optimizer lars"),
         ("digits resnet18 --optimizer adamw --momentum 0.8", "--momentum has no effect without"),
@@ -73,7 +74,24 @@ def test_parse_pretraining_takes_the_documented_command():
         ("digits resnet18 --lr_decay_steps 3", "--lr_decay_steps has no effect without --scheduler step"),
         ("digits resnet18 --scheduler step --warmup_epochs 3", "has no effect without --scheduler warmup_cosine"),
         ("digits resnet18 --method nnclr --no_predictor --pred_layers 3", "has no effect without a predictor"),
+        ("digits resnet18 --method byol --queue_size 64", "--queue_size has no effect without --neighbours"),
+        ("digits resnet18 --method simsiam --queue_size 65536", "--queue_size has no effect without --neighbours"),
+        ("digits resnet18 --decoupled_weights", "--decoupled_weights has no effect without --decoupled"),
+        ("digits resnet18 --method lejepa --center_views all", "--center_views has no effect without --small_views"),
+        ("digits resnet18 --method nnclr --push_views 3", "--push_views"),
         ("digits resnet18 --jitter_strengths 1 1 1 0.7", "at most 0.5"),
+        ("digits resnet18 --jitter_strengths 1 1 1 0.1 1 1 1 0.7", "got hue 0.7, needs at most 0.5"),
+        ("digits resnet18 --jitter_strengths 1 1 1", "got 3 numbers, needs BRIGHTNESS CONTRAST SATURATION HUE for all"),
+        ("digits resnet18 --jitter 0.5 0.5 0", "--jitter: got 3 numbers, needs P for all views, or one for each of"),
+        ("digits resnet18 --gray 0 1 0 1", "--gray: got 4 numbers"),
+        ("digits resnet18 --gray 0.2 abc", "--gray: got 'abc', needs a number from 0 to 1"),
+        ("digits resnet18 --crop_scale 0.5", "--crop_scale: got 1 numbers, needs MIN MAX for all views, or one for"),
+        ("digits resnet18 --crop_scale 0.1 1 0.2", "--crop_scale: got 3 numbers"),
+        ("digits resnet18 --small_views 2 --crop_scale 0.1 1 0.2 1 0.3 1", "--crop_scale: got 6 numbers"),
+        ("digits resnet18 --crop_scale 0.1 1 0.9 0.2", "--crop_scale 0.9 0.2: the minimum is larger"),
+        ("digits resnet18 --drop_path 1", "got '1', needs a number from 0 to 0.99"),
+        ("digits resnet18 --patch_size 0", "needs a whole number from 1"),
+        ("digits resnet18 --pool max", "unknown pool 'max'; choose one of token, avg"),
         ("digits", "required: BACKBONE"),
         ("digits resnet18 --gpus", "expected at least one argument"),
     ],
@@ -104,13 +122,50 @@ def test_small_views_change_the_default_crop_scale():
     assert typed("digits resnet18 --small_views 2").crop_scale == [0.3, 1.0], "tiny scans keep what suits them"
 
 
+def test_each_large_view_may_have_its_own_settings():
+    args = typed("digits resnet18 --small_views 2 --jitter 0.8 0 --gray 0.2 0 0.1 --crop_scale 0.2 1 0.5 1")
+    assert (args.jitter, args.gray, args.crop_scale) == ([0.8, 0.0], [0.2, 0.0, 0.1], [0.2, 1.0, 0.5, 1.0])
+    assert typed("digits resnet18 --jitter_strengths 1 1 1 0.2 0 0 0 0").jitter_strengths[3:] == [0.2, 0, 0, 0, 0]
+
+
+def test_default_values_of_small_views_need_small_views():
+    class Asymmetric(Method):
+        @staticmethod
+        def add_args(parser):
+            parser.set_defaults(jitter=[0.8, 0.0, 0.5], gray=[0.2, 0.0])
+
+    def parsed(text):
+        return parse_pretraining(shlex.split(f"digits resnet18 {text}"), {"simclr": Asymmetric}, DATASETS)
+
+    assert parsed("").jitter == [0.8, 0.0]
+    assert parsed("--small_views 1").jitter == [0.8, 0.0, 0.5]
+    assert parsed("").gray == [0.0], "the digits are gray already"
+    with pytest.raises(UserError, match="--jitter: got 3 numbers"):
+        parsed("--jitter 0.8 0 0.5")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--jitter 0.5 --gray 0.5 digits resnet18",
+        "--gray 0.5 --crop_scale 0.5 1.0 digits --jitter 0.5 resnet18",
+        "digits --jitter 0.5 resnet18 --gray 0.5",
+        "--epochs 100 --gray 0.5 digits resnet18 --jitter 0.5",
+        "--jitter 0.5 digits --gray 0.5 resnet18",
+    ],
+)
+def test_data_set_and_backbone_may_follow_a_flag_of_several_numbers(text):
+    args = typed(text)
+    assert (args.dataset, args.backbone, args.jitter, args.gray) == ("digits", "resnet18", [0.5], [0.5])
+
+
 def test_help_shows_the_flags_and_defaults_of_each_method(capsys):
     for name in METHODS:
         with pytest.raises(SystemExit):
             typed(f"cifar10 resnet18 --method {name} --help")
         shown = capsys.readouterr().out
         assert f"method {name}" in shown
-        assert "--proj_dim" in shown or name in ("clusterfit", "rotnet")
+        assert "--proj_dim" in shown or name in ("clusterfit", "distill", "rotnet")
         assert re.search(r"--large_size .*default:\s+32", shown, re.DOTALL)
 
 

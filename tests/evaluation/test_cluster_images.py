@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation import shares
 from evaluation.cluster_images import (
     ClusterSettings,
     check_cluster_settings,
@@ -17,11 +16,12 @@ from evaluation.cluster_images import (
     describe,
     sample_rows,
 )
-from evaluation.kmeans import KMeans
 from evaluation.settings import TrainingLabels
 from tests.helpers.evaluation import CPU, Pixels, Position, digits_module, target_of
+from utils import shares
 from utils.cluster_file import read_clusters
 from utils.errors import UserError
+from utils.kmeans import KMeans
 
 
 def settings_of(folder, **more):

@@ -5,14 +5,16 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 from matplotlib import image as mpimg
 
 from evaluation import pictures
 from evaluation.features import FeatureSet
 from tests.helpers.commands import ROOT
-from tests.helpers.evaluation import blobs
+from tests.helpers.evaluation import CPU, blobs, digits_module
 from utils.errors import UserError
+from utils.vision_transformer import class_token_attention
 
 
 def assert_drawn(path):
@@ -32,6 +34,8 @@ def test_every_picture_is_drawn(tmp_path):
     pictures.neighbour_grid(tmp_path / "n2.png", [image], [[image, image]], None, [])
     pictures.confusion(tmp_path / "m.png", blobs().y, blobs().y.roll(1), ["a", "b", "c"])
     pictures.confusion(tmp_path / "m100.png", torch.arange(100), torch.arange(100), [])
+    maps = torch.rand(2, 3, 4, 4)
+    pictures.attention_maps(tmp_path / "a.png", torch.rand(2, 3, 32, 32), maps, ["cat", "dog"])
     for path in tmp_path.iterdir():
         assert_drawn(path)
 
@@ -65,3 +69,37 @@ def test_nearest_rows_spreads_the_queries_over_the_classes():
 def test_pictures_choose_no_matplotlib_backend():
     code = "import evaluation.pictures, sys; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_attention_shows_the_views_and_the_attention_that_the_network_has_for_them(tmp_path, monkeypatch):
+    """Six validation images of six digits, as the network sees them, and its own maps for them."""
+    network, module = timm.create_model("test_vit", num_classes=0, img_size=32, depth=1).eval(), digits_module()
+    seen = []
+    monkeypatch.setattr(pictures, "attention_maps", lambda *args: seen.append(args))
+    pictures.attention(tmp_path / "a.png", network, module, CPU, seed=0)
+    ((_, shown, maps, names),) = seen
+    assert len({*names}) == len(names) == 6
+    assert 0 <= shown.min() < shown.max() <= 1
+    (views,) = (batch.views[0] for batch in digits_module(batch_size=400).eval_dataloader("val", CPU))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (module.data.mean, module.data.std))
+    rows = [int((views * std + mean - image).flatten(1).norm(dim=1).argmin()) for image in shown]
+    torch.testing.assert_close(views[rows] * std + mean, shown)
+    assert [str(int(module.data.val.labels[i])) for i in rows] == names
+    torch.testing.assert_close(maps, class_token_attention(network, views[rows]))
+
+
+def test_attention_maps_are_bright_where_the_attention_is(tmp_path, monkeypatch):
+    grids = []
+    monkeypatch.setattr(pictures, "_grid", lambda *args: grids.append(args))
+    attention = torch.zeros(1, 14, 4, 4)
+    attention[0, 0, 1, 2] = 0.5
+    pictures.attention_maps(tmp_path / "a.png", torch.zeros(1, 3, 32, 32), attention, [])
+    ((_, ((image, mean, *heads),), _, _, titles, note),) = grids
+    assert not image.any()
+    assert len(heads) == pictures.HEADS
+    assert "12 of 14 heads" in note
+    assert titles[2] == "head 1"
+    assert np.argwhere(heads[0].sum(axis=2) > 400).tolist() == [[1, 2]]
+    assert heads[1].sum(axis=2).max() < 20, "a head without attention to any patch is black"
+    bright = np.argwhere(mean.sum(axis=2) > 200)
+    assert (bright.min(axis=0).tolist(), bright.max(axis=0).tolist()) == ([8, 16], [15, 23])

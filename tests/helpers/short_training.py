@@ -14,27 +14,22 @@ from torch.utils.data import DataLoader
 from data.pipelines.choose import build_pipeline
 from data.pipelines.loaders import identity_collate
 from data.views import view_specs
-from methods import METHODS
 from methods.base import Method
 from runs.alarms import Alarms
 from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
 from runs.finite import NonFiniteLossCheck
 from runs.resume import LearningRateOfPlan
 from runs.trainer import build_trainer, expected_messages_hidden
-from tests.helpers.commands import plan_of
+from tests.helpers.commands import construct, plan_of
 from tests.helpers.images import read
+from tests.helpers.method_cases import backbone_of, every_case
 from tests.helpers.pretended_cuda import on_host
 from utils.batch import Batch
 
 BATCH_SIZE = 8
 SCALE = 2.0**11  # of the loss under 16-mixed: torch's own, 2**16, overflows in the first steps by itself
-VARIANTS = {name: (name, ()) for name in METHODS}  # name of a variant -> method, its flags
-VARIANTS |= {f"{name} --small_views 2": (name, ("--small_views", "2")) for name, m in METHODS.items()
-             if m.supports_small_views}  # fmt: skip
-VARIANTS |= {f"{name} {' '.join(words)}": (name, words) for name, words in (
-    ("simclr", ("--supervised",)), ("nnclr", ("--no_predictor",)), ("byol", ("--clip_grad", "1")),
-    ("simclr", ("--optimizer", "adamw")), ("nnclr", ("--optimizer", "sgd")),
-)}  # fmt: skip
+WITH_OPTIONS = ("byol --clip_grad 1", "simclr --optimizer adamw", "nnclr --optimizer sgd")
+VARIANTS = {case: (case.split()[0], tuple(case.split()[1:])) for case in (*every_case(), *WITH_OPTIONS)}
 
 
 AtEnd = Callable[[Trainer, Method], None]
@@ -91,6 +86,8 @@ class Record(Callback):
         self.at_end(trainer, pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:  # what the beginning of an epoch computes is there
+            self.training.start = state_of(pl_module)
         if self.device is None:
             return
         if batch_idx == self.steps - 2:
@@ -154,11 +151,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class ReadyBatches(LightningDataModule):
-    """Batches that are on the device before training begins."""
+    """Batches that are on the device before training begins.
 
-    def __init__(self, batches: list[Batch]):
+    augmented: the batches that stand for all images, where a method looks at these without training.
+    """
+
+    def __init__(self, batches: list[Batch], augmented: list[Batch]):
         super().__init__()
-        self.batches = batches
+        self.batches, self.augmented = batches, augmented
+
+    def augmented_loader(self, rows: list[int], device: torch.device) -> list[Batch]:
+        return self.augmented
 
     def train_dataloader(self):
         return DataLoader(self.batches, batch_size=None, collate_fn=identity_collate)
@@ -179,7 +182,8 @@ def train(
     words = ("--batch_size", str(BATCH_SIZE), "--epochs", "1", "--log_every", "1000", "--num_workers", "0", *words)
     torch.manual_seed(0)
     args, plan = plan_of(name, *where, *words)
-    method = METHODS[name](args, plan, SmallConvolutions(), SmallConvolutions.width)
+    network = backbone_of(name, SmallConvolutions, size=16, patch=4, dim=SmallConvolutions.width)
+    method = construct(args, plan, network, SmallConvolutions.width)
     training, throughput = Training(method, state_of(method)), Throughput(1)
     callbacks = [
         LearningRateOfPlan(), NonFiniteLossCheck(plan.logging.log_every, folder), Alarms(plan, folder, throughput),
@@ -191,7 +195,10 @@ def train(
         module = build_pipeline(pipeline, read(), specs, BATCH_SIZE, plan.seed, 0, None, accelerator)
     else:
         target = device.cuda if device else torch.device("cpu")
-        module = ReadyBatches([to_device(batch, target) for batch in random_batches(method, batches)])
+        ready, augmented = (
+            [to_device(b, target) for b in random_batches(method, numbers)] for numbers in (batches, [0])
+        )
+        module = ReadyBatches(ready, augmented)
     with expected_messages_hidden():
         training.trainer = trainer = build_trainer(plan, folder, callbacks, [], validate=False)
         trainer.limit_train_batches = len(batches)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from methods.barlow_twins import barlow_twins_loss
-from methods.base import ViewFeatures
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_views
+from utils.view_features import ViewFeatures
 
 
 def naive_barlow_twins(z1, z2, lamb):

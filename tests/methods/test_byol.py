@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from methods.byol import BYOL, byol_loss
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch, random_views
+from utils.errors import UserError
 
 
 def cosine(a, b):
@@ -79,3 +80,25 @@ def test_byol_compares_with_the_target_network(small):
 def test_length_defaults_change_after_300_epochs():
     assert BYOL.length_defaults(300) == BYOL.length_defaults(100) == {"tau": 0.99, "lr": 0.45, "weight_decay": 1e-6}
     assert BYOL.length_defaults(301) == {"tau": 0.996, "lr": 0.2, "weight_decay": 1.5e-6}
+
+
+@pytest.mark.parametrize("small", [0, 2])
+def test_neighbours_replace_the_embeddings_of_the_target_network(small):
+    torch.manual_seed(0)
+    words = ("--neighbours", "--queue_size", "20", "--batch_size", "8", "--small_views", str(small))
+    method, b = build_method("byol", Flat(12), 6, *words), random_batch(8, 2 + small)
+    rows = method.queue.rows.clone()
+    out = method.compute_losses(b)
+    p = [method.predictor(method.projector(method.backbone(v))) for v in b.views]
+    target = [torch.nn.functional.normalize(method.target.teacher(v), dim=1) for v in b.views[:2]]
+    assert_close(out["loss"], byol_loss(p, [rows[(t @ rows.T).argmax(dim=1)] for t in target])["loss"])
+    assert_close(out["target_std"], byol_loss(p, target)["target_std"])
+    method.queue.after_optimizer_step()
+    assert_close(method.queue.rows[:8], target[0])
+    assert torch.equal(method.queue.rows[8:], rows[8:])
+
+
+def test_neighbours_need_a_queue_of_a_global_batch():
+    with pytest.raises(UserError, match=r"--queue_size 40 .* 64"):
+        build_method("byol", Flat(12), 6, "--neighbours", "--queue_size", "40", "--batch_size", "64")
+    assert build_method("byol", Flat(12), 6, "--batch_size", "64").queue is None

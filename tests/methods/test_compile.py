@@ -10,6 +10,7 @@ import main_contrastive
 from backbones.build import build_backbone
 from methods import METHODS
 from tests.helpers.commands import TINY, build_method, small
+from tests.helpers.method_cases import backbone_of
 from tests.helpers.networks import Flat, random_batch
 from utils.batch import Batch
 from utils.plan import BackboneConfig
@@ -52,7 +53,7 @@ def steps(method, batches, precision=torch.float32):
             out = method.compute_losses(batch)
         (out["loss"] + out["probe_loss"]).backward()
         optimizer.step()
-        method.after_optimizer_step(0.5)
+        method.after_optimizer_step()
         losses.append({key: value.detach() for key, value in out.items()})
     return losses, {name: p.grad for name, p in method.named_parameters()}, method.state_dict()
 
@@ -77,7 +78,8 @@ def assert_compiled_equals_eager(one_graph, build, batches, backend, precision=t
 @pytest.mark.parametrize("words", VARIANTS, ids=" ".join)
 def test_compile_losses_makes_one_graph_of_a_step(one_graph, words):
     def build():
-        return build_method(words[0], Flat(12), 6, "--batch_size", "8", *words[1:])
+        backbone = backbone_of(words[0], lambda: Flat(12, 8), size=2, patch=1, dim=8)
+        return build_method(words[0], backbone, 8, "--batch_size", "8", *words[1:])
 
     method = build()
     views = method.large_views + method.plan.views.small_views
@@ -97,9 +99,9 @@ def test_compile_losses_compiles_nothing_for_evaluation_and_two_sizes(one_graph,
 
 
 def resnet18(name):
-    """The method on a ResNet-18 with the 3x3 stem, and two batches of 4 images."""
-    backbone, dim = build_backbone(BackboneConfig("resnet18", "small"), 32)
-    method = build_method(name, backbone, dim, "--batch_size", "4", images=100)
+    """The method on a ResNet-18 with the 3x3 stem, or the transformer that it needs, and two batches of 4 images."""
+    backbone = backbone_of(name, lambda: build_backbone(BackboneConfig("resnet18", "small"), 32)[0], 32, 8, 512)
+    method = build_method(name, backbone, 512, "--batch_size", "4", images=100)
     draw = torch.Generator().manual_seed(0)
     views = [[torch.randn(4, 3, 32, 32, generator=draw) for _ in range(method.large_views)] for _ in range(2)]
     return method, [Batch(torch.arange(4), v, torch.arange(4)) for v in views]

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from methods import nnclr
-from methods.base import ViewFeatures
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch
 from utils.errors import UserError
+from utils.view_features import ViewFeatures
 
 
 def unit(n, d, seed=0):
@@ -107,7 +107,7 @@ def test_training_loss_never_finds_its_own_batch():
         assert (method.queue.age == 0).sum() in (0, 4)
         before = method.queue.rows.clone()
         assert torch.equal(method.queue.rows, before), "the loss must not move the queue"
-        method.queue.flush()
+        method.queue.after_optimizer_step()
         assert_close(method.queue.rows[(method.queue.pointer - 4) % 40 : method.queue.pointer or 40], z1)
         with torch.no_grad():
             for q in method.projector.parameters():
@@ -128,7 +128,7 @@ def test_neighbour_metrics_over_three_steps():
         assert out["queue_fill"].item() == pytest.approx(expected_fill)
         assert out["queue_age"].item() == pytest.approx(expected_age)
         assert 0.25 <= out["nn_distinct"] <= 1
-        method.queue.flush()
+        method.queue.after_optimizer_step()
     assert out["nn_label_acc"] == 100, "the same images again: each finds its own last embedding"
 
 
@@ -140,3 +140,50 @@ def test_neighbour_metrics_without_labels_have_no_label_accuracy():
 def test_queue_smaller_than_the_global_batch_is_an_error():
     with pytest.raises(UserError, match=r"--queue_size 40 .* 64"):
         build_method("nnclr", Flat(12), 6, "--batch_size", "32", "--accumulate", "2")
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_top_k_is_the_mean_loss_over_the_nearest_neighbours(views):
+    """Each of the neighbours is compared with those that are equally near to the other images."""
+    method, b = build("--top_k", "3"), batch(views=views)
+    rows = method.queue.rows.clone()
+    out = loss_of(method, b)
+    z = [F.normalize(method.projector(method(v)), dim=1) for v in b.views]
+    p = [F.normalize(method.predictor(method.projector(method(v))), dim=1).detach() for v in b.views]
+    order = [(x @ rows.T).argsort(dim=1, descending=True) for x in z[:2]]
+    values = [
+        naive_nnclr(rows[order[j][:, m]], p[i], 0.1)
+        for m in range(3) for j in range(2) for i in range(views) if i != j
+    ]  # fmt: skip
+    assert_close(out["loss"].detach(), sum(values) / len(values), rtol=0, atol=1e-10)
+    nearest = torch.stack([z[0][i] @ rows[order[0][i, 0]] for i in range(4)])
+    assert_close(out["nn_similarity"], nearest.mean().detach(), rtol=0, atol=1e-12)
+
+
+def test_nnclr_loss_of_one_neighbour_is_the_same_with_and_without_its_dimension():
+    rows, p = unit(20, 5), [unit(4, 5, 1), unit(4, 5, 2)]
+    index = [torch.tensor([3, 1, 4, 15]), torch.tensor([9, 2, 6, 5])]
+    several = nnclr.nnclr_loss(rows, [i[:, None] for i in index], p, 0.2)
+    assert torch.equal(several, nnclr.nnclr_loss(rows, index, p, 0.2))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_push_views_enter_the_queue_by_image_then_by_view(views):
+    method, b = build("--push_views", str(views)), batch()
+    rows = method.queue.rows.clone()
+    loss_of(method, b)
+    z = [F.normalize(method.projector(method(v)), dim=1).detach() for v in b.views]
+    method.queue.after_optimizer_step()
+    expected = [z[view][i] for i in range(4) for view in range(views)]
+    assert_close(method.queue.rows[: 4 * views], torch.stack(expected))
+    assert torch.equal(method.queue.rows[4 * views :], rows[4 * views :])
+    assert method.queue.labels[: 4 * views].tolist() == [i for i in range(4) for _ in range(views)]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--batch_size", "32", "--push_views", "2"), "--queue_size 40 is smaller than 64 embeddings"),
+    (("--top_k", "41"), "--top_k 41 is more than --queue_size 40"),
+])  # fmt: skip
+def test_queue_too_small_for_its_settings_is_an_error(words, message):
+    with pytest.raises(UserError, match=message):
+        build_method("nnclr", Flat(12), 6, *words)

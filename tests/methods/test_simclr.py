@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from methods.simclr import nt_xent, supcon
 from tests.helpers.commands import build_method
-from tests.helpers.networks import Flat, random_views
+from tests.helpers.networks import Flat, random_batch, random_views
 from utils.batch import Batch
 from utils.errors import UserError
+from utils.nt_xent import decoupled_nt_xent
 
 
 def naive_nt_xent(views, t):
@@ -144,3 +145,19 @@ def test_supervised_training_loss_reads_the_labels():
     assert_close(method.compute_losses(b)["loss"], supcon(z, b.labels, 0.1)["loss"])
     with pytest.raises(UserError, match=r"--supervised needs labels.*digits"):
         build_method("simclr", Flat(12), 6, "--supervised", classes=0)
+
+
+@pytest.mark.parametrize("small", [0, 2])
+@pytest.mark.parametrize(("words", "sigma"), [(["--decoupled"], None), (["--decoupled", "--decoupled_weights"], 0.5)])
+def test_decoupled_training_loss_has_no_positives_in_the_denominator(words, sigma, small):
+    torch.manual_seed(0)
+    method = build_method("simclr", Flat(12), 6, "--batch_size", "4", "--small_views", str(small), *words)
+    b = random_batch(4, 2 + small)
+    z = [method.projector(method(v)) for v in b.views]
+    assert_close(method.compute_losses(b)["loss"], decoupled_nt_xent(z, 0.1, sigma)["loss"])
+    assert method.num_choices == 3 * (2 + small), "the views of the other images"
+
+
+def test_decoupled_supervised_loss_is_refused():
+    with pytest.raises(UserError, match="--supervised and --decoupled"):
+        build_method("simclr", Flat(12), 6, "--supervised", "--decoupled")

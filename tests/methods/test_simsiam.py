@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from methods.base import ViewFeatures
 from methods.simsiam import simsiam_loss
 from tests.helpers.commands import build_method
 from tests.helpers.networks import Flat, random_batch, random_views
+from utils.view_features import ViewFeatures
 
 
 def cosine(a, b):
@@ -96,3 +96,19 @@ def test_simsiam_predictor_keeps_its_learning_rate():
         inside = {id(p) in predictor for p in group["params"]}
         assert len(inside) == 1
         assert group["lr"] == pytest.approx(method.plan.optimizer.lr if inside == {True} else 0, abs=1e-9)
+
+
+@pytest.mark.parametrize("small", [0, 2])
+def test_neighbours_replace_the_embeddings_of_the_other_view(small):
+    torch.manual_seed(0)
+    words = ("--neighbours", "--queue_size", "20", "--batch_size", "8", "--small_views", str(small))
+    method, b = build_method("simsiam", Flat(12), 6, *words), random_batch(8, 2 + small)
+    rows = method.queue.rows.clone()
+    out = method.compute_losses(b)
+    z = [method.projector(method.backbone(v)) for v in b.views]
+    p, unit = [method.predictor(x) for x in z], [torch.nn.functional.normalize(x, dim=1) for x in z[:2]]
+    assert_close(out["loss"], simsiam_loss(p, [rows[(x @ rows.T).argmax(dim=1)] for x in unit])["loss"])
+    assert_close(out["z_std"], simsiam_loss(p, z[:2])["z_std"])
+    method.queue.after_optimizer_step()
+    assert_close(method.queue.rows[:8], unit[0])
+    assert torch.equal(method.queue.rows[8:], rows[8:])

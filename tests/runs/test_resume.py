@@ -20,12 +20,13 @@ from data.datasets import DATASETS
 from methods import METHODS
 from runs.folder import record_extension
 from runs.resume import LearningRateOfPlan, continued_plan, pop_resume_flag, read_run, resume_argv
-from tests.helpers.commands import TINY, plan_of, small
+from tests.helpers.commands import TEACHER, TINY, plan_of, small, tiny
 from tests.helpers.disk import largest_file
 from tests.helpers.mutations import apply, apply_to_json, json_mutations, mutations
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.optim import ScheduleConfig, build_scheduler, lr_factor
+from utils.plan import BackboneConfig
 
 
 def test_pop_resume_flag_leaves_the_other_arguments():
@@ -48,7 +49,7 @@ def test_pop_resume_flag_auto_is_a_new_run_until_there_is_a_checkpoint(tmp_path)
 
 def recorded_run(folder, *words, method="simclr", **plan_changes):
     """A folder with a checkpoint and the args.json of a small run; (folder, its plan)."""
-    argv = [*TINY, "--method", method, *small(method, *words)]
+    argv = [*tiny(method), "--method", method, *small(method, *words)]
     _, plan = plan_of(method, *words)
     folder.mkdir(exist_ok=True)
     (folder / "last.ckpt").touch()
@@ -128,6 +129,15 @@ def test_continued_plan_takes_the_same_global_batch_on_other_processes(tmp_path)
     folder, plan = recorded_run(tmp_path, "--batch_size", "64")
     two_processes = dataclasses.replace(plan.batch, batch_size=32, processes=2)
     resumed(folder, batch=two_processes)
+
+
+def test_teacher_of_a_run_is_taken_from_its_plan_and_not_from_its_weights(tmp_path):
+    folder, plan = recorded_run(tmp_path / "r", method="distill")
+    content = read_json(folder / "args.json")
+    teacher = BackboneConfig(TEACHER, "small")
+    write_json(folder / "args.json", content | {"plan": content["plan"] | {"teacher": dataclasses.asdict(teacher)}})
+    assert plan.teacher is None, "the weights decide on the stem"
+    assert resumed(folder)[1].teacher == teacher
 
 
 def factors(plan, steps):
@@ -285,12 +295,16 @@ def test_thousands_of_mutated_args_json_are_one_line_or_harmless(original, chang
         ("argv", ["digits", "resnet18", "--help"], "argv is not the command of a run"),
         ("plan", None, "has no plan.batch.batch_size"),
         ("plan", {"schedule": []}, "has no plan.batch.batch_size"),
+        ("plan.teacher", {"name": "resnet18"}, "has no plan.teacher.stem"),
+        ("plan.teacher", "resnet18", "has no plan.teacher.name"),
         ("extensions", {}, "extensions is no list"),
     ],
 )
 def test_damaged_args_json_is_named_with_what_is_wrong(tmp_path, key, value, message):
     folder, _ = recorded_run(tmp_path)
-    write_json(folder / "args.json", read_json(folder / "args.json") | {key: value})
+    content = read_json(folder / "args.json")
+    changed = {"plan": content["plan"] | {"teacher": value}} if key == "plan.teacher" else {key: value}
+    write_json(folder / "args.json", content | changed)
     with pytest.raises(UserError, match=f"args.json is damaged: .*{message}"):
         resume_argv(folder, [])
 

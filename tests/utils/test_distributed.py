@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from methods.base import ViewFeatures
 from tests.helpers.collectives import Collective, CountCollectives
 from tests.helpers.commands import build_method
 from tests.helpers.runs import slurm_job
@@ -26,6 +25,7 @@ from utils.distributed import (
     run_on_first_rank,
 )
 from utils.errors import UserError
+from utils.view_features import ViewFeatures
 
 
 def _gathered(rank, world):

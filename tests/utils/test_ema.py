@@ -35,7 +35,7 @@ def test_update_is_the_formula(progress, tau):
     with torch.no_grad():
         for p in s.parameters():
             p.add_(1.0)
-    ema.update(progress)
+    ema.after_optimizer_step(progress)
     assert ema.tau.item() == pytest.approx(tau)
     for old, new, p in zip(before, ema.teacher.parameters(), s.parameters(), strict=True):
         assert_close(new, tau * old + (1 - tau) * p)
@@ -49,7 +49,7 @@ def test_updates_towards_a_fixed_student_are_a_geometric_series():
     with torch.no_grad():
         s[0].weight.add_(1.0)
     for _ in range(5):
-        ema.update(0.0)
+        ema.after_optimizer_step(0.0)
     assert_close(s[0].weight - ema.teacher[0].weight, torch.full_like(start, 0.8**5))
 
 
@@ -77,3 +77,22 @@ def test_teacher_batch_norm_uses_the_batches_of_the_teacher():
     ema(10 + torch.randn(50, 4))
     assert s[1].num_batches_tracked == 0
     assert ema.teacher[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "tau"),
+    [({"final_tau": 0.9}, 0.9), ({"schedule": "linear"}, 0.925), ({"final_tau": 0.95, "schedule": "linear"}, 0.9125)],
+)
+def test_tau_is_constant_or_follows_a_line(options, tau):
+    ema = EMA(student(), 0.9, **options)
+    ema.after_optimizer_step(0.25)
+    assert ema.tau.item() == pytest.approx(tau)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_buffers_are_averaged_on_request(average):
+    s = student()
+    ema = EMA(s, 0.9, average_buffers=average)
+    s[1].running_mean.fill_(1.0)
+    ema.after_optimizer_step(0.0)
+    assert_close(ema.teacher[1].running_mean, torch.full((3,), 0.1 if average else 0.0))

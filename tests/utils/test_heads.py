@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.helpers.commands import plan_of
-from utils.heads import mlp, predictor, projector
+from utils.heads import Prototypes, mlp, predictor, projector
 
 
 def widths(network):
@@ -32,3 +32,25 @@ def test_mlp_last_layer(norm, affine, bias):
     assert (linear[-1].bias is not None) == (not norm and bias)
     assert sum(isinstance(m, nn.ReLU) for m in network) == 1
     assert network(torch.randn(3, 6)).shape == (3, 4)
+
+
+def test_mlp_without_norms_has_biases_and_the_activation():
+    network = mlp(6, 5, 5, 4, last_norm=False, norm=False, activation=nn.GELU, last_bias=False)
+    assert [type(m) for m in network] == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]
+    assert [m.bias is not None for m in network if isinstance(m, nn.Linear)] == [True, True, False]
+
+
+def test_prototypes_give_cosines_whatever_the_length_of_their_rows():
+    torch.manual_seed(0)
+    scores, z = Prototypes(4, 3), torch.randn(5, 4)
+    expected = torch.cosine_similarity(z[:, None], scores.weight[None], dim=2)
+    torch.testing.assert_close(scores(z / z.norm(dim=1, keepdim=True)), expected)
+    with torch.no_grad():
+        before = scores(z)
+        scores.weight.mul_(7)
+    torch.testing.assert_close(scores(z), before)
+
+
+def test_prototypes_compute_in_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Prototypes(4, 3)(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.float32

@@ -10,25 +10,31 @@ from torch import nn
 from methods import METHODS
 from runs.trainer import deterministic_algorithms
 from tests.helpers.commands import build_method, plan_of
+from tests.helpers.method_cases import backbone_of, is_frozen
 from tests.helpers.networks import Flat
+from utils.errors import UserError
 from utils.optim import (
     OptimizerConfig,
+    ParamGroupRule,
     ScheduleConfig,
+    apply_rules,
     build_optimizer,
     build_scheduler,
+    layer_decay_rules,
     lr_factor,
     no_weight_decay_names,
     parameter_groups,
+    rule_of,
 )
 
 
 def method(name="simclr", *words):
-    return build_method(name, Flat(12), 6, "--batch_size", "16", *words)
+    backbone = backbone_of(name, lambda: Flat(12, 8), size=2, patch=1, dim=8)
+    return build_method(name, backbone, 8, "--batch_size", "16", *words)
 
 
 def groups_of(module):
-    config = module.plan.optimizer
-    return parameter_groups(module, config.lr, config.weight_decay, module.plan.probe_lr, module.constant_lr_module)
+    return module.build_optimizer().param_groups
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -37,14 +43,16 @@ def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights(name)
     groups = groups_of(module)
     owner = {id(p): g for g in groups for p in g["params"]}
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    assert all((".teacher." in key) != (key in trained) for key, _ in module.named_parameters())
+    assert all(is_frozen(name, key) != (key in trained) for key, _ in module.named_parameters())
+    exempt = no_weight_decay_names(module)
     assert len(owner) == sum(len(g["params"]) for g in groups) == len(trained)
     for key, p in trained.items():
         group = owner[id(p)]
         if key.startswith("probe."):
             assert (group["lr"], group["weight_decay"]) == (module.plan.probe_lr, 0), key
         else:
-            assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, 0.5 if p.ndim > 1 else 0), key
+            decay = 0.5 if p.ndim > 1 and key not in exempt else 0
+            assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, decay), key
 
 
 def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():
@@ -52,8 +60,9 @@ def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():
     outer = nn.Sequential(vit)
     assert "pos_embed" in no_weight_decay_names(vit)
     assert "0.pos_embed" in no_weight_decay_names(outer)
+    config = OptimizerConfig("sgd", lr=0.1, weight_decay=0.5)
     for module in (vit, outer):
-        decayed = {id(p) for g in parameter_groups(module, 0.1, 0.5) if g["weight_decay"] for p in g["params"]}
+        decayed = {id(p) for g in parameter_groups(module, config) if g["weight_decay"] for p in g["params"]}
         assert decayed
         assert id(vit.pos_embed) not in decayed
 
@@ -61,7 +70,8 @@ def test_parameter_groups_exempt_what_timm_exempts_at_any_depth():
 def test_build_scheduler_leaves_the_named_submodule_at_its_rate():
     module = method("simclr", "--scheduler", "cosine")
     plan = module.plan
-    groups = parameter_groups(module, plan.optimizer.lr, 1e-4, plan.probe_lr, constant_lr_module="projector")
+    rules = {"projector": ParamGroupRule(constant_lr=True)}
+    groups = parameter_groups(module, plan.optimizer, plan.probe_lr, rules)
     optimizer = build_optimizer(groups, plan.optimizer)
     scheduler = build_scheduler(optimizer, plan.schedule)
     for _ in range(plan.schedule.total_steps // 2):
@@ -73,6 +83,88 @@ def test_build_scheduler_leaves_the_named_submodule_at_its_rate():
             expected = 1.0 if id(p) in constant else 0.5
             start = plan.probe_lr if group["name"] == "probe" else plan.optimizer.lr
             assert group["lr"] == pytest.approx(start * expected, rel=0.02)
+
+
+def test_rule_of_the_longest_prefix_is_laid_over_the_shorter_ones():
+    rules = {
+        "": ParamGroupRule(weight_decay=0.2),
+        "a": ParamGroupRule(lr_scale=0.5, frozen_epochs=2),
+        "a.b": ParamGroupRule(lr_scale=0.5, constant_lr=True),
+    }
+    assert rule_of("c.weight", rules) == ("", ParamGroupRule(weight_decay=0.2))
+    assert rule_of("ab.weight", rules)[0] == "", "a prefix ends at a dot"
+    assert rule_of("a.b.weight", rules) == ("a.b", ParamGroupRule(0.25, True, 2, 0.2))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_frozen_parameters_start_later_as_if_they_had_never_been_there(name, fused):
+    """Fused SGD refuses a momentum that is missing where the gradient first appears."""
+    config = OptimizerConfig(name, lr=0.1, weight_decay=0.1, fused=fused)
+    ends = []
+    for frozen in (True, False):
+        torch.manual_seed(0)
+        network = nn.ModuleDict({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
+        groups = parameter_groups(network, config, rules={"b": ParamGroupRule(frozen_epochs=2)} if frozen else {})
+        optimizer = build_optimizer(groups, config)
+        start = network["b"].weight.detach().clone()
+        for epoch in range(2 if not frozen else 0, 4):
+            optimizer.zero_grad()
+            sum((p - 0.3).square().sum() for p in network.parameters()).backward()
+            apply_rules(optimizer.param_groups, epoch, epoch / 4)
+            optimizer.step()
+            assert torch.equal(network["b"].weight, start) == (epoch < 2)
+        ends.append(network["b"].weight.detach())
+    torch.testing.assert_close(*ends)
+
+
+def test_frozen_optimizer_state_can_be_loaded_within_and_after_the_frozen_epochs():
+    for epochs in (1, 3):
+        config = OptimizerConfig("sgd", lr=0.1, weight_decay=0.1)
+        torch.manual_seed(0)
+        network = nn.ModuleDict({"a": nn.Linear(3, 2), "b": nn.Linear(3, 2)})
+        rules = {"b": ParamGroupRule(frozen_epochs=2)}
+        optimizer, loaded = (build_optimizer(parameter_groups(network, config, rules=rules), config) for _ in range(2))
+        for epoch in range(epochs):
+            optimizer.zero_grad()
+            sum(p.square().sum() for p in network.parameters()).backward()
+            apply_rules(optimizer.param_groups, epoch, 0.0)
+            optimizer.step()
+        loaded.load_state_dict(optimizer.state_dict())
+        optimizer.zero_grad()
+        sum(p.square().sum() for p in network.parameters()).backward()
+        apply_rules(loaded.param_groups, epochs, 0.0)
+        loaded.step()
+        assert all(torch.isfinite(p).all() for p in network.parameters())
+
+
+def test_weight_decay_goes_to_its_final_value_along_half_a_cosine():
+    config = OptimizerConfig("adamw", lr=0.1, weight_decay=0.04, final_weight_decay=0.4)
+    groups = build_optimizer(parameter_groups(nn.Linear(3, 2), config), config).param_groups
+    for progress, expected in ((0.0, 0.04), (0.5, 0.22), (1.0, 0.4)):
+        apply_rules(groups, 0.0, progress)
+        decays = {group["name"]: group["weight_decay"] for group in groups}
+        assert decays == {"weights": pytest.approx(expected), "norms": 0.0}
+
+
+def test_layer_decay_lowers_the_rate_of_early_blocks():
+    vit = timm.create_model("test_vit", num_classes=0)
+    rules = layer_decay_rules(vit, 0.5)
+    last = len(vit.blocks)
+    for name, block in (("patch_embed.proj.weight", 0), ("blocks.0.attn.qkv.weight", 1), ("norm.weight", last)):
+        assert rules[f"backbone.{name}"].lr_scale == 0.5 ** (last - block)
+    with pytest.raises(UserError, match="--layer_decay 0.5 needs a timm network"):
+        layer_decay_rules(nn.Linear(3, 2), 0.5)
+
+
+def test_adam_betas_and_final_lr_reach_the_optimizer_and_the_schedule():
+    plan = plan_of("simclr", "--optimizer", "adamw", "--adam_betas", "0.8", "0.9", "--lr", "0.2", "--final_lr", "0.05")[
+        1
+    ]
+    assert build_optimizer(parameter_groups(nn.Linear(3, 2), plan.optimizer), plan.optimizer).defaults["betas"] == (
+        0.8, 0.9)  # fmt: skip
+    factor = lr_factor(plan.schedule)
+    assert factor(plan.schedule.total_steps) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
@@ -91,7 +183,7 @@ def test_lars_adapts_weights_and_leaves_biases_to_momentum():
     config = OptimizerConfig("lars", lr=0.5, weight_decay=0.1, trust_coefficient=0.01)
     layer(torch.ones(2, 5)).sum().backward()
     w, b, gw, gb = (t.detach().clone() for t in (layer.weight, layer.bias, layer.weight.grad, layer.bias.grad))
-    build_optimizer(parameter_groups(layer, config.lr, config.weight_decay), config).step()
+    build_optimizer(parameter_groups(layer, config), config).step()
     trust = 0.01 * w.norm() / (gw.norm() + 0.1 * w.norm())
     torch.testing.assert_close(layer.weight.detach(), w - 0.5 * trust * (gw + 0.1 * w))
     torch.testing.assert_close(layer.bias.detach(), b - 0.5 * gb)
@@ -104,7 +196,7 @@ def test_fused_optimizers_equal_the_plain_ones(name):
         torch.manual_seed(0)
         module = method("simclr")
         config = OptimizerConfig(name, lr=0.05, weight_decay=0.1, fused=fused)
-        optimizer = build_optimizer(parameter_groups(module, config.lr, config.weight_decay, 0.1), config)
+        optimizer = build_optimizer(parameter_groups(module, config, 0.1), config)
         assert all(bool(group["fused"]) == fused for group in optimizer.param_groups)
         for _ in range(3):
             optimizer.zero_grad()
@@ -147,7 +239,7 @@ def test_loaded_optimizer_state_has_the_memory_layout_of_its_parameters(name):
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         layer = nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
-        optimizer = build_optimizer(parameter_groups(layer, config.lr, config.weight_decay), config)
+        optimizer = build_optimizer(parameter_groups(layer, config), config)
         if states:
             optimizer.load_state_dict(states[0])
         else:

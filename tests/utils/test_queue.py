@@ -24,7 +24,7 @@ def test_flush_keeps_the_last_rows_for_any_batch_size(size, batches):
     for n in batches:
         z = rows(n, len(sent))
         queue.push(z, torch.arange(len(sent), len(sent) + n))
-        queue.flush()
+        queue.after_optimizer_step()
         sent = torch.cat([sent, z])
     kept = sent[-size:]
     pointer = int(queue.pointer)
@@ -51,9 +51,9 @@ def test_push_waits_for_flush_and_counts_as_one_batch():
     one.push(z[:2], y[:2])
     assert torch.equal(one.rows, start)
     one.push(z[2:], y[2:])
-    one.flush()
+    one.after_optimizer_step()
     two.push(z, y)
-    two.flush()
+    two.after_optimizer_step()
     for k, v in two.state_dict().items():
         assert torch.equal(one.state_dict()[k], v), k
 
@@ -62,7 +62,7 @@ def test_age_counts_flushes():
     queue = FeatureQueue(6, 3, 0)
     for i in range(3):
         queue.push(rows(2, 2 * i), torch.zeros(2, dtype=torch.long))
-        queue.flush()
+        queue.after_optimizer_step()
     assert queue.age.tolist() == [2, 2, 1, 1, 0, 0]
     assert queue.metrics()["queue_age"].item() == 1
 
@@ -83,7 +83,7 @@ def test_look_ups_are_copies_and_the_state_dict_is_complete():
     found = queue.rows[queue.nearest(rows(2))[0]]
     before = found.clone()
     queue.push(rows(4, 50), torch.arange(4))
-    queue.flush()
+    queue.after_optimizer_step()
     assert torch.equal(found, before)
     again = FeatureQueue(4, 3, 9)
     again.load_state_dict(queue.state_dict())
@@ -93,7 +93,7 @@ def test_look_ups_are_copies_and_the_state_dict_is_complete():
 def test_push_detaches_gradients():
     queue, z = FeatureQueue(4, 3, 0), rows(2).requires_grad_()
     queue.push(z * 1.0, torch.zeros(2, dtype=torch.long))
-    queue.flush()
+    queue.after_optimizer_step()
     assert not queue.rows.requires_grad
 
 
@@ -102,11 +102,11 @@ def test_flush_keeps_the_old_row_where_the_new_one_is_not_finite(bad):
     queue = FeatureQueue(6, 3, 0)
     for first in (0, 6):
         queue.push(rows(6, first), torch.arange(first, first + 6))
-        queue.flush()
+        queue.after_optimizer_step()
     z = rows(4, 12)
     z[1, 2] = bad
     queue.push(z, torch.arange(12, 16))
-    queue.flush()
+    queue.after_optimizer_step()
     assert torch.equal(queue.rows, torch.cat([z[:1], rows(1, 7), z[2:], rows(2, 10)]))
     assert queue.labels.tolist() == [12, 7, 14, 15, 10, 11]
     assert queue.age.tolist() == [0, 1, 0, 0, 1, 1]
@@ -118,6 +118,18 @@ def test_discard_forgets_the_pending_rows():
     before = {k: v.clone() for k, v in queue.state_dict().items()}
     queue.push(rows(2), torch.arange(2))
     queue.discard()
-    queue.flush()
+    queue.after_optimizer_step()
     for k, v in queue.state_dict().items():
         assert torch.equal(before[k], v), k
+
+
+@pytest.mark.parametrize("max_similarities", [1, 50, 2**26])
+def test_nearest_several_are_the_largest_cosines_in_order(max_similarities):
+    queue = FeatureQueue(40, 5, 3).double()
+    z = F.normalize(torch.randn(7, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)), dim=1)
+    for k in (1, 3, 40):
+        index, similarity = queue.nearest_several(z, k, max_similarities)
+        for i in range(7):
+            cosines = [float(z[i] @ row) for row in queue.rows]
+            assert index[i].tolist() == sorted(range(40), key=cosines.__getitem__, reverse=True)[:k]
+            assert similarity[i].tolist() == pytest.approx(sorted(cosines, reverse=True)[:k], abs=1e-12)

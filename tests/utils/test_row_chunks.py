@@ -9,6 +9,7 @@ from methods.simclr import nt_xent, supcon
 from tests.helpers.memory import PeakMemory
 from tests.helpers.networks import random_views
 from utils import row_chunks
+from utils.nt_xent import decoupled_nt_xent
 from utils.precision import l2_normalize
 from utils.row_chunks import map_row_chunks
 
@@ -24,6 +25,7 @@ def info_nce(views):
 LOSSES = {
     "nt_xent": lambda views: nt_xent(views, 0.2)["loss"],
     "supcon": lambda views: supcon(views, LABELS.repeat(len(views[0]) // 7 + 1)[: len(views[0])], 0.2)["loss"],
+    "decoupled": lambda views: decoupled_nt_xent(views, 0.2, 0.5)["loss"],
     "info_nce": info_nce,
 }
 
@@ -57,7 +59,7 @@ def _chunked_part(rank, world, name, max_entries):
         row_chunks.MAX_ENTRIES = before
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "supcon"])
+@pytest.mark.parametrize("name", ["nt_xent", "supcon", "decoupled"])
 def test_chunks_of_two_processes_are_the_full_matrix_of_one(name, ranks):
     full = loss_and_gradients(LOSSES[name], random_views(2, 14, 5))
     parts = ranks(2).run(_chunked_part, name, 80)  # two rows of 28 columns, and one left over

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import shares
-from evaluation.shares import RowsInMemory, fetch, gather_rows, part_count, parts, share, slices, unit_of_sums
+from utils import shares
+from utils.shares import RowsInMemory, fetch, gather_rows, part_count, parts, share, slices, unit_of_sums
 
 CPU = torch.device("cpu")
 
