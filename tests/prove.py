@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from methods import METHODS
 from methods.base import Method
-from tests.helpers.commands import plan_of
+from tests.helpers.commands import construct, plan_of
 from tests.helpers.method_cases import backbone_of, every_case
 from tests.helpers.processes import Ranks
 from utils import distributed
@@ -112,7 +111,7 @@ def prepare(case: str, world: int) -> Method:
     args, plan = plan_of(name, *words, "--batch_size", "4", "--optimizer", "sgd", "--lr", "10")
     schedule = replace(plan.schedule, total_steps=STEPS, steps_per_epoch=EPOCH_STEPS, warmup_steps=0)
     plan = replace(plan, schedule=schedule, batch=BatchConfig(N // world, world, accumulate=1))
-    method = METHODS[name](args, plan, backbone_of(name, Pooled, size=6, patch=2, dim=8), 8)
+    method = construct(args, plan, backbone_of(name, Pooled, size=6, patch=2, dim=8), 8)
     synchronize_batch_norm(method, on_cuda=False)
     method._trainer = StandInTrainer(method)  # type: ignore[assignment]
     return method.double().train()
