@@ -10,7 +10,7 @@ from utils.arg_types import nonnegative_float
 from utils.batch import Batch
 from utils.ema import EMA
 from utils.koleo import koleo_loss
-from utils.masked_views import MaskedFeatures, add_mask_flags, draw_masks, masked_features, require_masks
+from utils.masked_views import MaskedFeatures, add_mask_flags, check_masks, draw_masks, masked_features
 from utils.optim import FlagGroup, ParamGroupRule
 from utils.plan import Plan
 from utils.row_chunks import map_row_chunks
@@ -24,7 +24,7 @@ from utils.self_distillation import (
 )
 from utils.step_modules import RunningMean, ScheduledValue
 from utils.view_features import ViewFeatures
-from utils.vision_transformer import disable_drop_path, take_tokens
+from utils.vision_transformer import disable_drop_path, patch_size, require_vision_transformer, take_tokens
 
 
 def patch_loss(
@@ -59,7 +59,8 @@ class IBOT(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        self.patch_side = require_masks(args, backbone, plan.views, "ibot")
+        check_masks(args)
+        self.patch_side = patch_size(require_vision_transformer(backbone, "ibot"))
         self.head = DistillationHead(args, dim)
         self.teacher_backbone, self.teacher_head = EMA(backbone, args.tau), EMA(self.head, args.tau)
         disable_drop_path(self.teacher_backbone)
@@ -83,9 +84,9 @@ class IBOT(Method):
         return frozen_prototypes(self.args, "head", *["patch_head"] * self.args.untied_head)
 
     def forward_views(self, batch: Batch) -> ViewFeatures:
-        address = self.plan.seed, self.whole_epochs.value
-        masks = draw_masks(self.args, batch.index, batch.views[: self.large_views], self.patch_side, address)
-        return masked_features(self.backbone, self.teacher_backbone.teacher, batch.views, masks, self.mask_token)
+        large, teacher = batch.views[: self.large_views], self.teacher_backbone.teacher
+        mask = draw_masks(self.args, batch.index, large, self.patch_side, self.plan.seed, self.whole_epochs.value)
+        return masked_features(self.backbone, teacher, batch.views, len(large), mask, self.mask_token)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(feats, MaskedFeatures)
@@ -95,12 +96,11 @@ class IBOT(Method):
         out = pairs_cross_entropy(student, teacher, self.center.value, *temperatures)
         self.center.push(torch.cat(teacher).mean(dim=0))  # moves after this step: the loss takes the earlier mean
         patches = self._patch_loss(feats, *temperatures)
-        terms = {"class_loss": out["loss"], "patch_loss": patches, "tau": self.teacher_backbone.tau}
-        loss = out["loss"] + patches
+        out |= {"class_loss": out["loss"], "patch_loss": patches, "loss": out["loss"] + patches}
         if self.args.koleo:
-            terms["koleo_loss"] = torch.stack([koleo_loss(f) for f in feats.large]).sum()
-            loss = loss + self.args.koleo * terms["koleo_loss"]
-        return out | terms | {"loss": loss}
+            out["koleo_loss"] = torch.stack([koleo_loss(f) for f in feats.large]).sum()
+            out["loss"] = out["loss"] + self.args.koleo * out["koleo_loss"]
+        return out | {"tau": self.teacher_backbone.tau}
 
     def _patch_loss(self, feats: MaskedFeatures, student_t: float, teacher_t: Tensor) -> Tensor:
         name = "patch_head" if self.args.untied_head else "head"
@@ -112,9 +112,9 @@ class IBOT(Method):
         center, (_, positions, weights) = self.patch_center.value, feats.mask
 
         def of_images(student: Tensor, teacher: Tensor, weights: Tensor) -> tuple[Tensor]:
-            logits = head.logits(student), teacher_head.logits(teacher)
-            return (patch_loss(*logits, weights, center, student_t, teacher_t),)
+            s, t = head.logits(student), teacher_head.logits(teacher)
+            return (patch_loss(s, t, weights, center, student_t, teacher_t),)
 
-        rows = head.bottleneck(take_tokens(feats.patches, positions)), take_tokens(targets, positions), weights
-        (losses,) = map_row_chunks(of_images, positions.shape[1] * self.args.num_prototypes, *rows)
+        student, teacher = head.bottleneck(take_tokens(feats.patches, positions)), take_tokens(targets, positions)
+        (losses,) = map_row_chunks(of_images, positions.shape[1] * self.args.num_prototypes, student, teacher, weights)
         return losses.mean()

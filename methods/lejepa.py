@@ -87,8 +87,8 @@ class LeJEPA(Method):
     def add_args(parser: FlagGroup) -> None:
         # Optimizer: the official README, for ResNets. Views: its example of views of equal size.
         parser.set_defaults(optimizer="adamw", lr=5e-4, weight_decay=5e-4, final_lr=5e-7)
-        parser.set_defaults(crop_scale=[0.08, 1.0], small_scale=[0.05, 0.3], jitter=0.8,
-                            jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2, blur=[0.5], solarize=[0.2])  # fmt: skip
+        parser.set_defaults(crop_scale=[0.08, 1.0], small_scale=[0.05, 0.3], jitter=[0.8],
+                            jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2], blur=[0.5], solarize=[0.2])  # fmt: skip
         parser.add_argument("--lamb", type=probability, default=0.05, help="weight of SIGReg, between 0 and 1")
         parser.add_argument("--directions", type=positive_int, default=1024,
                             help="random directions on which SIGReg projects the embeddings in each step")  # fmt: skip

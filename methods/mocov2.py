@@ -59,7 +59,7 @@ class MoCoV2(Method):
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="sgd", lr=0.03, weight_decay=1e-4, scheduler="cosine")  # sec. 3, official code
         # Views: sec. 3 and the official code.
-        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.4, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.4, 0.1], gray=[0.2],
                             blur=[0.5], solarize=[0.0])  # fmt: skip
         parser.add_argument(
             "--temperature", type=positive_float, default=0.2, help="temperature of the softmax (sec. 3)"

@@ -66,7 +66,7 @@ class MoCoV3(Method):
         parser.set_defaults(optimizer="lars", lr=short["lr"], weight_decay=short["weight_decay"])
         parser.set_defaults(zero_init_residual=True)
         # Views: those of BYOL, with crops from 20 % of the image, as in the official code.
-        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.2, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         parser.add_argument("--temperature", type=positive_float, default=1.0,
                             help="temperature of the softmax (official code); 0.2 for vision transformers")  # fmt: skip

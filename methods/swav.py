@@ -50,7 +50,7 @@ class SwAV(Method):
         # Official code (facebookresearch/swav) for 4096 images: 4.8 and 0.0048, which is 0.3 and 0.0003 per 256.
         parser.set_defaults(optimizer="lars", lr=0.3, final_lr=0.0003, weight_decay=1e-6)
         # Views: official code, those of SimCLR.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.8, 0.8, 0.8, 0.2], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.8, 0.8, 0.8, 0.2], gray=[0.2],
                             blur=[0.5], solarize=[0.0])  # fmt: skip
         parser.add_argument("--temperature", type=positive_float, default=0.1, help="temperature of the softmax")
         parser.add_argument("--num_prototypes", type=number(int, 2), default=3000, help="number of prototypes")

@@ -62,7 +62,7 @@ class VICReg(Method):
     def add_args(parser: FlagGroup) -> None:
         parser.set_defaults(optimizer="lars", lr=0.3, weight_decay=1e-6, zero_init_residual=True)  # sec. 4.2
         # Views: those of BYOL, as in the official code.
-        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=0.8, jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=0.2,
+        parser.set_defaults(crop_scale=[0.08, 1.0], jitter=[0.8], jitter_strengths=[0.4, 0.4, 0.2, 0.1], gray=[0.2],
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=8192, dim=8192, layers=3, source="sec. 4.2")
         parser.add_argument(

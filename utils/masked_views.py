@@ -10,22 +10,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from utils.arg_types import area_share, probability
 from utils.errors import UserError
 from utils.optim import FlagGroup
-from utils.plan import ViewsConfig
 from utils.random import uniform
 from utils.view_features import ViewFeatures
-from utils.vision_transformer import (
-    embed_patches,
-    patch_size,
-    pool_tokens,
-    require_vision_transformer,
-    run_blocks,
-    with_prefix,
-)
+from utils.vision_transformer import embed_patches, pool_tokens, run_blocks, with_prefix
 
 BLOCKS = 12  # rectangles of an image that are drawn; as a rule three or four of them fill a mask
 SMALLEST_BLOCK = 4  # patches (BEiT, arXiv:2106.08254, sec. 2.3)
@@ -33,10 +25,10 @@ LOG_ASPECT = math.log(1 / 0.3)  # largest logarithm of a rectangle's ratio of si
 
 
 class PatchMask(NamedTuple):
-    """Masked patches of N images of T patches, in tensors of a fixed size.
+    """Masked patches of n views of T patches, in tensors of a fixed size.
 
-    mask: (N, T) bool. positions: (N, M) int64, the masked patches of an image first, then others; M is the largest
-    number that the ratio allows. weights: (N, M) float32, 1 / count for the masked ones and 0 for the others.
+    mask: (n, T) bool. positions: (n, M) int64, the masked patches of a view first, then others; M is the largest
+    number that the ratio allows. weights: (n, M) float32, 1 / count for the masked ones and 0 for the others.
     """
 
     mask: Tensor
@@ -67,46 +59,17 @@ def add_mask_flags(parser: FlagGroup, source: str) -> None:
                         help=f"blocks of patches, or patches one by one ({source})")  # fmt: skip
 
 
-def draw_masks(
-    args: Namespace, index: Tensor, views: list[Tensor], patch: int, address: tuple[Tensor | int, ...]
-) -> list[PatchMask]:
-    """Draw the masks of views (N, 3, H, W) that the flags describe, independently in each view.
-
-    patch: side of a patch in pixels. index, address: as in `mask_patches`.
-    """
-    sizes = [view.shape[-2:] for view in views]
-    return [
-        mask_patches(index, (height // patch, width // patch), args.mask_ratio, args.mask_probability, args.mask_shape,
-                     (*address, number))
-        for number, (height, width) in enumerate(sizes)
-    ]  # fmt: skip
-
-
-def require_masks(args: Namespace, backbone: nn.Module, views: ViewsConfig, method_name: str) -> int:
-    """Return the side of a patch in pixels; raise a UserError where the views of the backbone cannot be masked so."""
-    patch = patch_size(require_vision_transformer(backbone, method_name))
-    for size, flag in zip(views.sizes, ("--large_size", "--small_size"), strict=False):
-        if size % patch:
-            raise UserError(
-                f"{flag} {size}: {method_name} needs views of whole patches, which are {patch} px wide here; "
-                f"choose a multiple of {patch}"
-            )
-    low, high = args.mask_ratio
-    if low > high:
-        raise UserError(f"--mask_ratio {low} {high}: the minimum is larger than the maximum; swap them")
-    return patch
-
-
 def masked_features(
-    student: Any, teacher: Any, views: list[Tensor], masks: list[PatchMask], mask_token: Tensor
+    student: Any, teacher: Any, views: list[Tensor], large_views: int, mask: PatchMask, mask_token: Tensor
 ) -> MaskedFeatures:
     """Features of views, of which the student sees the large ones masked and the teacher only the large ones, whole.
 
-    student, teacher: vision transformers of timm. views: (N, 3, H, W) tensors, large ones first, of which there are as
-    many as masks. mask_token: (D,).
+    student, teacher: vision transformers of timm. views: (N, 3, H, W) tensors, large ones first. mask: of the rows of
+    the large views. mask_token: (D,).
     """
-    large, small = views[: len(masks)], views[len(masks) :]
-    seen = [_tokens(student, view, m.mask, mask_token) for view, m in zip(large, masks, strict=True)]
+    large, small = views[:large_views], views[large_views:]
+    masks = mask.mask.chunk(large_views)
+    seen = [_tokens(student, view, hidden, mask_token) for view, hidden in zip(large, masks, strict=True)]
     with torch.no_grad():
         targets = [_tokens(teacher, view) for view in large]
         evaluated = [pool_tokens(teacher, tokens) for tokens in targets]
@@ -117,7 +80,7 @@ def masked_features(
         evaluated=evaluated,
         patches=torch.cat([tokens[:, prefix:] for tokens in seen]),
         targets=torch.cat([tokens[:, prefix:] for tokens in targets]),
-        mask=PatchMask(*(torch.cat(parts) for parts in zip(*masks, strict=True))),
+        mask=mask,
     )
 
 
@@ -126,52 +89,54 @@ def _tokens(network: Any, view: Tensor, mask: Tensor | None = None, mask_token: 
     return run_blocks(network, with_prefix(network, embed_patches(network, view, mask, mask_token)))
 
 
-def mask_patches(
-    index: Tensor,
-    grid: tuple[int, int],
-    ratio: Sequence[float],
-    share: float,
-    shape: str,
-    address: tuple[Tensor | int, ...],
-) -> PatchMask:
-    """Mask a share of the images, each at a ratio drawn from U(min, max).
+def check_masks(args: Namespace) -> None:
+    """Raise a UserError for flags that contradict each other."""
+    low, high = args.mask_ratio
+    if low > high:
+        raise UserError(f"--mask_ratio {low} {high}: the minimum is larger than the maximum; swap them")
 
-    index: (N,) int64 positions of the images in the data set. grid: rows and columns of patches. ratio: (min, max) of
-    the patches. shape: "random" patches, or "block": rectangles of random areas and aspects, one after the other, until
-    the ratio is reached. address: what the numbers depend on beside the image, as (seed, epoch, view).
+
+def draw_masks(
+    args: Namespace, index: Tensor, views: Sequence[Tensor], side: int, seed: int, epoch: Tensor
+) -> PatchMask:
+    """Draw the masks of large views that the flags describe: of L * N rows, one view of the N images after the other.
+
+    Each view of an image is masked with --mask_probability, at a ratio from U(min, max). "random" masks single patches,
+    "block" rectangles of random areas and aspects, one after the other, until the ratio is reached.
+    index: (N,) int64 positions of the images in the data set. views: L large views (N, 3, H, W). side: of a patch in
+    pixels. epoch: int64.
     """
-    patches = grid[0] * grid[1]
-    largest = max(1, int(ratio[1] * patches))
-    drawn = _draw(index, 2, address, 0)  # (N, 2): is the image masked, and at which ratio
-    count = ((ratio[0] + (ratio[1] - ratio[0]) * drawn[:, 1]) * patches).long() * (drawn[:, 0] < share)  # (N,)
-    order = _draw(index, patches, address, 1)  # (N, T)
-    if shape == "block":
-        order = order + _first_block(index, grid, count, address)
-    positions = order.argsort(dim=1)[:, :largest]  # (N, M)
+    grid = views[0].shape[-2] // side, views[0].shape[-1] // side
+    rows, patches = index.repeat(len(views))[:, None], grid[0] * grid[1]  # (L * N, 1)
+    number = torch.arange(len(views), device=index.device).repeat_interleave(len(index))[:, None]  # of the view
+    slots = torch.arange(2 + patches + 4 * BLOCKS, device=index.device)
+    drawn, order, blocks = uniform(seed, epoch, number, rows, slots).split([2, patches, 4 * BLOCKS], dim=1)
+    low, high = args.mask_ratio
+    largest = max(1, int(high * patches))
+    count = ((low + (high - low) * drawn[:, 1]) * patches).long() * (drawn[:, 0] < args.mask_probability)  # (L * N,)
+    if args.mask_shape == "block":
+        order = order + _first_block(blocks.unflatten(1, (4, BLOCKS)), grid, count)
+    positions = order.argsort(dim=1)[:, :largest]  # (L * N, M)
     masked = torch.arange(largest, device=index.device) < count[:, None]
     mask = torch.zeros_like(order, dtype=torch.bool).scatter(1, positions, masked)
     return PatchMask(mask, positions, (masked / count.clamp(min=1)[:, None]).float())
 
 
-def _draw(index: Tensor, n: int, address: tuple[Tensor | int, ...], purpose: int) -> Tensor:
-    """n numbers in [0, 1) for each image: (N, n)."""
-    return uniform(*address, purpose, index[:, None], torch.arange(n, device=index.device)[None])
+def _first_block(drawn: Tensor, grid: tuple[int, int], count: Tensor) -> Tensor:
+    """The number of the first rectangle that covers a patch, BLOCKS where none does: (n, T) float64.
 
-
-def _first_block(index: Tensor, grid: tuple[int, int], count: Tensor, address: tuple[Tensor | int, ...]) -> Tensor:
-    """The number of the first rectangle that covers a patch, BLOCKS where none does: (N, T) float64.
-
-    count: (N,) patches that are to be masked; the area of a rectangle is drawn from U(SMALLEST_BLOCK, count).
+    drawn: (n, 4, BLOCKS) uniform numbers. count: (n,) patches that are to be masked; the area of a rectangle is from
+    U(SMALLEST_BLOCK, count).
     """
-    area, aspect, top, left = (_draw(index, BLOCKS, address, purpose) for purpose in (2, 3, 4, 5))  # each (N, BLOCKS)
-    area = SMALLEST_BLOCK + area * (count[:, None] - SMALLEST_BLOCK).clamp(min=0)
-    aspect = torch.exp((2 * aspect - 1) * LOG_ASPECT)
+    area = SMALLEST_BLOCK + drawn[:, 0] * (count[:, None] - SMALLEST_BLOCK).clamp(min=0)  # (n, BLOCKS)
+    aspect = torch.exp((2 * drawn[:, 1] - 1) * LOG_ASPECT)
     covers = []
-    for start, size, patches in ((top, (area * aspect).sqrt(), grid[0]), (left, (area / aspect).sqrt(), grid[1])):
-        size = size.round().clamp(1, patches)
-        first = (start * (patches - size + 1)).floor()[..., None]  # (N, BLOCKS, 1)
-        place = torch.arange(patches, device=index.device)
-        covers.append((place >= first) & (place < first + size[..., None]))  # (N, BLOCKS, rows or columns)
-    covered = (covers[0][..., :, None] & covers[1][..., None, :]).flatten(2)  # (N, BLOCKS, T)
-    number = torch.arange(BLOCKS, device=index.device, dtype=torch.float64)[:, None]
+    sides = ((drawn[:, 2], area * aspect, grid[0]), (drawn[:, 3], area / aspect, grid[1]))
+    for start, square, patches in sides:
+        size = square.sqrt().round().clamp(1, patches)
+        first = (start * (patches - size + 1)).floor()[..., None]  # (n, BLOCKS, 1)
+        place = torch.arange(patches, device=count.device)
+        covers.append((place >= first) & (place < first + size[..., None]))  # (n, BLOCKS, rows or columns)
+    covered = (covers[0][..., :, None] & covers[1][..., None, :]).flatten(2)  # (n, BLOCKS, T)
+    number = torch.arange(BLOCKS, device=count.device, dtype=torch.float64)[:, None]
     return torch.where(covered, number, float(BLOCKS)).amin(dim=1)

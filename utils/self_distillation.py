@@ -10,11 +10,9 @@ from torch.nn import functional as F
 from utils.arg_types import nonnegative_float, positive_float, positive_int, probability
 from utils.heads import Prototypes, add_projector_flags, projector
 from utils.optim import FlagGroup, ParamGroupRule
-from utils.precision import at_least_float32, full_precision
+from utils.precision import at_least_float32, full_precision, l2_normalize
 from utils.step_modules import ScheduledValue, linear_warmup
 from utils.view_features import view_pairs
-
-SHORTEST = 1e-6  # length of an embedding that has a direction
 
 
 def add_distillation_flags(parser: FlagGroup, prototypes: int, source: str) -> None:
@@ -64,27 +62,18 @@ class DistillationHead(nn.Module):
     """Features (..., dim) -> logits (..., K): layers with GELU, unit length, cosines with K trained unit vectors.
 
     The unit vectors are `prototypes`: a linear layer with weight norm whose gains are fixed at 1.
+    Deviation: initial weights are PyTorch's, for any width; the official code has N(0, 0.02), which is near them.
     """
 
     def __init__(self, args: Namespace, dim: int):
         super().__init__()
         self.mlp = projector(args, dim, last_norm=False, norm=args.head_norm, activation=nn.GELU)
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
         self.prototypes = Prototypes(args.proj_dim, args.num_prototypes)
 
     def bottleneck(self, features: Tensor) -> Tensor:
-        """Unit vectors (..., proj_dim) of features (..., dim).
-
-        An embedding without length has no direction: it stays zero, without a gradient, which would overflow.
-        """
-        rows = at_least_float32(self.mlp(features.flatten(0, -2)))  # batch norms take rows
-        length = rows.norm(dim=-1, keepdim=True)
-        unit = torch.where(length > SHORTEST, rows / length.clamp(min=SHORTEST), torch.zeros_like(rows))
-        return unit.view(*features.shape[:-1], -1)
+        """Unit vectors (..., proj_dim) of features (..., dim)."""
+        rows: Tensor = self.mlp(features.flatten(0, -2))  # batch norms take rows
+        return l2_normalize(rows).view(*features.shape[:-1], -1)
 
     def logits(self, z: Tensor) -> Tensor:
         """Cosines (..., K) of unit vectors (..., proj_dim) with the prototypes."""

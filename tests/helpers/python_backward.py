@@ -46,7 +46,8 @@ def _run(outputs, given, wanted):
                     _accumulate(node, *sums)
                 continue
             for following, number, value in _apply(node, sums):
-                _add(gradients[following], number, value)
+                # That of a bias has rows, of which two uses may have unequally many.
+                _add(gradients[following], number, _fitting(value, following._input_metadata[number], following))
                 needs[following] -= 1
                 if not needs[following]:
                     ready.append(following)

@@ -1,22 +1,20 @@
 """Masks of patches: their numbers, shapes and addresses; features of masked views."""
 
 from argparse import Namespace
-from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from torch.testing import assert_close
 
-from tests.helpers.networks import Flat
 from utils.errors import UserError
-from utils.masked_views import SMALLEST_BLOCK, PatchMask, draw_masks, mask_patches, masked_features, require_masks
-
-FLAGS = Namespace(mask_ratio=[0.1, 0.5], mask_probability=0.5, mask_shape="block")
+from utils.masked_views import SMALLEST_BLOCK, PatchMask, check_masks, draw_masks, masked_features
 
 
-def masks(n=400, grid=(6, 7), ratio=(0.1, 0.5), share=1.0, shape="random", address=(0, 1, 0)):
-    return mask_patches(torch.arange(n), grid, ratio, share, shape, address)
+def masks(n=400, grid=(6, 7), ratio=(0.1, 0.5), share=1.0, shape="random", index=None, views=1, seed=0, epoch=1):
+    args = Namespace(mask_ratio=ratio, mask_probability=share, mask_shape=shape)
+    view = torch.zeros(n, 3, 4 * grid[0], 4 * grid[1])
+    return draw_masks(args, torch.arange(n) if index is None else index, [view] * views, 4, seed, torch.tensor(epoch))
 
 
 @pytest.mark.parametrize("shape", ["block", "random"])
@@ -72,14 +70,14 @@ def test_smallest_mask_is_one_rectangle():
 
 
 @pytest.mark.parametrize("shape", ["block", "random"])
-def test_masks_depend_on_each_part_of_the_address_and_on_nothing_else(shape):
+def test_masks_depend_on_seed_epoch_view_and_image_and_on_nothing_else(shape):
     first = masks(shape=shape).mask
-    assert torch.equal(first, masks(shape=shape).mask)
-    for address in ((1, 1, 0), (0, 2, 0), (0, 1, 1)):
-        assert (first != masks(shape=shape, address=address).mask).any(dim=1).float().mean() > 0.9
+    both = masks(shape=shape, views=2).mask
+    assert torch.equal(first, both[:400])
+    for other in (both[400:], masks(shape=shape, seed=1).mask, masks(shape=shape, epoch=2).mask):
+        assert (first != other).any(dim=1).float().mean() > 0.9
     some = torch.tensor([17, 3, 399])
-    again = mask_patches(some, (6, 7), (0.1, 0.5), 1.0, shape, (0, torch.tensor(1), 0))
-    assert torch.equal(again.mask, first[some]), "an image has its mask in any batch"
+    assert torch.equal(masks(shape=shape, index=some).mask, first[some]), "an image has its mask in any batch"
 
 
 def test_a_grid_with_fewer_patches_than_the_ratio_has_no_mask():
@@ -89,30 +87,14 @@ def test_a_grid_with_fewer_patches_than_the_ratio_has_no_mask():
     assert m.positions.shape == (400, 1)
 
 
-def test_draw_masks_differ_from_view_to_view():
-    first, second = draw_masks(FLAGS, torch.arange(50), [torch.zeros(50, 3, 32, 24)] * 2, 4, (0, 0))
-    assert first.mask.shape == (50, 48)
-    assert not torch.equal(first.mask, second.mask)
+def test_wrong_order_of_ratios_is_an_error():
+    with pytest.raises(UserError, match=r"^--mask_ratio 0.5 0.1: .* swap them$"):
+        check_masks(Namespace(mask_ratio=[0.5, 0.1]))
 
 
 def network(**options):
     torch.manual_seed(0)
     return timm.create_model("test_vit", num_classes=0, img_size=16, patch_size=4, depth=2, **options)
-
-
-def test_require_masks_returns_the_patch_and_names_what_is_wrong():
-    def require(flags=FLAGS, backbone=None, sizes=(16,)):
-        return require_masks(flags, backbone or network(), SimpleNamespace(sizes=sizes), "ibot")
-
-    assert require() == 4
-    with pytest.raises(UserError, match=r"^--large_size 30: ibot .* 4 px .* multiple of 4$"):
-        require(sizes=(30,))
-    with pytest.raises(UserError, match=r"^--small_size 10: "):
-        require(sizes=(16, 10))
-    with pytest.raises(UserError, match=r"^--mask_ratio 0.5 0.1: .* swap them$"):
-        require(Namespace(**vars(FLAGS) | {"mask_ratio": [0.5, 0.1]}))
-    with pytest.raises(UserError, match=r"^ibot .*vision transformer"):
-        require(backbone=Flat(12))
 
 
 @pytest.mark.parametrize("options", [{}, {"global_pool": "avg"}, {"reg_tokens": 2}])
@@ -121,8 +103,8 @@ def test_masked_features_without_a_mask_are_those_of_the_networks(options):
     for p in teacher.parameters():
         p.data += 0.1 * torch.randn_like(p)
     views = [torch.randn(3, 3, s, s) for s in (16, 16, 8)]
-    none = PatchMask(torch.zeros(3, 16, dtype=torch.bool), torch.zeros(3, 8, dtype=torch.long), torch.zeros(3, 8))
-    feats = masked_features(student, teacher, views, [none, none], torch.full((64,), 9.0))
+    none = PatchMask(torch.zeros(6, 16, dtype=torch.bool), torch.zeros(6, 8, dtype=torch.long), torch.zeros(6, 8))
+    feats = masked_features(student, teacher, views, 2, none, torch.full((64,), 9.0))
     for ours, view in zip([*feats.large, *feats.small], views, strict=True):
         assert_close(ours, student(view))
     for ours, view in zip(feats.evaluated, views, strict=False):
@@ -141,7 +123,7 @@ def test_masked_patches_do_not_reach_the_student():
     view = torch.randn(3, 3, 16, 16)
     at_pixels = hidden.mask.view(3, 1, 4, 4).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     changed = torch.where(at_pixels, torch.randn_like(view), view)
-    before, after = (masked_features(student, teacher, [v], [hidden], token) for v in (view, changed))
+    before, after = (masked_features(student, teacher, [v], 1, hidden, token) for v in (view, changed))
     assert_close(before.patches, after.patches)
     assert_close(before.large[0], after.large[0])
     assert not torch.allclose(before.targets, after.targets), "the teacher sees the whole view"
