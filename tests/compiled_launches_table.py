@@ -4,10 +4,11 @@
     python3 -m tests.compiled_launches_table simclr "byol --small_views 2"
 
 A step of ResNet-18 with the 3x3 stem, 256 images, views of 32 pixels, bf16-mixed, each method's own heads and
-optimizer; ClusterFit has 1,000 clusters. As it is: calls of ATen operators that launch a kernel, of which some launch
-more than one. --compile: launches in the code that torch generates for an H100 (tests/helpers/generated_for_cuda.py):
-kernels of Triton + torch's own convolutions, matrix products and other operators. GB: what these launches read and
-write, by inductor's count. The optimizer is not compiled. Nothing runs, and nothing here is a time.
+optimizer; ClusterFit has 1,000 clusters, and methods that need a transformer a ViT-S/16 and views of 224 pixels. As it
+is: calls of ATen operators that launch a kernel, of which some launch more than one. --compile: launches in the code
+that torch generates for an H100 (tests/helpers/generated_for_cuda.py): kernels of Triton + torch's own convolutions,
+matrix products and other operators. GB: what these launches read and write, by inductor's count. The optimizer is not
+compiled. Nothing runs, and nothing here is a time.
 """
 
 import copy
@@ -26,10 +27,11 @@ from cli.pretrain import method_args, parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
 from methods.base import Method
-from tests.helpers.commands import clusters_file
+from tests.helpers.commands import TEACHER, clusters_file, construct, teacher_file
 from tests.helpers.generated_for_cuda import CountLaunches, Graphs, generate_for_cuda
 from tests.helpers.images import read
-from tests.helpers.python_backward import backward
+from tests.helpers.method_cases import case_of
+from tests.helpers.python_backward import grad
 from utils.batch import Batch
 from utils.plan import TrainingSet
 
@@ -60,15 +62,17 @@ class Launches(NamedTuple):
 
 
 def build(case: str, backbone: tuple[nn.Module, int] | None, images: int) -> Method:
-    """The method as its flags' defaults make it, on a network and its width, or on a ResNet-18; on the CPU."""
+    """The method as its flags' defaults make it, on the CPU; on a network and its width if they are given."""
     name, *words = case.split()
-    clusters = ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
-    argv = ["digits", "resnet18", "--large_size", "32", "--batch_size", str(images), "--precision", "bf16-mixed"]
-    args = parse_pretraining([*argv, "--gpus", "0", "--method", name, *words, *clusters], METHODS, DATASETS)
+    files = ["--teacher", TEACHER, "--teacher_weights", teacher_file()] if name == "distill" else []
+    files += ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
+    network = ["vit_small_patch16_224", "--large_size", "224"] if case_of(name).transformer else ["resnet18"]
+    argv = ["digits", *network, "--batch_size", str(images), "--precision", "bf16-mixed", "--gpus", "0"]
+    args = parse_pretraining([*argv, "--method", name, *words, *files], METHODS, DATASETS)
     facts = TrainingSet("digits", 1438, 1438, 10, read().train.fingerprint())
-    plan = resolve(args, facts, choose_stem("small", args.backbone, args.large_size))
+    plan = resolve(args, facts, choose_stem("auto", args.backbone, args.large_size))
     backbone = copy.deepcopy(backbone) or build_backbone(plan.backbone, *plan.views.sizes)
-    method = METHODS[name](method_args(args, METHODS), plan, *backbone).train()
+    method = construct(method_args(args, METHODS), plan, *backbone).train()
     method.setup("fit")  # strides stay when it moves
     return method
 
@@ -98,28 +102,37 @@ def total_loss(method: Method, batch: Batch) -> torch.Tensor:
     return out["loss"] + out["probe_loss"]
 
 
+def eager_launches(method: Method) -> tuple[int, int, int]:
+    """Launches of the forward pass, the backward pass and the optimizer's second step, as it is."""
+    batch, trained = to_fake_gpu(method), [p for p in method.parameters() if p.requires_grad]
+    optimizer = method.configure_optimizers()["optimizer"]  # type: ignore[index,typeddict-item]
+    with CountLaunches() as forward:
+        loss = total_loss(method, batch)
+    with CountLaunches() as backward:
+        gradients = grad(
+            [loss], trained, allow_unused=True
+        )  # on a GPU they have the weights' layout: nothing is copied
+    for p, gradient in zip(trained, gradients, strict=True):
+        p.grad = gradient
+    for _ in range(2):  # the first step makes the moments too
+        with CountLaunches() as step:
+            optimizer.step()
+    return forward.count, backward.count, step.count
+
+
 def launches(case: str, backbone: tuple[nn.Module, int] | None = None, images: int = 256) -> Launches:
     """Count the launches of a step of the method, its flags after its name; see the docstring of the module."""
     with generate_for_cuda() as graphs:
         method, compiled = (build(case, backbone, images) for _ in range(2))
         with FakeTensorMode():
-            batch = to_fake_gpu(method)
-            optimizer = method.configure_optimizers()["optimizer"]  # type: ignore[index,typeddict-item]
-            with CountLaunches() as forward:
-                loss = total_loss(method, batch)
-            with CountLaunches() as back:
-                backward(loss)
-            for _ in range(2):  # the first step makes the moments too
-                with CountLaunches() as step:
-                    optimizer.step()
+            eager = eager_launches(method)
             batch = to_fake_gpu(compiled)
-            with mock.patch.object(
-                torch, "compile", functools.partial(torch.compile, backend=graphs.compile, fullgraph=True)
-            ):
+            backend = functools.partial(torch.compile, backend=graphs.compile, fullgraph=True)
+            with mock.patch.object(torch, "compile", backend):
                 compiled.compile_losses()
             torch._dynamo.reset()
             total_loss(compiled, batch)
-    return Launches(forward.count, back.count, step.count, graphs)
+    return Launches(*eager, graphs)
 
 
 def main() -> None:

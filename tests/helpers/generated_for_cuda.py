@@ -8,8 +8,8 @@ Tensors of FakeTensorMode have shapes, strides, dtypes and a device, and no valu
 treat them as they treat those of a GPU, and inductor is told the properties of an H100. The backward pass is traced by
 tests/helpers/python_backward.py, since torch's engine asks the driver.
 
-What differs from a GPU: patterns of attention are not searched for, and matrix products are not padded to multiples of
-8, since torch measures on the GPU whether either pays.
+What differs from a GPU: matrix products are not padded to multiples of 8, since torch measures there whether it pays,
+and attention is computed as separate products, since torch asks the driver which fused kernel it may take.
 """
 
 import ast
