@@ -32,6 +32,7 @@ TEST_LINES = Path("results", "gpu", "tests.jsonl")
 FIRST_ROWS = ("train-32", "train-32-compiled", "train-32-step", "train-32-step-compiled", "train-32-step-graphs",
               "views-224-gpu", "train-32-lightly", "train-32-step-nnclr", "train-32-step-stem")  # fmt: skip
 FEW = ["--epochs", "20"]
+LATER = ("vicreg", "mocov2", "mocov3", "swav", "dino", "deepclusterv2", "ressl", "lejepa", "mae", "ijepa", "ibot")
 # (name, recipe of bash_files/cifar10, flags that replace its own), the most valuable first: the speed and a first score
 # of each method in a minute or so, then the recipes at full length.
 TRAININGS = [
@@ -43,8 +44,9 @@ TRAININGS = [
     ("simsiam-20", "simsiam", FEW),
     ("simclr_supervised-20", "simclr_supervised", [*FEW, "--warmup_epochs", "2"]),
     ("rotnet-20", "rotnet", [*FEW, "--lr_decay_steps", "6", "12", "16"]),
+    *((f"{name}-20", name, [*FEW, "--warmup_epochs", "2"]) for name in LATER),
     *((name, name, []) for name in ("simclr", "nnclr", "rotnet", "simclr_supervised", "byol", "barlow_twins",
-                                    "simsiam")),
+                                    "simsiam", *LATER)),
 ]  # fmt: skip
 SHORT_TRAININGS = [("simclr-short", "simclr", ["--epochs", "2", "--warmup_epochs", "1", "--hidden_mlp", "16"])]
 SHORT_BACKBONE = "test_resnet.r160_in1k"  # of 0.4 million weights

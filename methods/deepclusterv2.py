@@ -58,7 +58,7 @@ class DeepClusterV2(Method):
                             blur=[0.5], solarize=[0.0])  # fmt: skip
         parser.add_argument("--temperature", type=positive_float, default=0.1,
                             help="temperature of the softmax (official code)")  # fmt: skip
-        parser.add_argument("--num_prototypes", type=number(int, 2), nargs="+", default=[3000, 3000, 3000],
+        parser.add_argument("--num_centroids", type=number(int, 2), nargs="+", default=[3000, 3000, 3000],
                             metavar="K", help="number of clusters of each clustering (official code)")  # fmt: skip
         parser.add_argument("--kmeans_iterations", type=positive_int, default=10,
                             help="iterations of k-means before each epoch (official code)")  # fmt: skip
@@ -66,9 +66,9 @@ class DeepClusterV2(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        images, sizes = plan.training_set.images, args.num_prototypes
+        images, sizes = plan.training_set.images, args.num_centroids
         if max(sizes) > images:
-            raise UserError(f"--num_prototypes {max(sizes)} are more than the {images} training images; lower it")
+            raise UserError(f"--num_centroids {max(sizes)} are more than the {images} training images; lower it")
         self.num_choices = max(sizes)
         self.projector = projector(args, dim, last_norm=False)
         self.bank = MemoryBank(images, self.large_views, args.proj_dim)
@@ -83,7 +83,7 @@ class DeepClusterV2(Method):
         if not self.clusterings:
             self._fill_bank()
         seed = self.plan.seed * 2**32 + int(self.clusterings) * 2**8
-        for i, centroids in enumerate(self.centroids.split(self.args.num_prototypes)):
+        for i, centroids in enumerate(self.centroids.split(self.args.num_centroids)):
             rows = self.bank.rows[i % self.large_views]
             found = kmeans(rows, len(centroids), self.args.kmeans_iterations, (seed + i) % 2**63, self.device,
                            "subset", iterate=spherical_lloyd).centroids  # fmt: skip
@@ -108,5 +108,5 @@ class DeepClusterV2(Method):
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         z = [l2_normalize(self.projector(f)) for f in feats.all]
         self.bank.push(batch.index, z[: len(feats.large)])
-        centroids = self.centroids.split(self.args.num_prototypes)
+        centroids = self.centroids.split(self.args.num_centroids)
         return deepclusterv2_loss(z, list(centroids), self.assignments[:, batch.index], self.args.temperature)

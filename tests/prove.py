@@ -107,8 +107,8 @@ class StandInTrainer:
         yield from (batch_of(torch.tensor(rows[i : i + size]), self.method, 0) for i in range(0, len(rows), size))
 
 
-def prepare(case: str, world: int) -> Method:
-    """The method in float64, for two epochs of EPOCH_STEPS steps."""
+def prepare(case: str, world: int, synchronize: bool = True) -> Method:
+    """The method in float64, for two epochs of EPOCH_STEPS steps. synchronize: batch norms see the global batch."""
     name, *words = case.split()
     flags = ["--batch_size", "4", "--optimizer", "sgd", "--lr", "10"]
     given = {} if "--cluster_file" in flags_of(name) else {"images": N * EPOCH_STEPS}  # the file has its own images
@@ -116,7 +116,8 @@ def prepare(case: str, world: int) -> Method:
     schedule = replace(plan.schedule, total_steps=STEPS, steps_per_epoch=EPOCH_STEPS, warmup_steps=0)
     plan = replace(plan, schedule=schedule, batch=BatchConfig(N // world, world, accumulate=1))
     method = construct(args, plan, backbone_of(name, Pooled, size=6, patch=2, dim=8), 8)
-    synchronize_batch_norm(method, on_cuda=False)
+    if synchronize:
+        synchronize_batch_norm(method, on_cuda=False)
     method._trainer = StandInTrainer(method)  # type: ignore[assignment]
     return method.double().train()
 

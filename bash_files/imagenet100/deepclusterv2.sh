@@ -5,7 +5,7 @@
 python3 main_contrastive.py imagenet100 resnet18 \
     --method deepclusterv2 \
     --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" --train_dir imagenet-100/train --val_dir imagenet-100/test \
-    --epochs 100 --batch_size 128 --num_prototypes 3000 3000 3000 \
+    --epochs 100 --batch_size 128 --num_centroids 3000 3000 3000 \
     --optimizer lars --lr 0.3 --final_lr 0.0003 --weight_decay 1e-6 --scheduler warmup_cosine --warmup_epochs 10 \
     --small_views 6 --large_size 224 --small_size 96 --crop_scale 0.14 1.0 --small_scale 0.05 0.14 \
     --jitter_strengths 0.8 0.8 0.8 0.2 --blur 0.5 \

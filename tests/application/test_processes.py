@@ -50,7 +50,7 @@ def test_accumulation_moves_teachers_and_queues_once_per_optimizer_step(tmp_path
     """5 batches an epoch, 2 to a step: three steps, the last of one batch; tau follows the steps of the run."""
     moved = []
     whole = Method.after_optimizer_step
-    monkeypatch.setattr(Method, "after_optimizer_step", lambda self, done: (moved.append(done), whole(self, done))[0])
+    monkeypatch.setattr(Method, "after_optimizer_step", lambda self: (moved.append(self.progress), whole(self)))
     argv = ["custom", *words(method, tmp_path, *few, "--accumulate", "2", "--run_id", "r", *more)[1:]]
     main_contrastive.main(argv)
     assert moved == pytest.approx([step / 9 for step in range(9)])

@@ -42,7 +42,7 @@ def test_training_items_are_commands_of_every_method(tmp_path, short):
         for command in (words[1:] for words in item.commands if words[0] == "main_linear.py"):
             args = parse_evaluation(command, DATASETS, EVALUATIONS)
             assert len(args.pretrained_feature_extractor) == 1
-    assert methods == ({"simclr"} if short else set(METHODS))
+    assert methods == ({"simclr"} if short else {*METHODS} - {"distill"})  # which needs the run of a larger network
 
 
 def test_training_items_without_cifar_train_on_digits(tmp_path):

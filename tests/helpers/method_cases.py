@@ -31,7 +31,7 @@ class MethodCase:
 
 CASES: dict[str, MethodCase] = {
     "byol": MethodCase(variants=("--neighbours",)),
-    "deepclusterv2": MethodCase(sizes=("--num_prototypes", "4")),
+    "deepclusterv2": MethodCase(sizes=("--num_centroids", "4")),
     "dino": MethodCase(sizes=("--num_prototypes", "12"), variants=("--head_norm",)),
     "distill": MethodCase(variants=("--regress",)),
     "ibot": MethodCase(

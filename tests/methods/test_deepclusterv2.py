@@ -104,7 +104,7 @@ class Images:
 
 def build(*words, batch_size=4):
     torch.manual_seed(0)
-    words = ["--batch_size", str(batch_size), "--num_prototypes", "5", "4", "6", *words]
+    words = ["--batch_size", str(batch_size), "--num_centroids", "5", "4", "6", *words]
     method = build_method("deepclusterv2", Flat(12), 6, *words, images=IMAGES).double()
     method.trainer = SimpleNamespace(
         datamodule=Images(batch_size), precision_plugin=SimpleNamespace(forward_context=contextlib.nullcontext)
@@ -213,5 +213,5 @@ def test_small_views_are_trained_and_not_clustered():
 
 
 def test_more_clusters_than_images_are_refused():
-    with pytest.raises(UserError, match=r"^--num_prototypes 23 are more than the 22 training images; lower it$"):
-        build("--num_prototypes", "4", "23")
+    with pytest.raises(UserError, match=r"^--num_centroids 23 are more than the 22 training images; lower it$"):
+        build("--num_centroids", "4", "23")

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers.collectives import Collective, CountCollectives
-from tests.helpers.commands import build_method
+from tests.helpers.method_cases import every_case
 from tests.helpers.runs import slurm_job
-from tests.prove import Pooled, cases, local_batch
+from tests.prove import local_batch, prepare
 from utils.distributed import (
     ProcessError,
     barrier,
@@ -25,7 +25,6 @@ from utils.distributed import (
     run_on_first_rank,
 )
 from utils.errors import UserError
-from utils.view_features import ViewFeatures
 
 
 def _gathered(rank, world):
@@ -97,14 +96,11 @@ def test_gradient_that_is_equal_on_all_ranks_needs_no_collective(ranks):
 def _step_calls(rank, world, case):
     """The collectives of the loss of one small step, without those of batch norm and of the online probe."""
     torch.manual_seed(0)
-    name, *words = case.split()
-    method = build_method(name, Pooled(), 6, *words, "--batch_size", "4").train()
-    batch = local_batch(rank, world, 0, method)
-    method.double()
-    feats = [method(view) for view in method.transform_batch(batch).views]
+    method = prepare(case, world, synchronize=False)
+    batch = method.transform_batch(local_batch(rank, world, 0, method))
+    feats = method.forward_views(batch)
     with CountCollectives() as counted:
-        large = len(feats) - method.plan.views.small_views
-        method.training_loss(ViewFeatures(feats[:large], feats[large:]), batch)["loss"].backward()
+        method.training_loss(feats, batch)["loss"].backward()
     return [call.name for call in counted.calls]
 
 
@@ -113,11 +109,24 @@ CALLS = {
     "nnclr": ["all_gather", "all_gather", "reduce_scatter"],  # predictions and positions; rows for the queue
     "simclr": ["all_gather", "reduce_scatter"],
 }
+MOST = {  # of the others; where it is not named, one: rows for a queue, or a mean
+    "distill": 2,  # a queue of the large and one of the small views
+    "ibot": 6,  # two centres; KoLeo gathers each view with its gradient
+    "mocov2": 2,  # two queues where it is symmetric
+    "swav": 8,  # each iteration of Sinkhorn-Knopp for each large view; two queues
+    "vicreg": 5,  # the gradient of each view by itself
+}
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", every_case())
 def test_loss_of_a_method_calls_few_collectives(case, ranks):
-    assert ranks(2).run(_step_calls, case) == [CALLS.get(case.split()[0], [])] * 2
+    name = case.split()[0]
+    calls, others = ranks(2).run(_step_calls, case)
+    assert calls == others
+    if name in CALLS:
+        assert calls == CALLS[name]
+    else:
+        assert len(calls) <= MOST.get(name, 1)
 
 
 @pytest.fixture
