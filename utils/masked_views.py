@@ -51,7 +51,7 @@ class MaskedFeatures(ViewFeatures):
 
 def add_mask_flags(parser: FlagGroup, source: str) -> None:
     """Add the flags of the masks with iBOT's defaults. source: the section of the paper that states them."""
-    parser.add_argument("--mask_ratio", type=area_share, nargs=2, default=[0.1, 0.5], metavar=("MIN", "MAX"),
+    parser.add_argument("--mask_ratios", type=area_share, nargs=2, default=[0.1, 0.5], metavar=("MIN", "MAX"),
                         help=f"share of the patches of a masked view ({source})")  # fmt: skip
     parser.add_argument("--mask_probability", type=probability, default=0.5,
                         help=f"probability that a large view is masked ({source})")  # fmt: skip
@@ -91,9 +91,9 @@ def _tokens(network: Any, view: Tensor, mask: Tensor | None = None, mask_token: 
 
 def check_masks(args: Namespace) -> None:
     """Raise a UserError for flags that contradict each other."""
-    low, high = args.mask_ratio
+    low, high = args.mask_ratios
     if low > high:
-        raise UserError(f"--mask_ratio {low} {high}: the minimum is larger than the maximum; swap them")
+        raise UserError(f"--mask_ratios {low} {high}: the minimum is larger than the maximum; swap them")
 
 
 def draw_masks(
@@ -111,7 +111,7 @@ def draw_masks(
     number = torch.arange(len(views), device=index.device).repeat_interleave(len(index))[:, None]  # of the view
     slots = torch.arange(2 + patches + 4 * BLOCKS, device=index.device)
     drawn, order, blocks = uniform(seed, epoch, number, rows, slots).split([2, patches, 4 * BLOCKS], dim=1)
-    low, high = args.mask_ratio
+    low, high = args.mask_ratios
     largest = max(1, int(high * patches))
     count = ((low + (high - low) * drawn[:, 1]) * patches).long() * (drawn[:, 0] < args.mask_probability)  # (L * N,)
     if args.mask_shape == "block":

@@ -36,9 +36,10 @@ def add_distillation_flags(parser: FlagGroup, prototypes: int, source: str) -> N
                         help=f"first epochs in which the last layer of the head stays as it is ({source})")  # fmt: skip
     parser.add_argument("--student_temperature", type=positive_float, default=0.1,
                         help=f"temperature of the student's softmax ({source})")  # fmt: skip
-    parser.add_argument("--teacher_temperature", type=positive_float, nargs=2, default=[0.04, 0.07],
-                        metavar=("FIRST", "LAST"),
-                        help=f"temperature of the teacher's softmax, before and after warm-up ({source})")  # fmt: skip
+    parser.add_argument("--teacher_temperature", type=positive_float, default=0.07,
+                        help=f"temperature of the teacher's softmax ({source})")  # fmt: skip
+    parser.add_argument("--warmup_teacher_temperature", type=positive_float, default=0.04,
+                        help=f"the same at first, before its linear warm-up ({source})")  # fmt: skip
     parser.add_argument("--teacher_warmup_epochs", type=nonnegative_float, default=30.0,
                         help=f"epochs of linear warm-up of the teacher's temperature ({source})")  # fmt: skip
     parser.add_argument("--center_momentum", type=probability, default=0.9,
@@ -54,8 +55,8 @@ def frozen_prototypes(args: Namespace, *heads: str) -> dict[str, ParamGroupRule]
 
 def teacher_temperature(args: Namespace) -> ScheduledValue:
     """Build the schedule of the teacher's temperature that the flags describe."""
-    first, last = args.teacher_temperature
-    return ScheduledValue(linear_warmup(first, last, args.teacher_warmup_epochs))
+    first, last, epochs = args.warmup_teacher_temperature, args.teacher_temperature, args.teacher_warmup_epochs
+    return ScheduledValue(linear_warmup(first, last, epochs))
 
 
 class DistillationHead(nn.Module):

@@ -5,7 +5,7 @@
 python3 main_contrastive.py imagenet100 vit_small_patch16_224 --drop_path 0.1 \
     --method ibot \
     --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" --train_dir imagenet-100/train --val_dir imagenet-100/test \
-    --epochs 800 --batch_size 128 --num_prototypes 8192 --teacher_temperature 0.04 0.07 --tau 0.996 \
+    --epochs 800 --batch_size 128 --num_prototypes 8192 --teacher_temperature 0.07 --tau 0.996 \
     --optimizer adamw --lr 5e-4 --weight_decay 0.04 --final_weight_decay 0.4 --clip_grad 3.0 \
     --scheduler warmup_cosine --warmup_epochs 10 \
     --small_views 10 --large_size 224 --small_size 96 --crop_scale 0.25 1.0 --small_scale 0.05 0.25 \

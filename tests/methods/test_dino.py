@@ -90,7 +90,8 @@ def test_prototypes_are_frozen_for_the_first_epochs():
 
 
 def test_teacher_temperature_rises_over_the_warm_up():
-    temperature = build("--teacher_temperature", "0.02", "0.08", "--teacher_warmup_epochs", "6").teacher_temperature
+    words = ["--warmup_teacher_temperature", "0.02", "--teacher_temperature", "0.08", "--teacher_warmup_epochs", "6"]
+    temperature = build(*words).teacher_temperature
     for epoch, expected in ((0.0, 0.02), (3.0, 0.05), (6.0, 0.08), (9.0, 0.08)):
         temperature.update(epoch, 0.5)
         assert temperature.value.item() == pytest.approx(expected)
@@ -100,7 +101,7 @@ def test_defaults_are_the_papers():
     method = build_method("dino", Flat(12), 6, "--num_prototypes", "12")
     config = method.plan.optimizer
     assert (config.name, config.weight_decay, config.final_weight_decay, config.clip_grad) == ("adamw", 0.04, 0.4, 3.0)
-    assert (method.args.teacher_temperature, method.args.student_temperature) == ([0.04, 0.07], 0.1)
+    assert (method.args.teacher_temperature, method.args.student_temperature) == (0.07, 0.1)
     assert (method.args.tau, method.args.center_momentum, method.args.frozen_epochs) == (0.996, 0.9, 1.0)
 
 

@@ -167,8 +167,8 @@ def test_prototypes_of_each_head_are_frozen_at_first():
 def test_what_cannot_be_masked_is_an_error():
     with pytest.raises(UserError, match="ibot .*vision transformer"):
         build_method("ibot", Flat(12), 6, *SMALL)
-    with pytest.raises(UserError, match=r"^--mask_ratio 0.5 0.1: .* swap them$"):
-        build_method("ibot", backbone(), 64, *SMALL, "--mask_ratio", "0.5", "0.1")
+    with pytest.raises(UserError, match=r"^--mask_ratios 0.5 0.1: .* swap them$"):
+        build_method("ibot", backbone(), 64, *SMALL, "--mask_ratios", "0.5", "0.1")
 
 
 def test_exported_backbone_is_the_teacher():

@@ -12,7 +12,7 @@ from utils.masked_views import SMALLEST_BLOCK, PatchMask, check_masks, draw_mask
 
 
 def masks(n=400, grid=(6, 7), ratio=(0.1, 0.5), share=1.0, shape="random", index=None, views=1, seed=0, epoch=1):
-    args = Namespace(mask_ratio=ratio, mask_probability=share, mask_shape=shape)
+    args = Namespace(mask_ratios=ratio, mask_probability=share, mask_shape=shape)
     view = torch.zeros(n, 3, 4 * grid[0], 4 * grid[1])
     return draw_masks(args, torch.arange(n) if index is None else index, [view] * views, 4, seed, torch.tensor(epoch))
 
@@ -88,8 +88,8 @@ def test_a_grid_with_fewer_patches_than_the_ratio_has_no_mask():
 
 
 def test_wrong_order_of_ratios_is_an_error():
-    with pytest.raises(UserError, match=r"^--mask_ratio 0.5 0.1: .* swap them$"):
-        check_masks(Namespace(mask_ratio=[0.5, 0.1]))
+    with pytest.raises(UserError, match=r"^--mask_ratios 0.5 0.1: .* swap them$"):
+        check_masks(Namespace(mask_ratios=[0.5, 0.1]))
 
 
 def network(**options):
