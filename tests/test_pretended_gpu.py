@@ -23,6 +23,7 @@ from tests.helpers.commands import ROOT, TINY, words
 from tests.helpers.images import read
 from tests.helpers.pretended_cuda import CUDA, on_host, pretended_cuda
 from tests.helpers.runs import assert_same_run, checkpoint, interrupt_at
+from tests.helpers.method_cases import SMALL_VIEWS
 from tests.helpers.short_training import VARIANTS, largest_difference, moved_by_step, random_batches, to_device, train
 from utils.errors import Interrupted
 from utils.files import read_json
@@ -70,6 +71,11 @@ BOUNDS = {
 UNCOUNTED = (2000, 10_000, 2000)  # where nobody has counted yet
 
 
+def fast(variants, is_fast):
+    """The variants as parameters; those that are not fast are slow tests."""
+    return [v if is_fast(v) else pytest.param(v, marks=pytest.mark.slow) for v in variants]
+
+
 def assert_waits_only_in(run, *allowed):
     """No wait of the stream that trains, but for those places; the message has file and line of the project's code."""
     unexpected = [wait for wait in run.waits_of_training if not wait.startswith(tuple(k for a in allowed for k in a))]
@@ -93,7 +99,7 @@ def test_bounds_are_of_variants():
     assert BOUNDS.keys() <= VARIANTS.keys()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", fast(VARIANTS, lambda variant: SMALL_VIEWS not in variant))
 def test_float32_steps_equal_those_of_the_cpu_without_a_wait(tmp_path, on_cpu, variant):
     name, words = VARIANTS[variant]
     cpu = on_cpu(variant)
@@ -107,7 +113,7 @@ def test_float32_steps_equal_those_of_the_cpu_without_a_wait(tmp_path, on_cpu, v
     assert run.bytes / 1e3 <= kilobytes
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", fast(VARIANTS, lambda variant: variant in METHODS))
 def test_bf16_steps_are_near_those_of_float32_without_a_wait(tmp_path, on_cpu, variant):
     name, words = VARIANTS[variant]
     cpu = on_cpu(variant)
@@ -119,7 +125,7 @@ def test_bf16_steps_are_near_those_of_float32_without_a_wait(tmp_path, on_cpu, v
     assert run.launches <= BOUNDS.get(variant, UNCOUNTED)[2]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", fast(VARIANTS, lambda variant: variant in METHODS))
 def test_skipped_steps_of_fp16_move_nothing_and_the_others_are_as_if_alone(tmp_path, variant):
     """Gradients overflow in the first and in the third of five steps; the fourth is counted."""
     name, words = VARIANTS[variant]
