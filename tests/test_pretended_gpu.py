@@ -21,9 +21,9 @@ from runs.background import copy_to_cpu
 from tests import test_gpu
 from tests.helpers.commands import ROOT, TINY, words
 from tests.helpers.images import read
+from tests.helpers.method_cases import SMALL_VIEWS
 from tests.helpers.pretended_cuda import CUDA, on_host, pretended_cuda
 from tests.helpers.runs import assert_same_run, checkpoint, interrupt_at
-from tests.helpers.method_cases import SMALL_VIEWS
 from tests.helpers.short_training import VARIANTS, largest_difference, moved_by_step, random_batches, to_device, train
 from utils.errors import Interrupted
 from utils.files import read_json
