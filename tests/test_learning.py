@@ -18,6 +18,7 @@ import main_linear
 from data.pipelines.choose import PIPELINES
 from methods import METHODS
 from tests.conftest import LEARNED
+from tests.helpers.commands import backbone_words
 from utils.files import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -30,16 +31,35 @@ MARGIN = 3.0  # smallest gain of kNN in points; on 2,000 images one point is cha
 CASES = {  # method and its flags -> epochs
     "barlow_twins --hidden_mlp 512 --proj_dim 512": 10,
     "byol --hidden_mlp 512 --proj_dim 128 --pred_hidden_mlp 512 --tau 0.9 --lr 0.004": 12,
+    "byol --neighbours --queue_size 1024 --hidden_mlp 512 --proj_dim 128 --pred_hidden_mlp 512 --tau 0.9 "
+    "--lr 0.004": 12,
     "clusterfit": 30,
+    "deepclusterv2 --hidden_mlp 512 --proj_dim 64 --num_centroids 100 100 100": 10,
+    "dino --hidden_mlp 512 --proj_dim 64 --num_prototypes 1024 --tau 0.98 --head_norm --teacher_temperature 0.04 "
+    "--final_weight_decay 0.01 --crop_scale 0.3 1.0": 8,
     "distill --queue_size 1024": 10,
     "distill --regress": 10,
+    "ibot --hidden_mlp 256 --proj_dim 64 --num_prototypes 512 --tau 0.98 --teacher_temperature 0.04 "
+    "--final_weight_decay 0.01 --crop_scale 0.3 1.0": 8,
+    "ijepa --predictor_dim 64 --predictor_layers 2 --predictor_heads 2 --final_weight_decay 0.01 --tau 0.97": 8,
+    "lejepa --hidden_mlp 512 --proj_dim 32 --directions 64": 10,
+    "mae --decoder_dim 64 --decoder_layers 2 --decoder_heads 2 --lr 0.004 --weight_decay 0.05 --pool avg": 8,
+    "mocov2 --hidden_mlp 512 --proj_dim 64 --queue_size 1024 --tau 0.95": 10,
+    "mocov3 --hidden_mlp 512 --proj_dim 64 --pred_hidden_mlp 512 --temperature 0.2 --tau 0.95": 8,
     "nnclr --hidden_mlp 512 --proj_dim 64 --temperature 0.2 --queue_size 1024 --no_predictor": 10,
+    "nnclr --hidden_mlp 512 --proj_dim 64 --temperature 0.2 --queue_size 1024 --no_predictor --top_k 3 "
+    "--push_views 2": 10,
     "ressl --hidden_mlp 512 --proj_dim 64 --queue_size 4096 --tau 0.99": 10,
     "rotnet --scheduler warmup_cosine": 6,
     "simclr --hidden_mlp 512 --proj_dim 64 --temperature 0.2": 8,
     "simclr --supervised --hidden_mlp 512 --proj_dim 64 --temperature 0.2": 8,
+    "simclr --decoupled --hidden_mlp 512 --proj_dim 64 --temperature 0.2": 8,
     "simsiam --hidden_mlp 512 --proj_dim 512 --pred_hidden_mlp 128": 10,
+    "swav --hidden_mlp 512 --proj_dim 64 --num_prototypes 100 --epsilon 0.02": 8,
+    "vicreg --hidden_mlp 512 --proj_dim 512": 8,
 }
+OBJECTIVES = ("--supervised", "--decoupled", "--neighbours", "--top_k 3", "--regress", "--small_views 2",
+              "--small_views 4")  # fmt: skip  # flags that the table names
 OTHERS = 10  # epochs of a method without a case
 FEWER = "--small_views 2 --small_size 24 --small_scale 0.2 0.5"  # regressing targets needs more of the image
 SMALL_VIEWS = {"": ("--small_views 4 --small_scale 0.1 0.3", 0.75),  # flags, and factor on the epochs
@@ -102,15 +122,15 @@ def learn(
         words = [*words, "--cluster_file", clusters(seed, folder, cifar)]
     if words[0] == "distill":
         words = [*words, *teacher(seed, folder, cifar)]
-    start = time.perf_counter()
-    main_contrastive.main(["cifar10", backbone, *cifar, "--seed", str(seed), "--batch_size", "128",
+    start, network = time.perf_counter(), backbone_words(words[0], backbone)
+    main_contrastive.main(["cifar10", *network, *cifar, "--seed", str(seed), "--batch_size", "128",
                            "--epochs", str(epochs), "--knn_every", str(epochs), "--precision", "32", "--optimizer",
                            "adamw", "--lr", "0.002", "--weight_decay", "0.01", "--num_workers", "2", "--output",
                            str(folder), "--run_id", f"r{seed}", "--method", *words])  # fmt: skip
     seconds = time.perf_counter() - start
-    main_linear.main(["cifar10", backbone, *cifar, "--pretrained_feature_extractor", str(folder / f"r{seed}"), "--seed",
-                      str(seed), "--evaluation", "knn", "--baselines", "--knn_k", "20", "--output", str(folder),
-                      "--run_id", f"j{seed}"])  # fmt: skip
+    main_linear.main(["cifar10", network[0], *cifar, "--pretrained_feature_extractor", str(folder / f"r{seed}"),
+                      "--seed", str(seed), "--evaluation", "knn", "--baselines", "--knn_k", "20", "--output",
+                      str(folder), "--run_id", f"j{seed}"])  # fmt: skip
     rows = json.loads((folder / f"j{seed}" / "summary.json").read_text())
     _, untrained, trained = (row["scores"]["knn_20"] for row in rows.values())
     online = [float(row["knn_20"]) for row in read_metrics(folder / f"r{seed}" / "metrics.csv") if row.get("knn_20")]
@@ -124,12 +144,7 @@ def test_training_lifts_knn(tmp_path, cifar, case, monkeypatch, request):
     column = {name: [run[name] for run in runs] for name in runs[0]}
     gain = min(b - a for a, b in zip(column["untrained"], column["trained"], strict=True))
     shown = ("  ".join(f"{x:4.1f}" for x in column[name]) for name in ("untrained", "trained"))
-    name = " ".join(
-        [
-            case.split()[0],
-            *(flag for flag in ("--supervised", "--regress", "--small_views 2", "--small_views 4") if flag in case),
-        ]
-    )
+    name = " ".join([case.split()[0], *(flag for flag in OBJECTIVES if flag in case)])
     request.config.stash[LEARNED].append((name, *shown, f"{gain:.1f}", f"{statistics.median(column['seconds']):.0f}"))
     assert gain > MARGIN
     assert column["trained"] == pytest.approx(column["online"], abs=0.5), (
