@@ -1,4 +1,4 @@
-"""Every method on 1, 2 and 3 processes: loss, gradient and the state after three steps are those of one process."""
+"""Every method on 1, 2 and 3 processes: loss, gradient and the state after two epochs are those of one process."""
 
 import pytest
 
@@ -6,8 +6,11 @@ from tests.helpers.method_cases import SMALL_VIEWS, every_case, is_local
 from tests.prove import TOLERANCE, differences
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("case", every_case())
+SLOW = [pytest.param(case, 3, marks=pytest.mark.slow) for case in every_case() if SMALL_VIEWS in case]
+FAST = [(case, world) for case in every_case() for world in (2, 3) if world == 2 or SMALL_VIEWS not in case]
+
+
+@pytest.mark.parametrize(("case", "world"), [*FAST, *SLOW])
 def test_method_computes_the_same_on_any_number_of_processes(case, world, ranks):
     for part, found in differences(case, ranks(world), world).items():
         assert found < TOLERANCE, f"{part} differs"

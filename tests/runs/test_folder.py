@@ -112,7 +112,7 @@ def test_folder_of_a_running_process_is_refused_until_it_ends_even_by_kill(tmp_p
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_lock_does_not_live_on_in_a_forked_worker(tmp_path, hold):
-    process = hold(tmp_path, more="import os\nif os.fork() == 0:\n    time.sleep(20)\n    os._exit(0)")
+    process = hold(tmp_path, more="import os\nif os.fork() == 0:\n    time.sleep(3)\n    os._exit(0)")
     process.send_signal(signal.SIGKILL)
     process.wait()
     lock_folder(tmp_path)
