@@ -126,8 +126,8 @@ def test_processes_that_all_fail_alike_print_one_line(fleet, capsys):
 
 def test_failure_is_not_lost_with_the_first_process(fleet):
     """The first process is killed while another one tells it: that one has to print its reason itself."""
+    fleet.all[2]._leaving.set()  # first: it may otherwise notice the death before it tells
     fleet.kill(fleet.all[0])
-    fleet.all[2]._leaving.set()
     assert not fleet.all[2].tell(BROKEN)
     assert fleet.statuses(1) == {1: 1}
 
