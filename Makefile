@@ -45,10 +45,10 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy .
 
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 prove: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m tests.prove

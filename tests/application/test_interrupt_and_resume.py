@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("no_embedding")
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        # Methods without a queue or a teacher have nothing more to save than SimCLR has.
-        *(pytest.param(m, "", marks=[] if m in ("byol", "nnclr", "simclr") else pytest.mark.slow) for m in METHODS),
+        # The state of every method is resumed in tests/methods/test_resume.py.
+        *(pytest.param(m, "", marks=[] if m == "nnclr" else pytest.mark.slow) for m in METHODS),
         ("nnclr", "--pipeline torchvision --small_views 2 --small_size 8"),
         ("simclr", "--pipeline stream --num_workers 2 --small_views 2 --small_size 8"),
         ("byol", "--small_views 2 --small_size 8 --clip_grad 0.5"),

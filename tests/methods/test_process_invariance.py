@@ -2,11 +2,12 @@
 
 import pytest
 
+from methods import METHODS
 from tests.helpers.method_cases import SMALL_VIEWS, every_case, is_local
 from tests.prove import TOLERANCE, differences
 
-SLOW = [pytest.param(case, 3, marks=pytest.mark.slow) for case in every_case() if SMALL_VIEWS in case]
-FAST = [(case, world) for case in every_case() for world in (2, 3) if world == 2 or SMALL_VIEWS not in case]
+FAST = [(case, 2) for case in every_case()] + [(name, 3) for name in METHODS]
+SLOW = [pytest.param(case, 3, marks=pytest.mark.slow) for case in every_case() if case not in METHODS]
 
 
 @pytest.mark.parametrize(("case", "world"), [*FAST, *SLOW])
