@@ -66,7 +66,7 @@ class BYOL(Method):
         self.projector = projector(args, dim, last_norm=False)
         self.predictor = predictor(args)
         self.target = EMA(nn.Sequential(backbone, self.projector), args.tau)
-        self.queue = build_queue(args, plan) if args.neighbours else None
+        self.queue = build_queue(args, plan, args.proj_dim) if args.neighbours else None
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         p = [self.predictor(self.projector(f)) for f in feats.all]

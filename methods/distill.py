@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from methods.base import Method
 from utils.arg_types import positive_float, positive_int
 from utils.batch import Batch
-from utils.errors import UserError
 from utils.frozen import FrozenNetwork
 from utils.heads import mlp
+from utils.nearest_neighbours import build_queue
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
@@ -91,14 +91,9 @@ class Distill(Method):
         self.teacher = teacher
         if args.regress:
             return
-        if args.queue_size < plan.batch.global_batch:
-            raise UserError(
-                f"--queue_size {args.queue_size} is smaller than the global batch of {plan.batch.global_batch} images; "
-                f"raise --queue_size or lower --batch_size"
-            )
-        self.queue = FeatureQueue(args.queue_size, teacher.dim, plan.seed)
+        self.queue = build_queue(args, plan, teacher.dim)
         if plan.views.small_views:
-            self.small_queue = FeatureQueue(args.queue_size, teacher.dim, plan.seed + 1)
+            self.small_queue = build_queue(args, plan, teacher.dim, number=1)
         self.num_choices = 1 + args.queue_size
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from utils.self_distillation import (
     pairs_cross_entropy,
     teacher_temperature,
 )
-from utils.step_modules import RunningMean, ScheduledValue
+from utils.step_modules import RunningMean, epoch_number
 from utils.view_features import ViewFeatures
 from utils.vision_transformer import disable_drop_path, patch_size, require_vision_transformer, take_tokens
 
@@ -70,7 +70,7 @@ class IBOT(Method):
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.center, self.patch_center = (RunningMean((args.num_prototypes,), args.center_momentum) for _ in range(2))
         self.teacher_temperature = teacher_temperature(args)
-        self.whole_epochs = ScheduledValue(lambda epoch, progress: int(epoch), dtype=torch.long)
+        self.whole_epochs = epoch_number()
 
     @property
     def projector(self) -> nn.Module:

@@ -1,7 +1,6 @@
 """I-JEPA (Assran et al., 2023, arXiv:2301.08243)."""
 
 import functools
-import math
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -25,7 +24,7 @@ from utils.masked_tokens import (
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
-from utils.step_modules import ScheduledValue
+from utils.step_modules import epoch_number
 from utils.view_features import ViewFeatures
 from utils.vision_transformer import disable_drop_path, embed_patches, pool_tokens, run_blocks, take_tokens, with_prefix
 
@@ -92,7 +91,7 @@ class IJEPA(Method):
         self.predictor = token_predictor(args, "predictor", width, width, grid, init)
         self.target = EMA(backbone, args.tau, schedule="linear")
         disable_drop_path(self.target.teacher)
-        self.epoch_number = ScheduledValue(lambda epoch, progress: math.floor(epoch), torch.long)
+        self.epoch_number = epoch_number()
 
     def notes(self) -> list[str]:
         return [FIXED_POSITIONS]

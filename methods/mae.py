@@ -1,6 +1,5 @@
 """MAE (He et al., 2021, arXiv:2111.06377)."""
 
-import math
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
 from utils.random import uniform
-from utils.step_modules import ScheduledValue
+from utils.step_modules import epoch_number
 from utils.view_features import ViewFeatures
 from utils.vision_transformer import embed_patches, patch_size, pool_tokens, run_blocks, take_tokens, with_prefix
 
@@ -93,7 +92,7 @@ class MAE(Method):
             )
         pixels = 3 * self.patch**2
         self.decoder = token_predictor(args, "decoder", self.backbone.embed_dim, pixels, grid, nn.init.xavier_uniform_)
-        self.epoch_number = ScheduledValue(lambda epoch, progress: math.floor(epoch), torch.long)
+        self.epoch_number = epoch_number()
 
     def notes(self) -> list[str]:
         return [FIXED_POSITIONS]

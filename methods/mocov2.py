@@ -11,8 +11,8 @@ from methods.base import Method
 from utils.arg_types import positive_float, positive_int, probability
 from utils.batch import Batch
 from utils.ema import EMA
-from utils.errors import UserError
 from utils.heads import add_projector_flags, projector
+from utils.nearest_neighbours import build_queue
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
@@ -75,16 +75,11 @@ class MoCoV2(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        if args.queue_size < plan.batch.global_batch:
-            raise UserError(
-                f"--queue_size {args.queue_size} is smaller than the global batch of {plan.batch.global_batch} images; "
-                f"raise --queue_size or lower --batch_size"
-            )
         self.num_choices = 1 + args.queue_size
         self.projector = projector(args, dim, last_norm=False, norm=False)
         self.target = EMA(nn.Sequential(backbone, self.projector), args.tau, final_tau=args.tau)
         views = 2 if args.symmetric else 1  # whose keys enter a queue: both large views, or the second alone
-        queues = [FeatureQueue(args.queue_size, args.proj_dim, plan.seed + i) for i in range(views)]
+        queues = [build_queue(args, plan, args.proj_dim, number=i) for i in range(views)]
         self.queues = nn.ModuleList(queues)  # type: ignore[assignment]  # a sequence of queues, and a module
 
     def forward_views(self, batch: Batch) -> ViewFeatures:

@@ -14,7 +14,7 @@ from utils.batch import Batch
 from utils.distributed import gather, rank
 from utils.ema import EMA
 from utils.errors import UserError
-from utils.heads import add_predictor_flags, mlp
+from utils.heads import add_predictor_flags, mlp, predictor
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
@@ -99,8 +99,7 @@ class MoCoV3(Method):
             )
         widths = (dim, *[args.hidden_mlp] * (2 if transformer else 1), args.proj_dim)
         self.projector = mlp(*widths, last_norm=True, last_affine=False)
-        widths = (args.proj_dim, *[args.pred_hidden_mlp] * (args.pred_layers - 1), args.proj_dim)
-        self.predictor = mlp(*widths, last_norm=transformer, last_affine=False, last_bias=False)
+        self.predictor = predictor(args, last_norm=transformer, last_affine=False, last_bias=False)
         self.target = EMA(nn.Sequential(backbone, self.projector), args.tau)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:

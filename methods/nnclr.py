@@ -90,7 +90,7 @@ class NNCLR(Method):
             raise UserError(f"--top_k {args.top_k} is more than --queue_size {args.queue_size} holds; lower --top_k")
         self.projector = projector(args, dim, last_norm=True)
         self.predictor = predictor(args) if args.predictor else nn.Identity()
-        self.queue = build_queue(args, plan, args.push_views)
+        self.queue = build_queue(args, plan, args.proj_dim, rows_per_image=args.push_views)
 
     def notes(self) -> list[str]:
         return convolutional_notes("NNCLR", self.backbone)

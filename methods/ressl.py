@@ -9,12 +9,11 @@ from methods.base import Method
 from utils.arg_types import positive_float, positive_int, probability
 from utils.batch import Batch
 from utils.ema import EMA
-from utils.errors import UserError
 from utils.heads import add_projector_flags, projector
+from utils.nearest_neighbours import build_queue
 from utils.optim import FlagGroup
 from utils.plan import Plan
 from utils.precision import full_precision, l2_normalize
-from utils.queue import FeatureQueue
 from utils.row_chunks import map_row_chunks
 from utils.view_features import ViewFeatures
 
@@ -71,14 +70,9 @@ class ReSSL(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        if args.queue_size < plan.batch.global_batch:
-            raise UserError(
-                f"--queue_size {args.queue_size} is smaller than the global batch of {plan.batch.global_batch} images; "
-                f"raise --queue_size or lower --batch_size"
-            )
         self.projector = projector(args, dim, last_norm=False, norm=False)
         self.target = EMA(nn.Sequential(backbone, self.projector), args.tau, final_tau=args.tau)
-        self.queue = FeatureQueue(args.queue_size, args.proj_dim, plan.seed)
+        self.queue = build_queue(args, plan, args.proj_dim)
 
     def forward_views(self, batch: Batch) -> ViewFeatures:
         """Features of the strong views; the network does not see the weak one."""

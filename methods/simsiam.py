@@ -50,7 +50,7 @@ class SimSiam(Method):
         super().__init__(args, plan, backbone, dim)
         self.projector = projector(args, dim, last_norm=True, last_affine=False)  # no affine, as in the official code
         self.predictor = predictor(args)
-        self.queue = build_queue(args, plan) if args.neighbours else None
+        self.queue = build_queue(args, plan, args.proj_dim) if args.neighbours else None
 
     def param_group_rules(self) -> dict[str, ParamGroupRule]:
         return {"predictor": ParamGroupRule(constant_lr=True)}  # sec. 4.2: its rate does not follow the schedule

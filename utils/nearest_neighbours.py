@@ -27,8 +27,11 @@ def add_queue_size_flag(parser: FlagGroup, size: int, source: str) -> None:
     parser.add_argument("--queue_size", type=positive_int, default=size, help=f"rows of the support set ({source})")
 
 
-def build_queue(args: Namespace, plan: Plan, rows_per_image: int = 1) -> FeatureQueue:
-    """Build the queue that the flags describe; one that an optimizer step would fill more than once is an error."""
+def build_queue(args: Namespace, plan: Plan, dim: int, number: int = 0, rows_per_image: int = 1) -> FeatureQueue:
+    """Build a queue of --queue_size rows of width dim; one that a step would fill more than once is an error.
+
+    number: of the queue among those of a method, which start with different rows.
+    """
     rows = rows_per_image * plan.batch.global_batch
     if args.queue_size < rows:
         brought = f"{rows} embeddings of " if rows_per_image > 1 else ""
@@ -36,7 +39,7 @@ def build_queue(args: Namespace, plan: Plan, rows_per_image: int = 1) -> Feature
             f"--queue_size {args.queue_size} is smaller than {brought}the global batch of {plan.batch.global_batch} "
             f"images; raise --queue_size or lower --batch_size"
         )
-    return FeatureQueue(args.queue_size, args.proj_dim, plan.seed)
+    return FeatureQueue(args.queue_size, dim, plan.seed + number)
 
 
 def replace_by_neighbours(

@@ -74,6 +74,11 @@ class ScheduledValue(nn.Module):
             self.value.fill_(number)
 
 
+def epoch_number() -> ScheduledValue:
+    """The number of epochs that are complete, int64: part of the address of random numbers."""
+    return ScheduledValue(lambda epoch, progress: int(epoch), torch.long)
+
+
 def linear_warmup(first: float, last: float, epochs: float) -> Schedule:
     """Schedule that rises or falls linearly from `first` to `last` over the first epochs and stays there."""
     return lambda epoch, progress: last if epoch >= epochs else first + (last - first) * epoch / epochs

@@ -52,9 +52,9 @@ def test_neighbour_metrics_count_known_labels_and_different_rows():
 def test_build_queue_refuses_one_that_a_step_would_fill_more_than_once():
     _, plan = plan_of("simclr", "--batch_size", "16", "--accumulate", "2")
     args = Namespace(queue_size=32, proj_dim=4)
-    assert build_queue(args, plan).rows.shape == (32, 4)
+    assert build_queue(args, plan, 4).rows.shape == (32, 4)
     with pytest.raises(UserError, match=r"--queue_size 32 is smaller than 64 embeddings of the global batch of 32"):
-        build_queue(args, plan, rows_per_image=2)
+        build_queue(args, plan, 4, rows_per_image=2)
     args.queue_size = 31
     with pytest.raises(UserError, match=r"--queue_size 31 is smaller than the global batch of 32 images"):
-        build_queue(args, plan)
+        build_queue(args, plan, 4)
