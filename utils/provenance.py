@@ -32,7 +32,8 @@ def _commit() -> str:
     try:
         git = ["git", "-C", str(here)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        status = [*git, "status", "--porcelain", "--", ".", ":!results/*.json"]  # a new record is no change of the code
+        dirty = subprocess.run(status, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     if commit.returncode:
