@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from results.tables import DATA, HERE
+from results.rows import DATA
+from results.tables import ROOT
 
 SEARCH_IMAGES, HELD_OUT = 1000, 250  # of each class
 
 
-def link_search_images(root: Path = HERE.parent) -> None:
+def link_search_images(root: Path = ROOT) -> None:
     """Link the first 1,000 training images of each class, and the last 250, in a folder of their own."""
     for folder in sorted((root / DATA / "train").iterdir()):
         paths = sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name))

@@ -4,7 +4,7 @@ python3 -m results run methods --minutes 60 --workers 2
 """
 
 import os
-import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from results.tables import EVALUATE, HERE, MODELS, PRETRAIN, Run, read_record
-
-ROOT = HERE.parent
-FAILED = -1
+from results.rows import MODELS
+from results.tables import EVALUATE, PRETRAIN, ROOT, Run, read_record
 
 
 class Worker(threading.Thread):
@@ -35,32 +33,24 @@ class Worker(threading.Thread):
 
 def run_commands(run: Run, deadline: float) -> str:
     """Run the commands of a run that have no record yet; what is wrong, or nothing."""
-    for program, arguments in run.commands:
-        words = shlex.split(arguments)
-        if "--record" in words and read_record(run.table, words[words.index("--run_id") + 1]):
+    folder = ROOT / MODELS / run.table
+    folder.mkdir(parents=True, exist_ok=True)
+    for command in run.commands:
+        if read_record(run.table, command.run_id):
             continue
-        resume = ["--resume", "auto"] if program == PRETRAIN else []
-        log = ROOT / MODELS / run.table / f"{run.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if program == EVALUATE:
-            remove_cut_off(ROOT / MODELS / run.table / words[words.index("--run_id") + 1])
+        if command.program == EVALUATE:  # what an evaluation left that was cut off is refused as another run's
+            shutil.rmtree(folder / command.run_id, ignore_errors=True)
+        resume = ["--resume", "auto"] if command.program == PRETRAIN else []
+        log = folder / f"{run.name}.log"
         with log.open("a") as output:
-            command = [sys.executable, program, *words, *resume]
-            process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=one_thread())
+            words = [sys.executable, command.program, *command.words, *resume]
+            process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output, env=one_thread())
             code = wait(process, deadline)
         if time.time() > deadline:
             return ""
         if code:
-            return f"{program} ended with {code}; see {log.relative_to(ROOT)}"
+            return f"{command.program} ended with {code}; see {log.relative_to(ROOT)}"
     return ""
-
-
-def remove_cut_off(folder: "os.PathLike[str]") -> None:
-    """Remove the folder of an evaluation that was cut off: it would be refused as another run's."""
-    if os.path.isdir(folder):
-        for name in os.listdir(folder):
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
 
 
 def one_thread() -> dict[str, str]:
@@ -78,10 +68,14 @@ def wait(process: "subprocess.Popen[bytes]", deadline: float) -> int:
 
 
 def summary(run: Run) -> str:
-    """One line on a finished run: seconds, and kNN of the last record."""
-    record = read_record(run.table, run.records[0]) or {}
-    knn = record.get("scores", {}).get("knn_20", {}).get("value", float("nan"))
-    return f"{run.table} {run.name}: kNN 20 {knn:.1f}, {record.get('seconds', 0):.0f} s"
+    """One line on a finished run: kNN and seconds of its pretraining."""
+    for command in run.commands:
+        record = read_record(run.table, command.run_id) or {}
+        if "knn_20" in record.get("scores", {}):
+            return (
+                f"{run.table} {run.name}: kNN 20 {record['scores']['knn_20']['value']:.1f}, {record['seconds']:.0f} s"
+            )
+    return f"{run.table} {run.name}: done"
 
 
 def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> None:
@@ -91,9 +85,10 @@ def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> Non
     def take() -> Run | None:
         with lock:
             for run in runs():  # anew: a search that is complete lets other runs begin
-                done = {need for need in run.needs if read_record(run.table, need)}
-                if run.name not in taken and not run.is_done() and done == {*run.needs}:
-                    taken.add(run.name)
+                key = f"{run.table}/{run.name}"
+                ready = all(read_record(*need.split("/")) for need in run.needs)
+                if key not in taken and ready and not run.is_done():
+                    taken.add(key)
                     return run
             return None
 

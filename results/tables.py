@@ -1,188 +1,66 @@
-"""The tables of results: which runs each is made of, in the order of their value."""
+"""The tables of results: which runs each is made of, in the order of their value, and where the ledger has them."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-MODELS = "trained_models"
-DATA = "datasets/cifar10-jpeg"  # class folders train/ and test/ of CIFAR-10 (JPEG), see results/data.py
-NETWORK = "test_resnet --stem imagenet"
-TRANSFORMER = "test_vit --patch_size 4"
-TRAINING = (
-    "--batch_size 256 --optimizer adamw --scheduler warmup_cosine --precision bf16-mixed --num_workers 1 --log_every 20"
-)
-SEARCHED = {"--lr": (0.001, 0.002, 0.004, 0.002), "--weight_decay": (0.01, 0.01, 0.01, 0.1)}  # tried together
-QUEUE = 16384
-HEADS = "--hidden_mlp 512 --proj_dim 128"
-WIDE = "--hidden_mlp 512 --proj_dim 512"
-CROPS = "--jitter_strengths 0.8 0.8 0.8 0.2"
-SIMCLR = f"--method simclr {HEADS} --temperature 0.2 {CROPS}"
-NNCLR = f"--method nnclr {HEADS} --pred_hidden_mlp 512 --temperature 0.2 --queue_size {QUEUE} {CROPS}"
-BYOL = f"--method byol {HEADS} --pred_hidden_mlp 512 --tau 0.98 {CROPS}"
-SIMSIAM = f"--method simsiam {WIDE} --pred_hidden_mlp 128 {CROPS}"
-MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.99 {CROPS}"
+from results.rows import CLAIMS, DATA, IMAGES, METHODS, MODELS, QUEUE, SEARCHED, TRAINING, Row, record_flags
+
+ROOT = Path(__file__).resolve().parents[1]
+LEDGER = ROOT / "results"
+PRETRAIN, EVALUATE = "main_contrastive.py", "main_linear.py"
+SEEDS = (0, 1, 2)
+FINETUNED = "--evaluation finetune --epochs 50 --optimizer adamw --lr 0.002 --weight_decay 0.01 --batch_size 128"
+WEIGHTS = "--num_workers 1 --pretrained_feature_extractor"
+LINEAR = "--evaluation linear --epochs 10"
+GPU_EPOCHS = 100
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a table: its title, the flags that make it, and what it builds on.
+class Command:
+    """A command of a run: program, its arguments, and the record that it leaves."""
 
-    searched: name of the row whose rate and decay it takes, its own where empty. network: another backbone. needs:
-    rows that must have run with the same seed. before: arguments of evaluation commands that run first.
-    """
+    program: str
+    words: tuple[str, ...]
 
-    title: str
-    flags: str
-    searched: str = ""
-    network: str = NETWORK
-    needs: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
-
-
-METHODS: dict[str, Row] = {  # in the order of their value
-    "simclr": Row("SimCLR", SIMCLR),
-    "nnclr": Row("NNCLR", NNCLR),
-    "byol": Row("BYOL", BYOL),
-    "barlow_twins": Row("Barlow Twins", f"--method barlow_twins {WIDE} {CROPS}"),
-    "simsiam": Row("SimSiam", SIMSIAM),
-    "vicreg": Row("VICReg", f"--method vicreg {WIDE} {CROPS}"),
-    "supcon": Row("SupCon (labels)", f"{SIMCLR} --supervised"),
-    "mocov2": Row("MoCo v2", MOCO),
-    "swav": Row("SwAV", f"--method swav {HEADS} --num_prototypes 512 --epsilon 0.03 {CROPS}"),
-    "dino": Row(
-        "DINO",
-        "--method dino --hidden_mlp 512 --proj_dim 64 --num_prototypes 2048 --tau 0.99 --head_norm "
-        f"--teacher_temperature 0.04 --crop_scale 0.3 1.0 {CROPS}",
-    ),
-    "rotnet": Row("RotNet", "--method rotnet"),
-    "mocov3": Row("MoCo v3", f"--method mocov3 {HEADS} --pred_hidden_mlp 512 --temperature 0.2 --tau 0.99 {CROPS}"),
-    "deepclusterv2": Row("DeepCluster v2", f"--method deepclusterv2 {HEADS} --num_centroids 512 512 512 {CROPS}"),
-    "ressl": Row("ReSSL", f"--method ressl {HEADS} --queue_size {QUEUE} --tau 0.99"),
-    "lejepa": Row("LeJEPA", f"--method lejepa --hidden_mlp 512 --proj_dim 32 --directions 256 {CROPS}"),
-    "clusterfit": Row(
-        "ClusterFit (of RotNet, 1,000 clusters)",
-        f"--method clusterfit --cluster_file {MODELS}/methods/rotnet-s{{seed}}.npz",
-        needs=("rotnet",),
-        before=(
-            f"cifar10 {NETWORK} --data_folder {DATA} --train_dir train --val_dir test "
-            f"--num_workers 1 --pretrained_feature_extractor {MODELS}/methods/rotnet-s{{seed}} --evaluation cluster "
-            f"--num_clusters 1000 --cluster_output {MODELS}/methods/rotnet-s{{seed}}.npz --output {MODELS}/methods "
-            "--run_id rotnet-s{seed}-clusters",
-        ),
-    ),
-    "distill": Row(
-        "distilled (SEED, from the SimCLR row's network)",
-        f"--method distill --teacher test_resnet --teacher_weights {MODELS}/methods/simclr-s{{seed}} "
-        f"--queue_size {QUEUE} {CROPS}",
-        needs=("simclr",),
-    ),
-    "mae": Row(
-        "MAE",
-        "--method mae --decoder_dim 64 --decoder_layers 2 --decoder_heads 2 --pool avg",
-        network=TRANSFORMER,
-    ),
-    "simclr_vit": Row("SimCLR, ViT", SIMCLR, network=TRANSFORMER),
-    "ibot": Row(
-        "iBOT",
-        "--method ibot --hidden_mlp 256 --proj_dim 64 --num_prototypes 1024 --tau 0.99 --teacher_temperature 0.04 "
-        f"--crop_scale 0.3 1.0 {CROPS}",
-        network=TRANSFORMER,
-    ),
-    "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace("--pred_hidden_mlp 512", "--no_predictor"), "nnclr"),
-    "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
-    "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),
-    "simclr_decoupled_weights": Row(
-        "SimCLR, decoupled, weighted (DCLW)", f"{SIMCLR} --decoupled --decoupled_weights", "simclr"
-    ),
-    "byol_neighbours": Row("BYOL with neighbours (NNBYOL)", f"{BYOL} --neighbours --queue_size {QUEUE}", "byol"),
-    "simsiam_neighbours": Row(
-        "SimSiam with neighbours (NNSiam)", f"{SIMSIAM} --neighbours --queue_size {QUEUE}", "simsiam"
-    ),
-    "mocov2_symmetric": Row("MoCo v2+ (symmetric)", f"{MOCO} --symmetric", "mocov2"),
-}
-SEEDS = (0, 1, 2)
+    @property
+    def run_id(self) -> str:
+        """Name of the run folder and of the record."""
+        return self.words[self.words.index("--run_id") + 1]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a table: commands in their order, each (program, arguments), and the records that they leave.
-
-    needs: names of runs of the same table that must be there before.
-    """
+    """One run of a table: its commands in their order. needs: "table/record" of what must be there before."""
 
     table: str
     name: str
-    commands: tuple[tuple[str, str], ...]
-    records: tuple[str, ...]
+    commands: tuple[Command, ...]
     needs: tuple[str, ...] = ()
 
     def is_done(self) -> bool:
-        """Whether the ledger has all records of this run."""
-        return all((HERE / self.table / f"{record}.json").is_file() for record in self.records)
+        """Whether the ledger has a record of every command."""
+        return all(read_record(self.table, command.run_id) for command in self.commands)
 
 
-PRETRAIN, EVALUATE = "main_contrastive.py", "main_linear.py"
-
-
-def search_runs() -> Iterator[Run]:
-    """The search of rate and decay: the same settings for every method, fewer images and epochs, held-out images."""
-    data = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"
-    for name, row in METHODS.items():
-        if row.searched or row.needs:
-            continue
-        flags = row.flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}")  # there are 10,000 images
-        for settings in zip(*SEARCHED.values(), strict=True):
-            chosen = " ".join(f"{flag} {value:g}" for flag, value in zip(SEARCHED, settings, strict=True))
-            run_id = f"{name}-lr{settings[0]:g}-wd{settings[1]:g}"
-            words = (
-                f"cifar10 {row.network} {data} {flags} --epochs 8 --warmup_epochs 1 {TRAINING} {chosen} --knn_every 8 "
-                f"{_record('search', run_id)}"
-            )
-            yield Run("search", run_id, ((PRETRAIN, words),), (run_id,))
-
-
-def method_runs() -> Iterator[Run]:
-    """All methods with equal budget: one seed of each, then the next one. Rows that await their search are left out."""
-    for seed in SEEDS:
-        for name, row in METHODS.items():
-            found = chosen_settings(row.searched or ("simclr" if row.needs else name))
-            if found is None:
-                continue
-            settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
-            run_id = f"{name}-s{seed}"
-            flags = row.flags.format(seed=seed)
-            data = f"--data_folder {DATA} --train_dir train --val_dir test"
-            pretrain = (f"cifar10 {row.network} {data} {flags} --epochs 20 --warmup_epochs 1 {TRAINING} {settings} "
-                        f"--knn_every 20 --seed {seed} {_record('methods', run_id)}")  # fmt: skip
-            evaluate = (f"cifar10 {row.network} {data} --pretrained_feature_extractor {MODELS}/methods/{run_id} "
-                        f"--evaluation knn logistic --label_fraction 0.01 0.1 1 --baselines --num_workers 1 "
-                        f"--seed {seed} {_record('methods', f'{run_id}-evaluated')}")  # fmt: skip
-            before = tuple((EVALUATE, arguments.format(seed=seed)) for arguments in row.before)
-            yield Run("methods", run_id, (*before, (PRETRAIN, pretrain), (EVALUATE, evaluate)),
-                      (run_id, f"{run_id}-evaluated"), tuple(f"{need}-s{seed}" for need in row.needs))  # fmt: skip
-
-
-TABLES = {"search": search_runs, "methods": method_runs}
-
-
-def _record(table: str, run_id: str) -> str:
-    return f"--output {MODELS}/{table} --run_id {run_id} --record results/{table}"
+def command(program: str, arguments: str) -> Command:
+    """A command from the text of its arguments."""
+    return Command(program, tuple(shlex.split(arguments)))
 
 
 def read_record(table: str, name: str) -> dict[str, Any] | None:
-    """The record of a run, or None where the ledger has none."""
-    path = HERE / table / f"{name}.json"
+    """The record of a command, or None where the ledger has none."""
+    path = LEDGER / table / f"{name}.json"
     if not path.is_file():
         return None
     record: dict[str, Any] = json.loads(path.read_text())
     return record
 
 
-@cache
 def chosen_settings(name: str) -> Mapping[str, float] | None:
     """The searched flags of a method with the best kNN on held-out images; None before all of them were tried."""
     tried = []
@@ -192,3 +70,98 @@ def chosen_settings(name: str) -> Mapping[str, float] | None:
             return None
         tried.append((record["scores"]["knn_20"]["value"], settings))
     return dict(zip(SEARCHED, max(tried)[1], strict=True))
+
+
+def search_runs() -> Iterator[Run]:
+    """The search of rate and decay: the same settings for every method, fewer images and epochs, held-out images."""
+    images = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"
+    for name, row in METHODS.items():
+        if row.settings:
+            continue
+        flags = row.flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}")  # there are 10,000 images
+        for settings in zip(*SEARCHED.values(), strict=True):
+            chosen = " ".join(f"{flag} {value:g}" for flag, value in zip(SEARCHED, settings, strict=True))
+            run_id = f"{name}-lr{settings[0]:g}-wd{settings[1]:g}"
+            words = (
+                f"cifar10 {row.network} {images} {flags} --epochs 8 --warmup_epochs 1 {TRAINING} {chosen} "
+                f"--knn_every 8 {record_flags('search', run_id)}"
+            )
+            yield Run("search", run_id, (command(PRETRAIN, words),))
+
+
+def rows_of(table: str, rows: Mapping[str, Row], seeds: tuple[int, ...]) -> Iterator[Run]:
+    """Every row with one seed, then with the next one; rows whose search is not complete are left out."""
+    for seed in seeds:
+        for name, row in rows.items():
+            found = chosen_settings(row.settings or name)
+            if found is None:
+                continue
+            settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
+            run_id = f"{name}-s{seed}"
+            pretrain = (
+                f"cifar10 {row.network} {IMAGES} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 "
+                f"{settings} --knn_every {row.epochs} --seed {seed} {record_flags(table, run_id)}"
+            )
+            evaluate = (
+                f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/{table}/{run_id} "
+                f"--evaluation knn logistic --label_fraction 0.01 0.1 1 --baselines --seed {seed} "
+                f"{record_flags(table, f'{run_id}-evaluated')}"
+            )
+            commands = (*((EVALUATE, text) for text in row.before), (PRETRAIN, pretrain), (EVALUATE, evaluate))
+            needs = tuple(need.format(seed=seed) for need in row.needs)
+            yield Run(table, run_id, tuple(command(p, text.format(seed=seed)) for p, text in commands), needs)
+
+
+def label_runs() -> Iterator[Run]:
+    """The networks of METHODS with SGD: a linear classifier, and fine-tuned on shares of the labels."""
+    for seed in SEEDS:
+        for name, row in METHODS.items():
+            run_id = f"{name}-s{seed}"
+            shared = f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/methods/{run_id} --seed {seed}"
+            baselines = "--label_fraction 0.01 0.1 1 --baselines" if name == "simclr" else "--label_fraction 0.01 0.1"
+            finetuned = f"{shared} {FINETUNED} {baselines} {record_flags('labels', f'{run_id}-finetuned')}"
+            linear = f"{shared} {LINEAR} {record_flags('labels', f'{run_id}-linear')}"
+            commands = (command(EVALUATE, finetuned), command(EVALUATE, linear))
+            yield Run("labels", run_id, commands, (f"methods/{run_id}",))
+
+
+def transfer_runs() -> Iterator[Run]:
+    """The networks of METHODS on other images: the digits of scikit-learn."""
+    for name, row in METHODS.items():
+        run_id = f"{name}-s0"
+        words = (
+            f"digits {row.network} {WEIGHTS} {MODELS}/methods/{run_id} --large_size 32 "
+            f"--evaluation knn logistic fewshot --shots 1 5 --draws 20 --baselines {record_flags('transfer', run_id)}"
+        )
+        yield Run("transfer", run_id, (command(EVALUATE, words),), (f"methods/{run_id}",))
+
+
+def gpu_runs() -> Iterator[Run]:
+    """ResNet-18 by the recipes in bash_files/cifar10 that are one command, with 100 epochs; for a CUDA device."""
+    for name in METHODS:
+        recipe = ROOT / "bash_files" / "cifar10" / f"{name}.sh"
+        if not recipe.is_file() or len(re.findall("^python3", recipe.read_text(), re.MULTILINE)) != 1:
+            continue
+        text = recipe.read_text().split("python3 main_contrastive.py", 1)[1]
+        if "TEACHER" in text:
+            continue
+        words = re.sub(r'"\$\{DATA_FOLDER[^"]*"', DATA, text.replace("\\\n", " "))
+        words = re.sub(r"--epochs \d+", f"--epochs {GPU_EPOCHS} --train_dir train --val_dir test", words)
+        run_id = f"{name}-s0"
+        backbone = re.sub(r"--drop_path \S+", "", words.split("--method")[0].split(maxsplit=1)[1])
+        evaluate = (
+            f"cifar10 {backbone} {IMAGES} {WEIGHTS} {MODELS}/gpu/{run_id} "
+            f"--evaluation knn logistic --baselines {record_flags('gpu', f'{run_id}-evaluated')}"
+        )
+        pretrain = f"{words} --accelerator cuda --knn_every {GPU_EPOCHS} {record_flags('gpu', run_id)}"
+        yield Run("gpu", run_id, (command(PRETRAIN, pretrain), command(EVALUATE, evaluate)))
+
+
+TABLES: dict[str, Callable[[], Iterator[Run]]] = {
+    "search": search_runs,
+    "methods": lambda: rows_of("methods", METHODS, SEEDS),
+    "labels": label_runs,
+    "claims": lambda: rows_of("claims", CLAIMS, SEEDS[:1]),
+    "transfer": transfer_runs,
+    "gpu": gpu_runs,
+}

@@ -1,0 +1,147 @@
+"""The rows of the tables of results: which flags make each, and what it builds on."""
+
+from dataclasses import dataclass
+
+MODELS = "trained_models"
+EPOCHS = 20
+DATA = "datasets/cifar10-jpeg"  # class folders train/ and test/ of CIFAR-10 (JPEG), see results/data.py
+IMAGES = f"--data_folder {DATA} --train_dir train --val_dir test"
+NETWORK = "test_resnet --stem imagenet"
+TRANSFORMER = "test_vit --patch_size 4"
+TRAINING = (
+    "--batch_size 256 --optimizer adamw --scheduler warmup_cosine --precision bf16-mixed --num_workers 1 --log_every 20"
+)
+SEARCHED = {"--lr": (0.001, 0.002, 0.004, 0.002), "--weight_decay": (0.01, 0.01, 0.01, 0.1)}  # tried together
+QUEUE = 16384
+HEADS = "--hidden_mlp 512 --proj_dim 128"
+WIDE = "--hidden_mlp 512 --proj_dim 512"
+CROPS = "--jitter_strengths 0.8 0.8 0.8 0.2"
+SIMCLR = f"--method simclr {HEADS} --temperature 0.2 {CROPS}"
+NNCLR = f"--method nnclr {HEADS} --pred_hidden_mlp 512 --temperature 0.2 --queue_size {QUEUE} {CROPS}"
+BYOL = f"--method byol {HEADS} --pred_hidden_mlp 512 --tau 0.98 {CROPS}"
+SIMSIAM = f"--method simsiam {WIDE} --pred_hidden_mlp 128 {CROPS}"
+MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.99 {CROPS}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its title, the flags that make it, and what it builds on.
+
+    settings: row of METHODS whose rate and weight decay it takes, its own where empty. network: another backbone.
+    epochs: passes over the training images. needs: records that must be there, with {seed}. before: arguments of
+    evaluation commands that run first.
+    """
+
+    title: str
+    flags: str
+    settings: str = ""
+    network: str = NETWORK
+    epochs: int = EPOCHS
+    needs: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+
+def clusters_of_rotnet(table: str, clusters: int) -> tuple[str, str]:
+    """(cluster file, arguments that write it): k-means of the features of the RotNet of METHODS, of the same seed."""
+    run = f"rotnet-{clusters}-s{{seed}}-clusters"
+    file = f"{MODELS}/{table}/{run}.npz"
+    arguments = (
+        f"cifar10 {NETWORK} {IMAGES} --num_workers 1 --pretrained_feature_extractor {MODELS}/methods/rotnet-s{{seed}} "
+        f"--evaluation cluster --num_clusters {clusters} --cluster_output {file} --seed {{seed}} "
+        f"{record_flags(table, run)}"
+    )
+    return file, arguments
+
+
+def clusterfit(table: str, title: str, clusters: int, flags: str = "") -> Row:
+    """A row of ClusterFit from the RotNet of METHODS."""
+    file, arguments = clusters_of_rotnet(table, clusters)
+    return Row(
+        title,
+        f"--method clusterfit --cluster_file {file} {flags}".strip(),
+        settings="rotnet",
+        needs=("methods/rotnet-s{seed}",),
+        before=(arguments,),
+    )
+
+
+def record_flags(table: str, run_id: str) -> str:
+    """The flags that name the run folder and the ledger of a run."""
+    return f"--output {MODELS}/{table} --run_id {run_id} --record results/{table}"
+
+
+METHODS: dict[str, Row] = {  # in the order of their value
+    "simclr": Row("SimCLR", SIMCLR),
+    "nnclr": Row("NNCLR", NNCLR),
+    "byol": Row("BYOL", BYOL),
+    "barlow_twins": Row("Barlow Twins", f"--method barlow_twins {WIDE} {CROPS}"),
+    "simsiam": Row("SimSiam", SIMSIAM),
+    "vicreg": Row("VICReg", f"--method vicreg {WIDE} {CROPS}"),
+    "supcon": Row("SupCon (labels)", f"{SIMCLR} --supervised"),
+    "mocov2": Row("MoCo v2", MOCO),
+    "swav": Row("SwAV", f"--method swav {HEADS} --num_prototypes 512 --epsilon 0.03 {CROPS}"),
+    "dino": Row(
+        "DINO",
+        "--method dino --hidden_mlp 512 --proj_dim 64 --num_prototypes 2048 --tau 0.99 --head_norm "
+        f"--teacher_temperature 0.04 --crop_scale 0.3 1.0 {CROPS}",
+    ),
+    "rotnet": Row("RotNet", "--method rotnet"),
+    "mocov3": Row("MoCo v3", f"--method mocov3 {HEADS} --pred_hidden_mlp 512 --temperature 0.2 --tau 0.99 {CROPS}"),
+    "deepclusterv2": Row("DeepCluster v2", f"--method deepclusterv2 {HEADS} --num_centroids 512 512 512 {CROPS}"),
+    "ressl": Row("ReSSL", f"--method ressl {HEADS} --queue_size {QUEUE} --tau 0.99"),
+    "lejepa": Row("LeJEPA", f"--method lejepa --hidden_mlp 512 --proj_dim 32 --directions 256 {CROPS}"),
+    "clusterfit": clusterfit("methods", "ClusterFit (of RotNet, 1,000 clusters)", 1000),
+    "distill": Row(
+        "distilled (SEED, from the SimCLR row's network)",
+        f"--method distill --teacher test_resnet --teacher_weights {MODELS}/methods/simclr-s{{seed}} "
+        f"--queue_size {QUEUE} {CROPS}",
+        settings="simclr",
+        needs=("methods/simclr-s{seed}",),
+    ),
+    "mae": Row(
+        "MAE",
+        "--method mae --decoder_dim 64 --decoder_layers 2 --decoder_heads 2 --pool avg",
+        network=TRANSFORMER,
+    ),
+    "simclr_vit": Row("SimCLR, ViT", SIMCLR, network=TRANSFORMER),
+    "ibot": Row(
+        "iBOT",
+        "--method ibot --hidden_mlp 256 --proj_dim 64 --num_prototypes 1024 --tau 0.99 --teacher_temperature 0.04 "
+        f"--crop_scale 0.3 1.0 {CROPS}",
+        network=TRANSFORMER,
+    ),
+    "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace("--pred_hidden_mlp 512", "--no_predictor"), "nnclr"),
+    "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
+    "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),
+    "simclr_decoupled_weights": Row(
+        "SimCLR, decoupled, weighted (DCLW)", f"{SIMCLR} --decoupled --decoupled_weights", "simclr"
+    ),
+    "byol_neighbours": Row("BYOL with neighbours (NNBYOL)", f"{BYOL} --neighbours --queue_size {QUEUE}", "byol"),
+    "simsiam_neighbours": Row(
+        "SimSiam with neighbours (NNSiam)", f"{SIMSIAM} --neighbours --queue_size {QUEUE}", "simsiam"
+    ),
+    "mocov2_symmetric": Row("MoCo v2+ (symmetric)", f"{MOCO} --symmetric", "mocov2"),
+}
+
+SMALL = "--small_views 4 --small_size 16 --small_scale 0.08 0.4"  # as many pixels as one more view of 32 px
+NO_COLOR = "--jitter 0 --gray 0 --blur 0 --solarize 0"
+CLAIMS: dict[str, Row] = {  # what the papers claim, each beside its rows in METHODS
+    **{
+        f"nnclr_queue_{size}": Row(
+            f"NNCLR, queue of {size:,}", NNCLR.replace(f"--queue_size {QUEUE}", f"--queue_size {size}"), "nnclr"
+        )
+        for size in (1024, 4096, 49152)
+    },
+    "simclr_crops_only": Row("SimCLR, crops and flips only", SIMCLR.replace(CROPS, NO_COLOR), "simclr"),
+    "nnclr_crops_only": Row("NNCLR, crops and flips only", NNCLR.replace(CROPS, NO_COLOR), "nnclr"),
+    "rotnet_longer": Row("RotNet, twice the epochs", "--method rotnet", "rotnet", epochs=2 * EPOCHS),
+    "clusterfit_shuffled": clusterfit("claims", "ClusterFit, shuffled ids", 1000, "--shuffle_clusters"),
+    "clusterfit_100": clusterfit("claims", "ClusterFit, 100 clusters", 100),
+    "clusterfit_5000": clusterfit("claims", "ClusterFit, 5,000 clusters", 5000),
+    "simclr_small_views": Row("SimCLR, 2 + 4 views, equal compute", f"{SIMCLR} {SMALL}", "simclr", epochs=13),
+    "swav_small_views": Row("SwAV, 2 + 4 views, equal compute", f"{METHODS['swav'].flags} {SMALL}", "swav", epochs=13),
+    "simclr_batch_64": Row("SimCLR, batch 64", f"{SIMCLR} --batch_size 64", "simclr"),
+    "simclr_batch_1024": Row("SimCLR, batch 1,024", f"{SIMCLR} --batch_size 1024", "simclr"),
+    "nnclr_longer": Row("NNCLR, 60 epochs", NNCLR, "nnclr", epochs=3 * EPOCHS),
+    "simclr_longer": Row("SimCLR, 60 epochs", SIMCLR, "simclr", epochs=3 * EPOCHS),
+}

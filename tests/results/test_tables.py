@@ -1,0 +1,63 @@
+"""Tests of the tables of results: every command is one that the parser takes, and every name is there once."""
+
+from collections import Counter
+
+import pytest
+
+import results.tables as tables
+from cli.evaluate import parse_evaluation
+from cli.pretrain import parse_pretraining
+from data.datasets import DATASETS
+from evaluation.evaluations import EVALUATIONS
+from methods import METHODS
+from results.rows import METHODS as ROWS
+from results.tables import EVALUATE, PRETRAIN, TABLES, chosen_settings
+
+
+@pytest.fixture(autouse=True)
+def every_search_is_complete(monkeypatch):
+    monkeypatch.setattr(tables, "chosen_settings", lambda name: {"--lr": 0.002, "--weight_decay": 0.01})
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_command_is_parsed_and_recorded_under_its_own_name(table):
+    runs = list(TABLES[table]())
+    commands = [command for run in runs for command in run.commands]
+    assert commands
+    for command in commands:
+        words = list(command.words)
+        if command.program == PRETRAIN:
+            args = parse_pretraining(words, METHODS, DATASETS)
+        else:
+            assert command.program == EVALUATE
+            args = parse_evaluation(words, list(DATASETS), EVALUATIONS)
+        assert (args.output, args.record) == (f"trained_models/{table}", f"results/{table}")
+    assert max(Counter(command.run_id for command in commands).values()) == 1
+
+
+def test_every_method_but_those_that_did_not_learn_is_in_the_first_table():
+    seen = {dict(zip(run.commands[-2].words, run.commands[-2].words[1:], strict=False))["--method"]
+            for run in TABLES["methods"]()}  # fmt: skip
+    assert set(METHODS) - seen == {"ijepa"}
+
+
+def test_needs_of_a_run_are_records_of_other_runs():
+    records = {
+        f"{table}/{command.run_id}" for table, runs in TABLES.items() for run in runs() for command in run.commands
+    }
+    needs = {need for runs in TABLES.values() for run in runs() for need in run.needs}
+    assert needs
+    assert needs <= records
+
+
+def test_settings_are_chosen_by_knn_once_all_were_tried(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(tables, "LEDGER", tmp_path)
+    (tmp_path / "search").mkdir()
+    scores = {"lr0.001-wd0.01": 30.0, "lr0.002-wd0.01": 33.5, "lr0.004-wd0.01": 31.0, "lr0.002-wd0.1": 33.0}
+    for name, knn in scores.items():
+        assert chosen_settings("simclr") is None
+        record = f'{{"scores": {{"knn_20": {{"value": {knn}}}}}}}'
+        (tmp_path / "search" / f"simclr-{name}.json").write_text(record)
+    assert chosen_settings("simclr") == {"--lr": 0.002, "--weight_decay": 0.01}
+    assert "simclr" in ROWS
