@@ -4,13 +4,14 @@
 # make prove   every method on 1, 2 and 3 processes: how far loss, gradient and parameters are apart
 # make torture kill, stop, starve and damage small runs; TORTURE="--full", "--minutes 30 --seed 1" and others
 # make bench   speed and memory compared with torchvision, Lightly, DALI and faiss; PHOTOGRAPHS=FOLDER and CIFAR=FOLDER for all rows
+# make results    draw the tables of results in README and docs from the ledger; reproduce TABLE=methods ROW=simclr-s0 runs a row again
 
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 RUN    := demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test prove torture lint test-slow coverage bench clean
+.PHONY: demo test prove torture lint test-slow coverage bench results reproduce clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -61,6 +62,12 @@ test-slow: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(PY) -m bench $(if $(PHOTOGRAPHS),--photographs "$(PHOTOGRAPHS)") $(if $(CIFAR),--cifar "$(CIFAR)")
+
+results: $(VENV)/.installed
+	$(PY) -m results draw
+
+reproduce: $(VENV)/.installed
+	$(PY) -m results reproduce $(TABLE) $(ROW)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,30 +1,45 @@
-"""Fill and draw the tables of results.
+"""Fill, draw and reproduce the tables of results.
 
 python3 -m results data                                  link the images of the search
 python3 -m results run search methods --minutes 60       run what the ledger lacks
+python3 -m results draw                                  write the tables and plots of README and docs
+python3 -m results reproduce methods simclr-s0           run a row again and print the differences
 """
 
 import argparse
+from collections.abc import Sequence
 
 from results.data import link_search_images
+from results.draw import draw
+from results.reproduce import reproduce
 from results.run import fill
 from results.tables import TABLES
+from utils.errors import run_cli
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python3 -m results", description="Fill and draw the tables of results.")
+def main(argv: Sequence[str]) -> None:
+    """Parse and do one of the four."""
+    parser = argparse.ArgumentParser(prog="python3 -m results", description="Fill, draw and reproduce the results.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="link the images of the search")
     run = commands.add_parser("run", help="run what the ledger lacks, in the order of value")
     run.add_argument("tables", nargs="+", choices=list(TABLES))
     run.add_argument("--minutes", type=float, default=60, help="when to stop; what is running is resumed the next time")
     run.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
-    args = parser.parse_args()
+    commands.add_parser("draw", help="write the tables and plots of README and docs from the ledger")
+    again = commands.add_parser("reproduce", help="run a row again and print both numbers and the difference")
+    again.add_argument("table", choices=list(TABLES))
+    again.add_argument("row", help="a run's name, as simclr-s0")
+    args = parser.parse_args(argv)
     if args.command == "data":
         link_search_images()
     elif args.command == "run":
         fill(lambda: (run for table in args.tables for run in TABLES[table]()), args.minutes, args.workers)
+    elif args.command == "draw":
+        draw()
+    else:
+        print("\n".join(reproduce(args.table, args.row)))
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main)

@@ -1,0 +1,67 @@
+"""Run a row of the ledger again, on whatever commit this is, and print both numbers and their difference."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from results.draw import evaluated
+from results.rows import MODELS
+from results.run import one_thread
+from results.tables import LEDGER, PRETRAIN, ROOT, TABLES, Run, read_record
+from utils.errors import UserError, did_you_mean
+
+AGAIN = "reproduced"
+
+
+def find_run(table: str, name: str) -> Run:
+    """The run of a table by its name ("simclr-s0"); one without records, or an unknown one, is a UserError."""
+    runs = {run.name: run for run in TABLES[table]()}
+    if name not in runs:
+        raise UserError(f"table {table} has no row {name!r}{did_you_mean(name, runs)}; rows are {', '.join(runs)}")
+    if not runs[name].is_done():
+        raise UserError(f"the ledger has no record of {table}/{name} yet; `python3 -m results run {table}` makes it")
+    return runs[name]
+
+
+def moved(words: list[str], ledger: Path) -> list[str]:
+    """The arguments of a recorded command with run folders and ledger elsewhere."""
+    changed = [word.replace(f"{MODELS}/", f"{MODELS}/{AGAIN}/") for word in words]
+    changed[changed.index("--record") + 1] = str(ledger)
+    return changed
+
+
+def reproduce(table: str, name: str) -> list[str]:
+    """Lines of a table: each score as recorded, as computed now, and the difference. Rows that it needs run first."""
+    run = find_run(table, name)
+    for need in run.needs:
+        other, needed = need.split("/")
+        reproduce(other, next(r.name for r in TABLES[other]() if needed in [c.run_id for c in r.commands]))
+    lines = [f"{'':<28} {'recorded':>10} {'now':>10} {'difference':>11}"]
+    for command in run.commands:
+        record = read_record(table, command.run_id) or {}
+        ledger = ROOT / MODELS / AGAIN / "ledger" / table
+        words = moved(record["argv"], ledger)
+        folder = ROOT / words[words.index("--output") + 1] / command.run_id
+        if not (ledger / f"{command.run_id}.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            os.makedirs(ledger, exist_ok=True)
+            subprocess.run([sys.executable, command.program, *words], cwd=ROOT, env=one_thread(), check=True)
+        lines += differences(command.program, table, command.run_id, ledger)
+    return lines
+
+
+def differences(program: str, table: str, name: str, ledger: Path) -> list[str]:
+    """A line for each score of a record, beside that of the same run in another ledger."""
+    before, now = read_record(table, name), read_record(str(ledger), name)
+    if before is None or now is None:
+        raise UserError(f"the run {name} left no record in {ledger.relative_to(LEDGER.parent)}; see its output above")
+    if program == PRETRAIN:
+        old, new = ({key: score["value"] for key, score in record["scores"].items() if key != "images_per_second"}
+                    for record in (before, now))  # fmt: skip
+        old.pop("data_wait_fraction", None)
+        old["seconds"], new["seconds"] = before["seconds"], now["seconds"]
+    else:
+        old, new = evaluated(before), evaluated(now)
+    return [f"{key:<28} {old[key]:>10.3f} {new[key]:>10.3f} {new[key] - old[key]:>+11.3f}" for key in old]
