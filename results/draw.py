@@ -32,8 +32,9 @@ def evaluated(record: Mapping[str, Any] | None, network: str = "") -> dict[str, 
     """Key -> value of the scores of one network in an evaluation's record: the pretrained one, or one by its title."""
     if record is None or not record["rows"]:
         return {}
-    title = next((title for title in record["rows"] if network and title.endswith(network)), list(record["rows"])[-1])
-    return {key: score["value"] for key, score in record["rows"][title]["scores"].items()}
+    titles = [title for title in record["rows"] if title.endswith(network)]
+    scores = record["rows"][titles[-1]]["scores"] if titles else {}
+    return {key: score["value"] for key, score in scores.items()}
 
 
 def values(table: str, name: str, suffixes: Sequence[str], network: str = "") -> Values:
