@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from results.rows import CLAIMS, METHODS, SEARCHED, Row
+from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, Row
 from results.tables import LEDGER, ROOT, SEEDS, chosen_settings, read_record
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
@@ -113,6 +113,8 @@ def short_table() -> str:
     columns = {"knn_20": "kNN 20", "logistic": "logistic", "logistic_1pct": "logistic, 1 % of labels"}
     lines = table_of("methods", METHODS, columns, ["-evaluated"])
     lines.sort(key=lambda line: -float(line[2].split()[0]))
+    if not lines:
+        return nothing("methods")
     return markdown(["", "seeds", *columns.values(), "seconds"], [*lines[:8], *baselines(columns)])
 
 
@@ -130,6 +132,17 @@ def search_table() -> str:
             lines.append([f"`{name}`", *shown])
     head = ["", *(f"{lr:g}, {decay:g}" for lr, decay in settings)]
     return markdown(head, lines) if lines else nothing("search")
+
+
+def networks_table() -> str:
+    """Candidates for the network of the tables: weights are timm's, kNN is on held-out training images."""
+    records = {name: read_record("networks", name) for name in NETWORKS}
+    lines = [
+        [f"`{name}`", f"{record['scores']['knn_20']['value']:.1f}", f"{record['seconds']:.0f}"]
+        for name, record in records.items()
+        if record
+    ]
+    return markdown(["", "kNN 20", "seconds"], lines) if lines else nothing("networks")
 
 
 def labels_table() -> str:
@@ -168,8 +181,8 @@ def gpu_table() -> str:
 
 
 DRAWN: dict[str, Callable[[], str]] = {
-    "methods": methods_table, "short": short_table, "search": search_table, "labels": labels_table,
-    "claims": claims_table, "transfer": transfer_table, "gpu": gpu_table,
+    "methods": methods_table, "short": short_table, "search": search_table, "networks": networks_table,
+    "labels": labels_table, "claims": claims_table, "transfer": transfer_table, "gpu": gpu_table,
 }  # fmt: skip
 
 

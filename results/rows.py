@@ -123,6 +123,10 @@ METHODS: dict[str, Row] = {  # in the order of their value
     "mocov2_symmetric": Row("MoCo v2+ (symmetric)", f"{MOCO} --symmetric", "mocov2"),
 }
 
+NETWORKS = {  # candidates for the tables: title and the words of the command
+    "test_resnet": NETWORK, "test_byobnet": "test_byobnet", "test_efficientnet": "test_efficientnet",
+    "test_convnext": "test_convnext", "test_vit": TRANSFORMER, "resnet10t": "resnet10t --stem imagenet",
+}  # fmt: skip
 SMALL = "--small_views 4 --small_size 16 --small_scale 0.08 0.4"  # as many pixels as one more view of 32 px
 NO_COLOR = "--jitter 0 --gray 0 --blur 0 --solarize 0"
 CLAIMS: dict[str, Row] = {  # what the papers claim, each beside its rows in METHODS

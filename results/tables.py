@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.rows import CLAIMS, DATA, IMAGES, METHODS, MODELS, QUEUE, SEARCHED, TRAINING, Row, record_flags
+from results.rows import CLAIMS, DATA, IMAGES, METHODS, MODELS, NETWORKS, QUEUE, SEARCHED, TRAINING, Row, record_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = ROOT / "results"
@@ -16,6 +16,7 @@ PRETRAIN, EVALUATE = "main_contrastive.py", "main_linear.py"
 SEEDS = (0, 1, 2)
 FINETUNED = "--evaluation finetune --epochs 50 --optimizer adamw --lr 0.002 --weight_decay 0.01 --batch_size 128"
 WEIGHTS = "--num_workers 1 --pretrained_feature_extractor"
+SEARCH_IMAGES = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"
 LINEAR = "--evaluation linear --epochs 10"
 GPU_EPOCHS = 100
 
@@ -74,7 +75,6 @@ def chosen_settings(name: str) -> Mapping[str, float] | None:
 
 def search_runs() -> Iterator[Run]:
     """The search of rate and decay: the same settings for every method, fewer images and epochs, held-out images."""
-    images = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"
     for name, row in METHODS.items():
         if row.settings:
             continue
@@ -83,10 +83,20 @@ def search_runs() -> Iterator[Run]:
             chosen = " ".join(f"{flag} {value:g}" for flag, value in zip(SEARCHED, settings, strict=True))
             run_id = f"{name}-lr{settings[0]:g}-wd{settings[1]:g}"
             words = (
-                f"cifar10 {row.network} {images} {flags} --epochs 8 --warmup_epochs 1 {TRAINING} {chosen} "
+                f"cifar10 {row.network} {SEARCH_IMAGES} {flags} --epochs 8 --warmup_epochs 1 {TRAINING} {chosen} "
                 f"--knn_every 8 {record_flags('search', run_id)}"
             )
             yield Run("search", run_id, (command(PRETRAIN, words),))
+
+
+def network_runs() -> Iterator[Run]:
+    """SimCLR with candidates for the network of all tables, on the images of the search."""
+    for name, network in NETWORKS.items():
+        words = (
+            f"cifar10 {network} {SEARCH_IMAGES} {METHODS['simclr'].flags} --epochs 8 --warmup_epochs 1 {TRAINING} "
+            f"--lr 0.002 --weight_decay 0.01 --knn_every 8 {record_flags('networks', name)}"
+        )
+        yield Run("networks", name, (command(PRETRAIN, words),))
 
 
 def rows_of(table: str, rows: Mapping[str, Row], seeds: tuple[int, ...]) -> Iterator[Run]:
@@ -159,6 +169,7 @@ def gpu_runs() -> Iterator[Run]:
 
 TABLES: dict[str, Callable[[], Iterator[Run]]] = {
     "search": search_runs,
+    "networks": network_runs,
     "methods": lambda: rows_of("methods", METHODS, SEEDS),
     "labels": label_runs,
     "claims": lambda: rows_of("claims", CLAIMS, SEEDS[:1]),
