@@ -1,8 +1,21 @@
-"""Groups of gloo processes on this machine."""
+"""Processes that are forked from one that has imported the application, and groups of them with gloo."""
+
+import multiprocessing
+import os
+from multiprocessing import forkserver
+from unittest import mock
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def start_forkserver() -> None:
+    """Start the process from which others are forked: importing takes it longer than any test, and them no time."""
+    CONTEXT.set_forkserver_preload(["tests.helpers.preload"])
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # a library that starts threads when imported starts none
+        forkserver.ensure_running()
 
 
 def _serve(rank: int, world: int, store: str, pipe) -> None:
@@ -19,14 +32,14 @@ def _serve(rank: int, world: int, store: str, pipe) -> None:
 
 
 class Ranks:
-    """`world` gloo processes, started once: importing torch takes them longer than any test."""
+    """`world` gloo processes, started once."""
 
     def __init__(self, world: int, folder: str):
-        context = mp.get_context("spawn")
+        start_forkserver()
         self.pipes, self.processes = [], []
         for rank in range(world):
-            local_end, child_end = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, f"{folder}/{world}", child_end), daemon=True)
+            local_end, child_end = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(rank, world, f"{folder}/{world}", child_end), daemon=True)
             process.start()
             self.pipes.append(local_end)
             self.processes.append(process)
