@@ -156,7 +156,7 @@ def _grid(
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     if note:
         axes.set_xlabel("\n".join(textwrap.wrap(note, 15 * columns)), fontsize=8)
-    _save(figure, path, bbox_inches="tight")
+    _save(figure, path, enlarge=True)
 
 
 def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: Data, seed: int) -> None:
@@ -288,6 +288,7 @@ def spread_rows(y: Tensor, count: int, seed: int) -> Tensor:
     return order[turn.argsort(stable=True)[:count]]
 
 
-def _save(figure: Figure, path: Path, **options: str) -> None:
+def _save(figure: Figure, path: Path, enlarge: bool = False) -> None:
+    """Write the PNG file. enlarge: for what lies outside the figure."""
     with replaced_atomically(path) as part:
-        figure.savefig(part, dpi=110, format="png", **options)
+        figure.savefig(part, dpi=110, format="png", bbox_inches="tight" if enlarge else None)
