@@ -1,5 +1,6 @@
 """Processes that are forked from one that has imported the application, and groups of them with gloo."""
 
+import importlib
 import multiprocessing
 import os
 from multiprocessing import forkserver
@@ -7,6 +8,8 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+
+from methods import METHODS
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -18,9 +21,11 @@ def start_forkserver() -> None:
         forkserver.ensure_running()
 
 
-def _serve(rank: int, world: int, store: str, pipe) -> None:
-    """A gloo process that does what it is sent until it is sent nothing."""
+def _serve(rank: int, world: int, store: str, modules: set[str], pipe) -> None:
+    """A gloo process that does what it is sent until it is sent nothing. modules: to import before."""
     torch.set_num_threads(1)
+    for module in modules:
+        importlib.import_module(module)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     while task := pipe.recv():
         function, args = task
@@ -37,9 +42,12 @@ class Ranks:
     def __init__(self, world: int, folder: str):
         start_forkserver()
         self.pipes, self.processes = [], []
+        modules = {method.__module__ for method in METHODS.values()}  # a test may have added one that is elsewhere
         for rank in range(world):
             local_end, child_end = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_serve, args=(rank, world, f"{folder}/{world}", child_end), daemon=True)
+            process = CONTEXT.Process(
+                target=_serve, args=(rank, world, f"{folder}/{world}", modules, child_end), daemon=True
+            )
             process.start()
             self.pipes.append(local_end)
             self.processes.append(process)
