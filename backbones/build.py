@@ -1,6 +1,7 @@
 """Backbones by name: torchvision ResNets and timm networks without their classifiers."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -218,8 +219,9 @@ def _check_name(name: str) -> None:
         raise UserError(f"unknown backbone {name!r}{hint}; choose a torchvision ResNet or any timm model name")
 
 
+@functools.cache
 def _on_meta(name: str) -> nn.Module:
-    """Build the network as its library does, without memory for its weights."""
+    """Build the network as its library does, without memory for its weights; to look at, not to change."""
     import timm
 
     with torch.device("meta"):

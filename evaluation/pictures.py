@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -140,22 +141,22 @@ def _grid(
     note: a line below.
     """
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(columns * 1.05, len(rows) * 1.1), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"width_ratios": [1.0] * columns})
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+    figure = Figure(figsize=(columns, len(rows)))  # an inch for an image; labels and titles enlarge it when it is saved
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: as many axes as images take seconds
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
     for r, row in enumerate(rows):
-        for axes, image, color in zip(grid[r], row, frames[r], strict=False):  # a row may be short
-            axes.imshow(image, interpolation="nearest")
-            axes.spines[:].set(visible=True, color=color, linewidth=1.5 if color == "black" else 2.5)
-        if labels:
-            grid[r, 0].set_ylabel(labels[r], rotation=0, ha="right", va="center", fontsize=8)
-    for column, title in titles.items():
-        grid[0, column].set_title(title, fontsize=9)
+        for c, (image, color) in enumerate(zip(row, frames[r], strict=True)):
+            height, width = (0.46 * side / max(image.shape[:2]) for side in image.shape[:2])
+            axes.imshow(image, extent=(c - width, c + width, r + height, r - height), interpolation="nearest")
+            axes.add_patch(Rectangle((c - width, r - height), 2 * width, 2 * height, fill=False, edgecolor=color,
+                                     linewidth=1.5 if color == "black" else 2.5))  # fmt: skip
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(list(titles), list(titles.values()), fontsize=9)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
     if note:
-        figure.supxlabel("\n".join(textwrap.wrap(note, 15 * columns)), fontsize=8)
-    _save(figure, path)
+        axes.set_xlabel("\n".join(textwrap.wrap(note, 15 * columns)), fontsize=8)
+    _save(figure, path, enlarge=True)
 
 
 def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: Data, seed: int) -> None:
@@ -287,6 +288,7 @@ def spread_rows(y: Tensor, count: int, seed: int) -> Tensor:
     return order[turn.argsort(stable=True)[:count]]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, enlarge: bool = False) -> None:
+    """Write the PNG file. enlarge: for what lies outside the figure."""
     with replaced_atomically(path) as part:
-        figure.savefig(part, dpi=110, format="png")
+        figure.savefig(part, dpi=110, format="png", bbox_inches="tight" if enlarge else None)

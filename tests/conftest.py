@@ -79,9 +79,11 @@ def few(tmp_path):
 
 @pytest.fixture
 def no_embedding(request, monkeypatch):
-    """t-SNE takes longer than these runs; the tests that look at the pictures keep it."""
+    """Pictures take longer than these runs; the tests that look at them keep them."""
     if "pictures" not in request.keywords:
         monkeypatch.setattr("evaluation.pictures.embedding", lambda *args: None)
+        monkeypatch.setattr("evaluation.pictures.curves", lambda *args: None)
+        monkeypatch.setattr("evaluation.callbacks.Pictures._of_features", lambda *args: [])
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,12 @@ from PIL import Image
 from bench import checkpoints, sizes, usual, views
 from bench.rows import all_rows
 from bench.sides import Settings, SideError
-from bench.table import attempt, draw_digits, markdown, parse
+from bench.table import attempt, draw_digits, main, markdown, parse
 from bench.task import Quarter, Task, steady
 from bench.train import read
-from tests.helpers.commands import ROOT, start
+from tests.helpers.commands import ROOT
 from tests.helpers.images import class_folders
+from tests.helpers.processes import CONTEXT, start_forkserver
 from utils import shares
 from utils.errors import UserError
 
@@ -31,10 +32,13 @@ def photographs(tmp_path):
     return folder
 
 
-def test_main_writes_measured_rows_and_names_the_flag_of_the_others(tmp_path):
+def test_main_writes_measured_rows_and_names_the_flag_of_the_others(tmp_path, monkeypatch, capsys):
     rows = ["--rows", "views-32-v2", "decode"]
     few = ["--rounds", "2", "--seconds", "0.01", "--output", str(tmp_path / "x.json")]
-    printed, _ = start(["-m", "bench", *rows, *few]).communicate()
+    start_forkserver()
+    monkeypatch.setattr("bench.sides.mp.get_context", lambda method: CONTEXT)  # without the time that imports take
+    main([*rows, *few])
+    printed = capsys.readouterr().out
     assert re.search(r"decode +left out: needs --photographs FOLDER", printed)
     assert "python3 -m bench --rows views-32-v2" in printed
     out = json.loads((tmp_path / "x.json").read_text())

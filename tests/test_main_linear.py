@@ -14,6 +14,7 @@ import main_linear
 from backbones.build import build_backbone
 from tests.helpers.commands import TINY, evaluate_run, start, words
 from tests.helpers.images import spoil, unlabelled_folder, write_image
+from tests.torture.launch import run_to_end
 from utils.cluster_file import read_clusters
 from utils.errors import UserError
 from utils.files import read_metrics
@@ -89,17 +90,15 @@ def test_weights_of_another_data_set_are_evaluated_with_a_note(tmp_path, few, ca
 
 @pytest.mark.pictures
 def test_two_processes_evaluate_as_one(tmp_path, few):
-    """torchrun on CPU: the same numbers, files once, one table."""
+    """The same numbers, files once, one table."""
     main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
     argv = ["custom", TINY[1], *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r"), "--evaluation",
             "linear", "knn", "logistic", "features", "pictures", "--knn_k", "5", "--lr", "0.1", "1", "--epochs", "3",
             "--num_workers", "0", "--output", str(tmp_path)]  # fmt: skip
     main_linear.main([*argv, "--batch_size", "12", "--run_id", "one"])
-    process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29612", "main_linear.py",
-                     *argv, "--batch_size", "6", "--run_id", "two"])  # fmt: skip
-    said = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, said
-    assert said.count("top-1 in per cent") == 1
+    ended = run_to_end([*argv, "--batch_size", "6", "--run_id", "two"], tmp_path, processes=2, main="main_linear")
+    assert ended.statuses == [0, 0], ended.text
+    assert ended.text.count("top-1 in per cent") == 1
     one, two = (json.loads((tmp_path / r / "summary.json").read_text()) for r in ("one", "two"))
     for row in one:
         assert one[row]["scores"] == pytest.approx(two[row]["scores"], abs=0.01)
@@ -275,11 +274,11 @@ def test_several_gpus_start_a_process_each(monkeypatch):
 def test_scores_and_pictures_go_to_weights_and_biases(tmp_path, few, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])
-    process = start(["main_linear.py", "custom", TINY[1], *few[:2], "--pretrained_feature_extractor",
-                     str(tmp_path / "r"), "--evaluation", "knn", "pictures", "--embedding", "pca", "--knn_k", "5",
-                     "--output", str(tmp_path), "--run_id", "j", "--wandb", "--offline", "--project", "p"])  # fmt: skip
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
+    argv = ["custom", TINY[1], *few[:2], "--pretrained_feature_extractor", str(tmp_path / "r"), "--evaluation", "knn",
+            "pictures", "--embedding", "pca", "--knn_k", "5", "--output", str(tmp_path), "--run_id", "j", "--wandb",
+            "--offline", "--project", "p"]  # fmt: skip
+    ended = run_to_end(argv, tmp_path, main="main_linear")
+    assert ended.statuses == [0], ended.text
     (offline,) = (tmp_path / "j" / "wandb").glob("offline-run-*-j")
     logged = {p.name.split("_")[-3] for p in (offline / "files" / "media" / "images").glob("*.png")}
     assert logged == {"neighbours", "embedding", "confusion"}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import start, words
+from tests.torture.launch import run_to_end
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
 
@@ -18,9 +19,8 @@ def test_wandb_offline_gets_numbers_and_pictures(tmp_path, few, monkeypatch):
     """The dashboard gets the numbers and the pictures, without a network and without leaving the run folder."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--wandb", "--offline", "--run_id", "r", "--name", "mine"]
-    process = start(["main_contrastive.py", *argv, "--project", "p"])
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, printed
+    ended = run_to_end([*argv, "--project", "p"], tmp_path)
+    assert ended.statuses == [0], ended.text
     (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*-r")
     logged = {p.name.split("_")[0] for p in (offline / "files" / "media" / "images").glob("*.png")}
     assert logged == {"curves", "neighbours", "embedding"}
@@ -39,11 +39,10 @@ def no_login(tmp_path, monkeypatch):
 def trained(tmp_path, few, *more):
     """(seconds, output) of a run of one step in the folder r."""
     argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--knn_every", "0", "--run_id", "r"]
-    began, process = time.time(), start(["main_contrastive.py", *argv, "--wandb", *more])
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, printed
-    assert "Traceback" not in printed
-    return time.time() - began, printed
+    ended = run_to_end([*argv, "--wandb", *more], tmp_path)
+    assert ended.statuses == [0], ended.text
+    assert "Traceback" not in ended.text
+    return ended.seconds, ended.text
 
 
 def assert_offline(tmp_path, printed, reason):

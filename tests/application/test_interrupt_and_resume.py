@@ -1,7 +1,6 @@
 """A run that is interrupted or killed, and resumed, equals one that never stopped."""
 
 import signal
-import time
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ import main_contrastive
 from backbones.load import read_metadata, save_tensors
 from methods import METHODS
 from runs.callbacks import ProgressBar
-from tests.helpers.commands import evaluate_run, start, words
+from tests.helpers.commands import evaluate_run, words
 from tests.helpers.runs import assert_same_run, checkpoint, equal, interrupt_at, refused
+from tests.torture.launch import Command
 from utils.errors import Interrupted
 from utils.files import read_json, read_metrics
 
@@ -112,16 +112,13 @@ def test_resume_refuses_changes(tmp_path):
 
 def test_ctrl_c_saves_and_prints_the_resume_command(tmp_path):
     argv = words("simclr", tmp_path, "--run_id", "r", "--epochs", "500", "--knn_every", "0")
-    process = start(["main_contrastive.py", *argv])
-    metrics, deadline = tmp_path / "r" / "metrics.csv", time.time() + 120
-    while not (metrics.exists() and metrics.stat().st_size > 300) and time.time() < deadline:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, printed
-    assert "Resume with: python3 main_contrastive.py --resume" in printed
-    assert "Traceback" not in printed
+    command = Command(argv, tmp_path)
+    command.wait_for_step(3)
+    command.ranks[0].send(signal.SIGINT)
+    ended = command.wait()
+    assert ended.statuses == [130], ended.text
+    assert "Resume with: python3 main_contrastive.py --resume" in ended.text
+    assert "Traceback" not in ended.text
     assert checkpoint(tmp_path / "r")["global_step"] > 0
 
 

@@ -11,8 +11,9 @@ from torch import nn
 import main_contrastive
 from methods.base import Method
 from runs.finite import NonFiniteLossCheck
-from tests.helpers.commands import start, words
+from tests.helpers.commands import words
 from tests.helpers.runs import assert_same_run, checkpoint, equal, interrupt_at, refused
+from tests.torture.launch import run_to_end
 from utils.errors import Interrupted
 
 pytestmark = pytest.mark.usefixtures("no_embedding")
@@ -100,12 +101,11 @@ def test_damaged_newest_checkpoint_resumes_from_the_one_before_to_the_same_end(t
     assert_same_run(whole, folder)
     for name in ("last.ckpt", "previous.ckpt"):
         (folder / name).write_bytes(content)
-    process = start(["main_contrastive.py", "--resume", str(folder)])
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 2
-    assert printed.count("error: ") == 1
-    assert "previous.ckpt is damaged" in printed
-    assert "Traceback" not in printed
+    ended = run_to_end(["--resume", str(folder)], tmp_path)
+    assert ended.statuses == [2]
+    assert ended.text.count("error: ") == 1
+    assert "previous.ckpt is damaged" in ended.text
+    assert "Traceback" not in ended.text
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path, few):
@@ -140,22 +140,9 @@ def test_full_disk_in_one_epoch_costs_nothing_and_in_the_last_one_is_an_error(tm
 
 def test_two_processes_stop_together_for_the_nan_of_one(tmp_path):
     argv = words("simclr", tmp_path, "--batch_size", "128", "--log_every", "1000", "--run_id", "r")
-    script = (
-        "import sys, main_contrastive\n"
-        "from methods.base import Method\n"
-        "from utils.distributed import rank\n"
-        "from utils.errors import run_cli\n"
-        "whole = Method.training_step\n"
-        "bad = lambda s: rank() == 1 and s.trainer.global_step == 2\n"
-        "Method.training_step = lambda s, b, i: whole(s, b, i) * (float('nan') if bad(s) else 1)\n"
-        "run_cli(main_contrastive.main)\n"
-    )
-    (tmp_path / "poisoned.py").write_text("import os, sys\nsys.path.insert(0, os.getcwd())\n" + script)
-    process = start(["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617",
-                     str(tmp_path / "poisoned.py"), *argv])  # fmt: skip
-    printed = process.communicate(timeout=240)[0]
-    assert process.returncode != 0
-    assert printed.count("of 2: the loss is not finite at step 3") == 1, printed
+    ended = run_to_end(argv, tmp_path, processes=2, hooks=[("nan_at_step", {"step": 3})], rank=1)
+    assert all(ended.statuses)
+    assert ended.text.count("of 2: the loss is not finite at step 3") == 1, ended.text
     report = json.loads((tmp_path / "r" / "post_mortem.json").read_text())
     assert report["step_of_indices"] == 3
     assert len(set(report["indices"])) == 256

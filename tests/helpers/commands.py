@@ -122,12 +122,16 @@ def words(method, output, *more):
             "--output", str(output), *more]  # fmt: skip
 
 
-def start(argv, **kwargs):
-    """python3 with these words, on one thread, without a GPU and with a Weights & Biases client of its own; its
-    output in one stream."""
+def environment() -> dict[str, str]:
+    """The variables for a new process: one thread, no GPU, and a Weights & Biases client of its own."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     env.pop("WANDB_SERVICE", None)
-    return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=env, text=True,
+    return env
+
+
+def start(argv, **kwargs):
+    """python3 with these words, in the `environment`; its output in one stream."""
+    return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment(), text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)  # fmt: skip
 
 

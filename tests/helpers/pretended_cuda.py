@@ -28,10 +28,18 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from tests.helpers import cuda_operators
-from tests.helpers.cuda_operators import ASSIGNMENTS, EMPTY, HALVES, NO_KERNEL, has_cuda_kernel, is_view
+from tests.helpers.cuda_operators import (
+    ASSIGNMENTS,
+    EMPTY,
+    HALVES,
+    NO_KERNEL,
+    has_cuda_kernel,
+    is_view,
+    map_tensors,
+    tensors_in,
+)
 from tests.helpers.python_backward import backward
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -99,8 +107,7 @@ class Device:
 
     def call(self, func, args, kwargs):
         """One operator: refused, counted and computed."""
-        name, flat, spec = func._schema.name, *tree_flatten((args, kwargs))
-        tensors = [x for x in flat if isinstance(x, torch.Tensor)]
+        name, tensors = func._schema.name, tensors_in((args, kwargs))
         ours = [x for x in tensors if isinstance(x, OnCuda)]
         target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         to_cuda, pinned = target is not None and target.type == "cuda", kwargs.get("pin_memory")
@@ -109,7 +116,7 @@ class Device:
         self.refuse_another(target)
         _refuse(func, name, tensors, ours, args)
         self._count_wait(func, name, args, kwargs, tensors, ours, target)
-        args, kwargs = tree_unflatten([x.values if isinstance(x, OnCuda) else x for x in flat], spec)
+        args, kwargs = map_tensors(lambda x: x.values if isinstance(x, OnCuda) else x, (args, kwargs))
         if target is not None:
             kwargs["device"] = CPU
         if pinned:
@@ -126,7 +133,7 @@ class Device:
         if not (to_cuda if target is not None else ours and name != "aten::_local_scalar_dense"):
             return out
         wrappers = {id(x.values): x for x in ours}  # an operator in place returns the tensor that it was given
-        out = tree_map_only(torch.Tensor, lambda t: wrappers[id(t)] if id(t) in wrappers else OnCuda(t), out)
+        out = map_tensors(lambda t: wrappers[id(t)] if id(t) in wrappers else OnCuda(t), out)
         self._count_launch(func, name, ours, out)
         return out
 
@@ -143,7 +150,7 @@ class Device:
     def _count_launch(self, func, name, ours, out):
         if name in NO_KERNEL or is_view(func):
             return
-        written = {id(x): x for x in tree_flatten(out)[0] if isinstance(x, OnCuda)}
+        written = {id(x): x for x in tensors_in(out) if isinstance(x, OnCuda)}
         looks_up = name in cuda_operators.LOOK_UPS
         read = {id(x): x for x in (ours[1:] if looks_up or name in ASSIGNMENTS else ours)}
         moved = sum(x.nbytes for x in read.values())
@@ -218,13 +225,12 @@ def _compute(func, name, args, kwargs):
     try:
         return func(*args, **kwargs)
     except (NotImplementedError, RuntimeError) as e:  # a kernel of the CPU that does not know half precision
-        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
-        half = next((t.dtype for t in tensors if t.dtype in HALVES), None)
+        half = next((t.dtype for t in tensors_in((args, kwargs)) if t.dtype in HALVES), None)
         if "not implemented for" not in str(e) or half is None or func._schema.is_mutable:
             raise
-        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.float() if t.dtype in HALVES else t, (args, kwargs))
+        args, kwargs = map_tensors(lambda t: t.float() if t.dtype in HALVES else t, (args, kwargs))
         out = func(*args, **kwargs)
-        return tree_map_only(torch.Tensor, lambda t: t.to(half) if t.dtype == torch.float32 else t, out)
+        return map_tensors(lambda t: t.to(half) if t.dtype == torch.float32 else t, out)
 
 
 def where():

@@ -1,6 +1,7 @@
 """The run folder."""
 
-import signal
+import ctypes
+import os
 import sys
 import time
 
@@ -17,18 +18,43 @@ from runs.folder import (
     write_bad_images,
     writes_run_folder,
 )
-from tests.helpers.commands import start
+from tests.helpers.processes import CONTEXT, start_forkserver
 from utils.errors import UserError
+from utils.files import create_json
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from runs.folder import lock_folder
-lock_folder(Path(sys.argv[1]))
-{more}
-print("held", flush=True)
-time.sleep(120)
-"""
+
+def hold_folder(folder, then, pipe):
+    """What a process does that holds a folder."""
+    lock_folder(folder)
+    then()
+    pipe.send("held")
+    time.sleep(120)
+
+
+def nothing():
+    pass
+
+
+def fork_a_worker():
+    if os.fork() == 0:
+        time.sleep(3)
+        os._exit(0)
+
+
+def fork_a_worker_that_ends():
+    if os.fork() == 0:
+        ctypes.pythonapi.Py_Exit(0)  # with Python's own finalization
+    os.wait()
+
+
+def compete_for_a_folder(parent, barrier, pipe):
+    barrier.wait()
+    try:
+        create_json(create_run_folder(parent, "r") / "args.json", {})
+        pipe.send("won")
+    except UserError as e:
+        pipe.send(str(e))
+    barrier.wait()  # the winner holds it until all have tried
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +68,18 @@ def hold():
     """Another process that holds a folder."""
     processes = []
 
-    def begin(folder, more=""):
-        processes.append(start(["-c", HOLD.format(more=more), str(folder)]))
-        assert processes[-1].stdout.readline() == "held\n"
+    def begin(folder, then=nothing):
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        start_forkserver()
+        processes.append(CONTEXT.Process(target=hold_folder, args=(folder, then, sender)))
+        processes[-1].start()
+        assert receiver.recv() == "held"
         return processes[-1]
 
     yield begin
     for process in processes:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 def test_new_run_id_is_requested_or_describes_the_run():
@@ -105,21 +134,21 @@ def test_folder_of_a_running_process_is_refused_until_it_ends_even_by_kill(tmp_p
     for take in (lock_folder, lambda folder: create_run_folder(str(folder.parent), folder.name)):
         with pytest.raises(UserError, match=f"{tmp_path} is in use by another process"):
             take(tmp_path)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     lock_folder(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_lock_does_not_live_on_in_a_forked_worker(tmp_path, hold):
-    process = hold(tmp_path, more="import os\nif os.fork() == 0:\n    time.sleep(3)\n    os._exit(0)")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = hold(tmp_path, fork_a_worker)
+    process.kill()
+    process.join()
     lock_folder(tmp_path)
 
 
 def test_forked_worker_that_ends_leaves_the_lock_to_its_parent(tmp_path, hold):
-    hold(tmp_path, more="import os\nif os.fork() == 0:\n    sys.exit(0)\nos.wait()")
+    hold(tmp_path, fork_a_worker_that_ends)
     with pytest.raises(UserError, match="in use"):
         lock_folder(tmp_path)
 
@@ -166,15 +195,16 @@ def test_folder_with_anything_worth_keeping_is_never_replaced(tmp_path, name):
 
 
 def test_processes_that_start_at_once_in_one_folder_have_one_winner(tmp_path):
-    code = (
-        "import sys, time\nfrom runs.folder import create_run_folder\nfrom utils.files import create_json\n"
-        "while time.time() < float(sys.argv[2]): pass\n"
-        "folder = create_run_folder(sys.argv[1], 'r')\ncreate_json(folder / 'args.json', {})\n"
-        "print('won', flush=True)\ntime.sleep(3)"
-    )
-    at = str(time.time() + 8)
-    processes = [start(["-c", code, str(tmp_path), at]) for _ in range(4)]
-    said = [process.communicate(timeout=60)[0] for process in processes]
+    start_forkserver()
+    barrier, pipes = CONTEXT.Barrier(4), [CONTEXT.Pipe(duplex=False) for _ in range(4)]
+    processes = [
+        CONTEXT.Process(target=compete_for_a_folder, args=(str(tmp_path), barrier, sender)) for _, sender in pipes
+    ]
+    for process in processes:
+        process.start()
+    said = [receiver.recv() for receiver, _ in pipes]
+    for process in processes:
+        process.join(60)
     assert sum("won" in text for text in said) == 1, said
     assert sum("in use by another process" in text for text in said) == 3, said
 

@@ -5,6 +5,7 @@ A fault is no part of the application: hooks are set from outside, on Lightning'
 """
 
 import ctypes
+import importlib
 import json
 import multiprocessing
 import os
@@ -14,16 +15,16 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import main_contrastive
 from tests.torture import hooks
 from utils.errors import run_cli
 
 
 def become_the_application(job: dict[str, Any], output: Any, events: Any) -> None:
-    """Run main_contrastive.py in this fresh fork and end as a process of its own does: with Python's own finalization.
+    """Run the application in this fresh fork and end as a process of its own does: with Python's own finalization.
 
-    job: "argv", "env" and "hooks", a list of (name of a function in tests/torture/hooks.py, its arguments).
-    output, events: pipes for stdout and stderr, and for the numbers of finished optimizer steps.
+    job: "main", "argv", "env" (all variables, or None to keep them) and "hooks", a list of (name of a function in
+    tests/torture/hooks.py, its arguments). output, events: pipes for stdout and stderr, and for the numbers of finished
+    optimizer steps.
     """
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
@@ -40,12 +41,14 @@ def run(job: dict[str, Any], events: int) -> int:
     os.setsid()  # so that the harness can end what this process leaves behind
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)  # under nohup or in the background some are ignored
-    os.environ.update(job["env"])
-    sys.argv = ["main_contrastive.py", *job["argv"]]
+    if job["env"]:
+        os.environ.clear()
+        os.environ.update(job["env"])
+    sys.argv = [f"{job['main']}.py", *job["argv"]]
     os.write(events, b"0\n")  # it runs
     try:
         hooks.install(job["hooks"], events)
-        run_cli(main_contrastive.main)
+        run_cli(importlib.import_module(job["main"]).main)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -15,15 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, environment
+from tests.helpers.processes import CONTEXT, start_forkserver
 from tests.torture import child
 
 Hooks = Sequence[tuple[str, dict[str, Any]]]
 LAUNCHER_POLL = 0.1  # seconds in which torchrun notices that a process failed
 PATIENCE = 120.0  # seconds after which a command that should have ended hangs
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.torture.preload"])
 _numbers = itertools.count()
 
 
@@ -31,7 +29,7 @@ class Pipe:
     """A pipe of a child process whose text is gathered as it comes, so that the child never waits for a reader."""
 
     def __init__(self) -> None:
-        self.reader, self.writer = _context.Pipe(duplex=False)
+        self.reader, self.writer = CONTEXT.Pipe(duplex=False)
         self.text = ""
         self._closing = False
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -63,16 +61,17 @@ class Rank:
         self._forked: Any = None
         if real:
             path = folder / f"job-{next(_numbers)}.json"
-            path.write_text(json.dumps(job))
+            path.write_text(json.dumps(job | {"env": None}))
             events = self.events.writer.fileno()
             argv = [sys.executable, "-m", "tests.torture.child", str(path), str(events)]
             out = self.output.writer.fileno()
-            self._own: Any = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                              pass_fds=[events])  # fmt: skip
+            self._own: Any = subprocess.Popen(argv, cwd=ROOT, env=job["env"], stdin=subprocess.DEVNULL,
+                                              stdout=out, stderr=out, pass_fds=[events])  # fmt: skip
             self.pid: int = self._own.pid
         else:
             arguments = (job, self.output.writer, self.events.writer)
-            self._forked = _context.Process(target=child.become_the_application, args=arguments)
+            start_forkserver()
+            self._forked = CONTEXT.Process(target=child.become_the_application, args=arguments)
             self._forked.start()
             self.pid = self._forked.pid
         self.output.writer.close()
@@ -98,17 +97,18 @@ class Command:
     """A command of the application: one process, or several that train together as torchrun would start them.
 
     hooks: what goes wrong, on the process `rank`, or on all with None. real: processes of their own, not forks.
+    main: "main_contrastive" or "main_linear".
     """
 
     def __init__(
         self, argv: Sequence[str], folder: Path, processes: int = 1, hooks: Hooks = (), rank: int | None = 0,
-        real: bool = False,
+        real: bool = False, main: str = "main_contrastive",
     ):  # fmt: skip
         self.began = time.monotonic()
-        group = _environment(processes)
+        job = {"main": main, "argv": list(argv)}
         self.ranks = [
-            Rank({"argv": list(argv), "env": env, "hooks": list(hooks) if rank in (None, n) else []}, folder, real)
-            for n, env in enumerate(group)
+            Rank(job | {"env": env, "hooks": list(hooks) if rank in (None, n) else []}, folder, real)
+            for n, env in enumerate(_environment(processes))
         ]
 
     def steps(self) -> list[int]:
@@ -172,14 +172,23 @@ class Ended:
         return "\n".join(self.printed)
 
 
+def run_to_end(argv: Sequence[str], folder: Path, *args: Any, **options: Any) -> Ended:
+    """How a command ends that is left alone. args, options: those of `Command`."""
+    command = Command(argv, folder, *args, **options)
+    try:
+        return command.wait()
+    finally:
+        command.end_what_is_left()
+
+
 def _environment(processes: int) -> list[dict[str, str]]:
-    """The variables of each process, as torchrun sets them."""
+    """All variables of each process: those of this one, and of several processes what torchrun adds."""
     if processes == 1:
-        return [{}]
+        return [environment()]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     world = str(processes)
     group = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "none"}  # fmt: skip
-    return [group | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
+    return [environment() | group | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]

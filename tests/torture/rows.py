@@ -16,7 +16,7 @@ from tests.helpers.commands import words
 from tests.helpers.images import class_folders
 from tests.helpers.runs import TIMINGS, checkpoint, equal
 from tests.torture.faults import ENDED, FAULTS, STEPS, Fault
-from tests.torture.launch import Command, Ended, Hooks
+from tests.torture.launch import Command, Ended, Hooks, run_to_end
 from utils.files import read_metrics
 
 PIPELINES = ("memory", "stream", "torchvision")
@@ -172,11 +172,9 @@ class Torture:
         with lock:
             if not (output / RUN / "summary.json").exists():
                 output.mkdir(parents=True)
-                command = Command(self.argv(setting, output, flags), output, setting.processes)
-                ended = command.wait()
-                command.end_what_is_left()
-                if any(ended.statuses):
-                    raise RuntimeError(f"the uninterrupted run failed: {ended.statuses} {ended.text}")
+                whole = run_to_end(self.argv(setting, output, flags), output, setting.processes)
+                if any(whole.statuses):
+                    raise RuntimeError(f"the uninterrupted run failed: {whole.statuses} {whole.text}")
         return output / RUN
 
     def row(self, fault: Fault, setting: Setting, number: int = 0) -> Row:

@@ -1,4 +1,4 @@
-"""What the process imports from which runs are forked; no thread starts here, which a fork would lose."""
+"""What the process imports from which others are forked; no thread starts here, which a fork would lose."""
 
 import gc
 import os
@@ -7,9 +7,10 @@ import matplotlib.pyplot
 import timm
 import torchvision
 
+from tests import prove
 from tests.torture import child
 
-LOADED = (matplotlib.pyplot, timm, torchvision, child)
+LOADED = (matplotlib.pyplot, timm, torchvision, prove, child)
 
 assert len(os.listdir("/proc/self/task")) == 1, "a thread was started, which forks would not have"
 gc.collect()
