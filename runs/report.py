@@ -32,7 +32,6 @@ MOST_ALARMS, LONGEST_TEXT, LONGEST_COMMAND = 50, 300, 4000
 TEMPLATES = Path(__file__).parent / "report_page"
 PICTURES = {"neighbours": "Nearest neighbours", "embedding": "Embedding", "views": "Training views",
             "attention": "Attention", "clusters": "Clusters", "confusion": "Confusion matrix"}  # fmt: skip
-CURVES = ("curves", True)  # a picture that is not shown where the numbers are drawn
 IMAGE = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/]+=*")
 Changed = Mapping[str, tuple[Any, Any]]  # flag -> (value, default)
 
@@ -66,7 +65,8 @@ class RunReport(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The row of the epoch before is in metrics.csv now."""
-        if trainer.is_global_zero and is_evaluated(trainer.current_epoch, self.every, self.total_epochs):
+        done = trainer.current_epoch
+        if done and trainer.is_global_zero and is_evaluated(done, self.every, self.total_epochs):
             self.write()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -222,14 +222,9 @@ def _pictures(folder: Path, has_curves: bool) -> tuple[list[dict[str, Any]], lis
 
 def _picture_files(folder: Path, has_curves: bool) -> Iterator[Path]:
     for path in folder.iterdir():
-        kind = path.stem.rpartition("_")[2]
-        if (
-            path.suffix == ".json"
-            and kind in PICTURES
-            or path.suffix == ".png"
-            and not path.with_suffix(".json").exists()
-            and (path.stem, has_curves) != CURVES
-        ):
+        with_data = path.suffix == ".json" and path.stem.rpartition("_")[2] in PICTURES
+        drawn = has_curves if path.stem == "curves" else path.with_suffix(".json").exists()
+        if with_data or (path.suffix == ".png" and not drawn):
             yield path
 
 

@@ -67,7 +67,7 @@ const MARGIN = { left: 46, right: 10, top: 8, bottom: 24 }, HEIGHT = 220;
 
 const niceTicks = (low, high, count) => {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
+  const step = [1, 2, 2.5, 5, 10].find((m) => m * power >= rough * 0.999) * power;
   const ticks = [];
   for (let t = Math.ceil(low / step); t * step <= high + step * 1e-9; t++) ticks.push(t * step);
   return ticks;
@@ -88,7 +88,7 @@ const draw = (chart) => {
   const x = (step) => MARGIN.left + ((step - range[0]) / (range[1] - range[0])) * (right - MARGIN.left);
   const y = (value) => bottom - ((value - floor) / (ceiling - floor)) * (bottom - MARGIN.top);
   chart.stepAt = (px) => range[0] + ((px - MARGIN.left) / (right - MARGIN.left)) * (range[1] - range[0]);
-  for (const t of niceTicks(floor, ceiling, 4)) {
+  for (const t of niceTicks(floor, ceiling, 5)) {
     svg.append(make("line", { class: "tick", x1: MARGIN.left, x2: right, y1: y(t), y2: y(t) }),
       make("text", { x: MARGIN.left - 7, y: y(t) + 4, "text-anchor": "end" }, short(t)));
   }
@@ -130,7 +130,8 @@ for (const chart of charts) {
   chart.legend = make("div", { class: "legend" });
   panel.series.forEach((series, n) => {
     const entry = make("span", { style: color(n, panel.series.length) });
-    entry.append(make("i"), document.createTextNode(`${series.name} `), make("b"));
+    const several = panel.series.length > 1; // else the title is its name
+    entry.append(...(several ? [make("i"), document.createTextNode(`${series.name} `)] : []), make("b"));
     chart.legend.append(entry);
   });
   chart.legend.append(make("span", { class: "at", "aria-live": "polite" }));

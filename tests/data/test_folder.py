@@ -29,6 +29,14 @@ def test_read_folder_takes_the_classes_of_another_split(tmp_path):
         read_folder(tmp_path, ["c0", "c1"])
 
 
+def test_name_is_that_of_the_file_below_the_folder_in_printable_characters(tmp_path):
+    class_folders(tmp_path, classes=1, each=2)
+    (tmp_path / "c0" / "0.png").rename(tmp_path / "c0" / "a\nb.png")
+    images = read_folder(tmp_path)
+    assert [images.name(i) for i in range(2)] == ["c0/1.png", "c0/a\\nb.png"]
+    assert read().train.name(7) == "image 7", "an image that was no file"
+
+
 def test_preview_shows_three_names():
     assert preview(["a", "b"]) == "a, b"
     assert preview(list("abcde")) == "a, b, c and 2 more"
