@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     with expected_messages_hidden(), deterministic_algorithms(plan.hardware.deterministic):
         trainer = build_trainer(plan, folder, callbacks, loggers, validate=data.val is not None and data.labelled)
         trainer.fit(method, datamodule=module, ckpt_path=resume and resume / "last.ckpt", weights_only=True)
-    report.finish(plan, time.time() - started)
+    report.finish(plan, time.time() - started, args.record, data.splits())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from runs.loggers import log_results
 from utils.distributed import launched_rank, rank_zero_print, reason_of
 from utils.errors import UserError
 from utils.files import last_value, read_json, read_metrics, write_text_atomically
+from utils.ledger import Images
 from utils.names import escaped
 from utils.plan import DashboardConfig, Plan, is_evaluated
 
@@ -77,9 +78,9 @@ class RunReport(Callback):
         """Write the page as the folder is now."""
         attempt_report(self.folder, self.program, self.changed)
 
-    def finish(self, plan: Plan, seconds: float) -> None:
-        """Write summary.json and the last page, and say where the run is."""
-        write_summary(self.folder, plan, seconds)
+    def finish(self, plan: Plan, seconds: float, ledger: str | None, splits: Mapping[str, Images]) -> None:
+        """Write what write_summary writes, and the last page, and say where the run is."""
+        write_summary(self.folder, plan, seconds, ledger, splits)
         if launched_rank() == 0:
             self.write()
         rank_zero_print(f"done: {self.folder}")
