@@ -64,7 +64,7 @@ def _cell(score: Score) -> str:
 def report(
     dataset: str, data: Data, rows: Rows, folder: Path, command: Mapping[str, Any], ledger: str | None = None
 ) -> None:
-    """Print the table (none where only files were asked for); write summary.json, table.json, args.json and a ledger's record.
+    """Print the table (none where only files were asked for); write its JSON files and a ledger's record.
 
     command: what led here ("argv", "flags"), for args.json. ledger: directory to record the evaluation in, if any.
     """
