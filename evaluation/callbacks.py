@@ -1,6 +1,7 @@
 """Evaluations of a run while it trains, and pictures when it ends."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
@@ -221,10 +222,12 @@ class ReportImages(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         self._write_views(trainer)
-        data = _data_module(trainer).data
-        if self.cache.has(trainer) and trainer.current_epoch + 1 < self.total_epochs:  # else Pictures draws them
+        data, epoch = _data_module(trainer).data, trainer.current_epoch + 1
+        last = epoch == self.total_epochs and len(data.train) <= MOST_IMAGES  # then Pictures draws them
+        if self.cache.has(trainer) and not last:
             train, val = self.cache.get(trainer, trainer.lightning_module)
-            write_grid(self.folder / "neighbours.json", pictures.neighbour_cells(train, val, data, self.seed))
+            grid = replace(pictures.neighbour_cells(train, val, data, self.seed), note=f"after epoch {epoch}")
+            write_grid(self.folder / "neighbours.json", grid)
 
     def _write_views(self, trainer: Trainer) -> None:
         path = self.folder / "views.json"

@@ -14,13 +14,20 @@ const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 
 // ---- the image under the pointer or the focus, with its name ----
 const tip = document.getElementById("tip");
-const showTip = (box, name, label, sheet, x, y) => {
+let tipOf = null;
+const showTip = (node, name, label, sheet, x, y) => {
   const [tile, title, kind] = tip.children;
   tile.className = `tile ${sheet}`;
   tile.style = `--x: ${x}; --y: ${y}`;
   title.textContent = name;
   kind.textContent = label;
   tip.hidden = false;
+  tipOf = node;
+  placeTip();
+};
+const placeTip = () => {
+  if (tip.hidden) return;
+  const box = tipOf.getBoundingClientRect();
   const { width, height } = tip.getBoundingClientRect();
   const right = box.right + 10 + width < innerWidth;
   tip.style.left = `${clamp(right ? box.right + 10 : box.left - 10 - width, 6, Math.max(6, innerWidth - width - 6))}px`;
@@ -29,7 +36,7 @@ const showTip = (box, name, label, sheet, x, y) => {
   tip.style.top = `${clamp(top, 6, Math.max(6, innerHeight - height - 6))}px`;
 };
 const hideTip = () => { tip.hidden = true; };
-addEventListener("scroll", hideTip, { passive: true });
+addEventListener("scroll", placeTip, { passive: true });
 
 // ---- grids of images: one stop of the tab key each, arrow keys inside ----
 for (const grid of document.querySelectorAll(".grid")) {
@@ -38,7 +45,7 @@ for (const grid of document.querySelectorAll(".grid")) {
   const show = ({ target }) => {
     if (!target.classList.contains("tile")) return;
     const place = target.style;
-    showTip(target.getBoundingClientRect(), target.dataset.name, target.dataset.label, sheet,
+    showTip(target, target.dataset.name, target.dataset.label, sheet,
       place.getPropertyValue("--x"), place.getPropertyValue("--y"));
   };
   for (const event of ["pointerover", "focusin"]) grid.addEventListener(event, show);
@@ -213,7 +220,7 @@ for (const box of document.querySelectorAll("[data-points]")) {
     mark.setAttribute("cx", place[i][0]);
     mark.setAttribute("cy", place[i][1]);
     mark.setAttribute("visibility", "visible");
-    showTip(mark.getBoundingClientRect(), points.name[i], nameOf(points.label[i]), id, i % columns, Math.floor(i / columns));
+    showTip(mark, points.name[i], nameOf(points.label[i]), id, i % columns, Math.floor(i / columns));
   };
   const leave = () => { mark.setAttribute("visibility", "hidden"); hideTip(); };
   const best = (score) => {
