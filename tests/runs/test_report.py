@@ -106,14 +106,17 @@ def test_pictures_of_an_earlier_version_are_shown_as_they_are(tmp_path):
 
 def test_state_of_a_run(tmp_path):
     folder = run_folder(tmp_path, steps=30)
-    assert "step 30 of 50" in report_page(folder, PROGRAM, {})
+    assert "step 30 of 500" in Page(report_page(folder, PROGRAM, {})).text("span")
     (folder / "post_mortem.json").write_text(json.dumps({"what": "the loss is not finite", "step": 28, "lr": 0.1,
         "noticed_at_step": 30, "last_finite": {"loss": 1.5}, "indices": list(range(50))}))  # fmt: skip
     page = Page(report_page(folder, PROGRAM, {}))
-    assert "ended at step 28 of 50" in page.text("span")
+    assert "ended at step 28 of 500" in page.text("span")
     assert "the loss is not finite at step 28" in page.text("p")
-    (folder / "summary.json").write_text("{}")
-    (folder / "metrics.csv").write_text("step,loss\n49,1\n")
+    (folder / "summary.json").write_text('{"loss": 1}')
+    assert "finished" not in Page(report_page(folder, PROGRAM, {})).text("span"), (
+        "a run that was made longer has the summary of the shorter one"
+    )
+    (folder / "metrics.csv").write_text("step,loss\n499,1\n")
     assert "finished" in Page(report_page(folder, PROGRAM, {})).text("span")
 
 
