@@ -7,8 +7,8 @@ from typing import Any
 MOST_POINTS = 400  # of a curve; of more rows the smallest and largest value of each stretch are kept
 MOST_CURVES = 60
 WORDS = {
-    "val_probe_acc": "online probe, validation",
-    "probe_acc": "online probe, training",
+    "val_probe_acc": "probe, validation",
+    "probe_acc": "probe, training",
     "nn_label_acc": "neighbours of the query's class",
     "images_per_second": "images per second",
     "data_wait_fraction": "share of time waiting for data",

@@ -12,7 +12,7 @@ def test_panels_put_the_loss_first_and_accuracies_together():
     ]
     charts = panels(rows)
     assert [(c["title"], c["unit"]) for c in charts] == [("Loss", ""), ("Accuracy", "%"), ("Learning rate", "")]
-    assert [s["name"] for s in charts[1]["series"]] == ["kNN 20", "kNN 200", "online probe, validation"]
+    assert [s["name"] for s in charts[1]["series"]] == ["kNN 20", "kNN 200", "probe, validation"]
     assert charts[0]["series"][0]["points"] == [(0, 2.0)], "JSON has no NaN"
     assert charts[2]["series"][0]["points"] == [(0, 0.1), (9, 0.2)]
     assert panels([]) == []
@@ -31,4 +31,4 @@ def test_thinned_keeps_spikes_and_the_order():
 
 def test_metric_title_is_in_words():
     titles = [metric_title(name) for name in ("knn_20", "val_probe_acc", "queue_age")]
-    assert titles == ["kNN 20", "online probe, validation", "queue age"]
+    assert titles == ["kNN 20", "probe, validation", "queue age"]
