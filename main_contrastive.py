@@ -14,14 +14,15 @@ from backbones.build import build_backbone, choose_stem
 from backbones.load import backbone_metadata, load_pretrained
 from backbones.teacher import with_teacher
 from cli.plan import describe, notes, resolve
-from cli.pretrain import method_args, parse_pretraining, parse_resumed
+from cli.pretrain import changed_pretraining_flags, method_args, parse_pretraining, parse_resumed
 from data.datasets import DATASETS, read_dataset, training_set
 from data.pipelines.choose import build_pipeline, choose_pipeline, worker_notes
 from data.views import view_specs
 from evaluation.callbacks import evaluation_callbacks
 from methods import METHODS
-from runs.folder import open_run_folder, write_bad_images, write_summary, writes_run_folder
+from runs.folder import open_run_folder, write_bad_images, writes_run_folder
 from runs.loggers import build_loggers, log_pictures
+from runs.report import RunReport
 from runs.resume import continued_plan, pop_resume_flag, resume_argv
 from runs.trainer import build_trainer, deterministic_algorithms, expected_messages_hidden, training_callbacks
 from utils.distributed import rank_zero_print
@@ -66,14 +67,13 @@ def main(argv: list[str]) -> None:
     if plan.hardware.compile:
         method.compile_losses()
     evaluations = evaluation_callbacks(plan, folder, data.val is not None, log_pictures)
-    to_resume, facts = f"python3 main_contrastive.py --resume {folder}", backbone_metadata(asdict(plan))
-    callbacks = training_callbacks(plan, folder, evaluations, facts, to_resume)
+    report = RunReport(folder, "python3 main_contrastive.py", changed_pretraining_flags(argv, METHODS, DATASETS), plan)
+    callbacks = training_callbacks(plan, folder, evaluations, backbone_metadata(asdict(plan)), report)
     loggers = build_loggers(plan.logging.dashboard, vars(args), folder, resumed=resume is not None)
     with expected_messages_hidden(), deterministic_algorithms(plan.hardware.deterministic):
         trainer = build_trainer(plan, folder, callbacks, loggers, validate=data.val is not None and data.labelled)
         trainer.fit(method, datamodule=module, ckpt_path=resume and resume / "last.ckpt", weights_only=True)
-    write_summary(folder, plan, time.time() - started, args.record, data.splits())
-    rank_zero_print(f"done: {folder}")
+    report.finish(plan, time.time() - started, args.record, data.splits())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import backbones.load as load
 from backbones.build import at_layer, build_backbone, part_name
 from backbones.export import check_target, export_backbone, run_card
 from backbones.match_keys import key_flags
-from cli.evaluate import DEFAULT_RUN_NAME, parse_evaluation
+from cli.evaluate import DEFAULT_RUN_NAME, changed_evaluation_flags, parse_evaluation
 from cli.plan import dashboard_config
 from data.datasets import DATASETS, read_dataset
 from data.pipelines.evaluation_modules import evaluation_modules
@@ -18,7 +18,7 @@ from evaluation.evaluations import EVALUATIONS, evaluate, resolve_settings
 from evaluation.table import report
 from evaluation.target import RAW_PIXELS, EvaluationTarget, NetworkInfo, Networks, RawPixels, pretrained_info
 from runs.folder import new_run_id, temporary_on_error, write_bad_images, writes_run_folder
-from runs.loggers import log_results
+from runs.report import publish_results
 from utils.distributed import destroy_process_group, rank, rank_zero_print
 from utils.errors import run_cli
 from utils.hardware import choose_hardware, local_device, start_processes
@@ -61,7 +61,8 @@ def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], 
         write_bad_images(folder, data.bad)
     if rank() == 0:
         report(args.dataset, data, rows, folder, {"argv": argv, "flags": vars(args)}, args.record)
-        log_results(dashboard, vars(args), folder, all_numbers(rows))
+        changed = changed_evaluation_flags(argv, list(DATASETS), EVALUATIONS)
+        publish_results(dashboard, vars(args), folder, all_numbers(rows), "python3 main_linear.py", changed)
     return rows
 
 

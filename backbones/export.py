@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import io
 import logging
@@ -80,6 +81,27 @@ def run_card(
         }
         card |= scores_of(online, "online, top-1 in %")
     return card | scores_of(scores)
+
+
+@functools.cache
+def loading_code(file: str, backbone: str, stem: str, patch_size: str, pool: str, size: int) -> str:
+    """Python code that loads the backbone of a run from its `file`: with timm where timm has this network.
+
+    patch_size, pool: as in a run's metadata, "None" for the network's own. size: side of its views in pixels.
+    """
+    with contextlib.suppress(UserError):
+        if stem != "small":
+            _, constructor = _timm_model({"backbone": backbone, "patch_size": patch_size}, size)
+            return _library_code(file, "timm", constructor, pool)
+    options = "" if pool == "None" else f", pool={pool!r}"
+    options += "" if patch_size == "None" else f", patch_size={patch_size}"
+    return (
+        f"from backbones.build import build_backbone\n"
+        f"from backbones.load import load_backbone, open_weights\n"
+        f"from utils.plan import BackboneConfig\n\n"
+        f"network, width = build_backbone(BackboneConfig({backbone!r}, {stem!r}{options}), {size})\n"
+        f"load_backbone(open_weights({file!r}), network)"
+    )
 
 
 def _library_code(file: str, library: str, constructor: str, pool: str) -> str:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cli.flags import (
     DASHBOARD_RULES,
@@ -18,7 +18,7 @@ from cli.flags import (
     add_positionals,
     view_size,
 )
-from cli.parser import Parser, Rule, check_used
+from cli.parser import Parser, Rule, changed_flags, check_used
 from utils.arg_types import positive_int
 from utils.errors import UserError
 from utils.optim import FlagGroup
@@ -74,6 +74,14 @@ def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: 
     for name in args.evaluation:
         _check_evaluation(args, name, evaluations[name])
     return args
+
+
+def changed_evaluation_flags(
+    argv: Sequence[str], datasets: Sequence[str], evaluations: Evaluations
+) -> dict[str, tuple[Any, Any]]:
+    """Flag -> (value, default) of what an evaluation sets."""
+    defaults = _parser(datasets, evaluations).flag_defaults()
+    return changed_flags(parse_evaluation(argv, datasets, evaluations), defaults)
 
 
 def _names(args: Namespace, evaluations: Evaluations) -> list[str]:

@@ -85,6 +85,13 @@ class Parser(ArgumentParser):
             raise UserError(f"unknown argument {shown(flag)}{_flag_hint(flag, known)}; --help lists all")
         return args
 
+    def flag_defaults(self) -> dict[str, Any]:
+        """Name -> default of each flag, as it is where the flag is not typed."""
+        flags = [a for a in self._actions if a.option_strings and a.dest != "help"]
+        defaults = {action.dest: self.get_default(action.dest) for action in flags}
+        texts = {a.dest: self._get_value(a, defaults[a.dest]) for a in flags if isinstance(defaults[a.dest], str)}
+        return defaults | texts
+
     def typed_flags(self, argv: Sequence[str]) -> set[str]:
         """Names of the arguments that argv gives a value, also where it is the default. Forgets the defaults."""
         self._defaults.clear()  # set_defaults() would make a method's defaults look typed
@@ -92,6 +99,12 @@ class Parser(ArgumentParser):
             action.default = argparse.SUPPRESS
             action.required = False
         return set(vars(self.parse_known_args(argv)[0]))
+
+
+def changed_flags(args: Namespace, defaults: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Flag -> (value, default) of the flags whose values are not the defaults."""
+    values = vars(args)
+    return {f"--{n}": (values[n], default) for n, default in defaults.items() if n in values and values[n] != default}
 
 
 def _is_value(word: str) -> bool:

@@ -18,7 +18,7 @@ from cli.flags import (
     drop_probability,
     view_size,
 )
-from cli.parser import Parser, Rule, check_used
+from cli.parser import Parser, Rule, changed_flags, check_used
 from utils.arg_types import area_share, count, interval, nonnegative_float, positive_float, positive_int, probability
 from utils.errors import UserError, did_you_mean
 from utils.heads import PREDICTOR_FLAGS, has_predictor
@@ -87,14 +87,28 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     dataset = next((word for word in argv if word in datasets), None)  # so that --help shows its defaults
     parser = _parser(name, methods, datasets, datasets[dataset].views if dataset else {})
     first = parser.parse_strictly(argv, flags_of_others)
-    multi_crop = MULTI_CROP_VIEWS if first.small_views else {}
-    defaults = methods[name].length_defaults(first.epochs) | multi_crop | datasets[first.dataset].views
+    defaults = _defaults(first, methods, datasets)
     args = _parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others)
     typed = _parser(name, methods, datasets, {}).typed_flags(argv)
     args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)
     check_used(args, typed, [*RULES, *methods[name].flag_rules])
     return args
+
+
+def _defaults(args: Namespace, methods: Methods, datasets: Datasets) -> dict[str, Any]:
+    """The defaults that depend on other flags."""
+    multi_crop = MULTI_CROP_VIEWS if args.small_views else {}
+    return methods[args.method].length_defaults(args.epochs) | multi_crop | datasets[args.dataset].views
+
+
+def changed_pretraining_flags(argv: Sequence[str], methods: Methods, datasets: Datasets) -> dict[str, tuple[Any, Any]]:
+    """Flag -> (value, default) of what a command sets; the defaults are those of its method, data set and length."""
+    args = parse_pretraining(argv, methods, datasets)
+    defaults = _parser(args.method, methods, datasets, _defaults(args, methods, datasets)).flag_defaults()
+    usual = Namespace(**defaults | {"small_views": args.small_views})
+    usual = _without_values_of_small_views(usual, methods[args.method].large_views, set())
+    return changed_flags(args, vars(usual) | {"small_views": defaults["small_views"]})
 
 
 def parse_resumed(

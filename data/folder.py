@@ -37,6 +37,9 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    def name(self, i: int) -> str:
+        return escaped(self.names[i])
+
     def path(self, i: int) -> str:
         return os.path.join(self.root, self.names[i])
 

@@ -25,6 +25,9 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, i: int) -> str:
+        """The name of image i for people: of its file below the folder, else its number."""
+
     def decode(self, i: int) -> Tensor:
         """Image i as (3, H, W) uint8."""
 
@@ -47,6 +50,9 @@ class ArrayImages:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def name(self, i: int) -> str:
+        return f"image {i}"
 
     def decode(self, i: int) -> Tensor:
         return self.pixels[i]

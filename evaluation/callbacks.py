@@ -1,17 +1,21 @@
 """Evaluations of a run while it trains, and pictures when it ends."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from evaluation import pictures
 from evaluation.features import FeatureSet, extract
 from evaluation.interfaces import Data, EvaluationData
 from evaluation.knn import knn_accuracy
+from evaluation.report_data import first_images, views_grid, write_grid
+from utils.batch import Batch
 from utils.distributed import (
     ProcessError,
     broadcast_str,
@@ -24,11 +28,20 @@ from utils.distributed import (
 from utils.errors import UserError
 from utils.files import last_value, read_metrics
 from utils.plan import Plan, is_evaluated
+from utils.vision_transformer import has_class_attention, require_vision_transformer
 
 T = TypeVar("T")
 LogPictures = Callable[[Sequence[Logger], Sequence[Path]], None]
+
 CURVES = ("loss", "probe_acc", "val_probe_acc", "knn_20", "knn_200", "nn_label_acc")
 MOST_IMAGES = 100_000  # training images above which no features are extracted for pictures alone
+
+
+@runtime_checkable
+class EvaluatedModule(Protocol):
+    """A module that is evaluated by one of its networks."""
+
+    def eval_backbone(self) -> nn.Module: ...
 
 
 def _data_module(trainer: Trainer) -> EvaluationData:
@@ -54,6 +67,10 @@ class FeatureCache:
                 }
             self._step = trainer.global_step
         return self._features["train"], self._features.get("val")
+
+    def has(self, trainer: Trainer) -> bool:
+        """Whether the features of this step are here already, on every rank alike."""
+        return self._step == trainer.global_step
 
 
 def attempt(what: str, evaluation: Callable[[], T], also_user_errors: bool = False) -> T | None:
@@ -138,6 +155,9 @@ class Pictures(Callback):
         if len(data.train) <= MOST_IMAGES:  # the extraction is shared by all ranks
             features = attempt("the extraction of features", lambda: self.cache.get(trainer, pl_module))
             drawings += self._of_features(*features, data) if features else []
+        network = pl_module.eval_backbone() if isinstance(pl_module, EvaluatedModule) else None
+        if network is not None and has_class_attention(network):
+            drawings.append(lambda: self._attention(trainer, network, pl_module.device))
         paths = [
             attempt("a picture", lambda draw=draw: run_on_first_rank(draw), also_user_errors=True)  # type: ignore[misc]
             for draw in drawings
@@ -166,11 +186,54 @@ class Pictures(Callback):
 
         def embedding() -> Path:
             path = self.folder / "embedding.png"
-            pictures.embedding(path, shown, data.train.classes, self.seed)
+            pictures.embedding(path, shown, data.train.classes, self.seed, "tsne", images)
             return path
 
-        shown = val or train
+        shown, images = (train, data.train) if val is None or data.val is None else (val, data.val)
         return [neighbours] * (len(train.x) > 1) + [embedding] * (len(shown.x) >= 4)
+
+    def _attention(self, trainer: Trainer, network: nn.Module, device: torch.device) -> Path:
+        path = self.folder / "attention.png"
+        transformer = require_vision_transformer(network, "a picture of attention")
+        pictures.attention(path, transformer, _data_module(trainer), device, self.seed)
+        return path
+
+
+class ReportImages(Callback):
+    """Data of the run's report while it trains: views of the first batch, and neighbours at each evaluation.
+
+    every: epochs between two evaluations. A step only keeps a copy of its first images, and only the first one.
+    """
+
+    def __init__(self, cache: FeatureCache, folder: Path, seed: int, every: int, total_epochs: int):
+        self.cache, self.folder, self.seed, self.every, self.total_epochs = cache, folder, seed, every, total_epochs
+        self._first: tuple[int, Batch] | None = None  # a step, and the first images of its batch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self._first is None:
+            self._first = trainer.global_step, first_images(batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_evaluated(trainer.current_epoch + 1, self.every, self.total_epochs):
+            attempt("the report's data", lambda: run_on_first_rank(lambda: self._write(trainer)), also_user_errors=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        attempt("the report's data", lambda: run_on_first_rank(lambda: self._write_views(trainer)), True)
+
+    def _write(self, trainer: Trainer) -> None:
+        self._write_views(trainer)
+        data, epoch = _data_module(trainer).data, trainer.current_epoch + 1
+        last = epoch == self.total_epochs and len(data.train) <= MOST_IMAGES  # then Pictures draws them
+        if self.cache.has(trainer) and not last:
+            train, val = self.cache.get(trainer, trainer.lightning_module)
+            grid = replace(pictures.neighbour_cells(train, val, data, self.seed), note=f"after epoch {epoch}")
+            write_grid(self.folder / "neighbours.json", grid)
+
+    def _write_views(self, trainer: Trainer) -> None:
+        path = self.folder / "views.json"
+        if self._first is not None and not path.exists():
+            step, batch = self._first
+            write_grid(path, views_grid(batch, _data_module(trainer).data, step))
 
 
 def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: LogPictures) -> list[Callback]:
@@ -185,4 +248,5 @@ def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: 
         classes = plan.training_set.num_classes
         epochs = plan.schedule.total_epochs
         callbacks.append(OnlineKNN(cache, logging.knn_every, logging.knn_k, classes, epochs, folder))
-    return [*callbacks, Pictures(cache, folder, plan.seed, log_pictures)]
+    images = ReportImages(cache, folder, plan.seed, plan.logging.knn_every, plan.schedule.total_epochs)
+    return [*callbacks, images, Pictures(cache, folder, plan.seed, log_pictures)]

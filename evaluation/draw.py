@@ -46,7 +46,9 @@ def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[S
         names = ("neighbours", "embedding", "confusion", "attention")
         path = {n: target.folder / f"{target.file_name}_{n}.png" for n in names}
         pictures.neighbours(path["neighbours"], train, val, data, target.seed)
-        pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection)
+        images = data.train if val is None or data.val is None else data.val
+        pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection,
+                           images)  # fmt: skip
         if settings.k and labelled is not None and len(labelled.x):
             predicted = knn_predictions(train, labelled, [settings.k], target.classes, target.device)[settings.k]
             pictures.confusion(path["confusion"], labelled.y, predicted, data.train.classes)

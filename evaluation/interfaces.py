@@ -18,6 +18,10 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, i: int) -> str:
+        """The name of image i for people."""
+        ...
+
     def decode(self, i: int) -> Tensor:
         """(3, H, W) uint8."""
         ...

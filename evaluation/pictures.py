@@ -18,6 +18,7 @@ from torch import Tensor
 from evaluation.features import FeatureSet, evaluation_mode
 from evaluation.interfaces import Data, EvaluationData, Images
 from evaluation.knn import neighbours as nearest
+from evaluation.report_data import Cell, Grid, cell, class_name, write_grid, write_points
 from utils.errors import UserError
 from utils.files import replaced_atomically
 from utils.vision_transformer import class_token_attention
@@ -83,9 +84,11 @@ def montage(path: Path, ids: Tensor, distance: Tensor, images: Images, clusters:
     rows = []
     for one in some:
         members = (ids == one).nonzero().flatten()
-        rows.append([_pixels(images, int(i)) for i in members[distance[members].argsort(stable=True)[:each]]])
+        rows.append([cell(images, int(i)) for i in members[distance[members].argsort(stable=True)[:each]]])
     labels = [f"cluster {int(one)}\n{int(size[one]):,} images" for one in some]
-    _grid(path, rows, [["black"] * len(row) for row in rows], labels, {0: "nearest"})
+    write_grid(path.with_suffix(".json"), Grid(rows, labels, {0: "nearest"}))
+    _grid(path, [[c.pixels for c in row] for row in rows], [["black"] * len(row) for row in rows], labels,
+          {0: "nearest"})  # fmt: skip
 
 
 def attention_maps(path: Path, images: Tensor, attention: Tensor, labels: list[str]) -> None:
@@ -104,6 +107,8 @@ def attention_maps(path: Path, images: Tensor, attention: Tensor, labels: list[s
     titles = {0: "image", 1: "mean"} | {2 + head: f"head {head + 1}" for head in range(min(heads, HEADS))}
     note = "attention of the class token to the patches in the last block; each map from 0 (black) to its maximum"
     note += f"; {HEADS} of {heads} heads" if heads > HEADS else ""
+    cells = [[Cell(pixels, titles.get(column, "")) for column, pixels in enumerate(row)] for row in rows]
+    write_grid(path.with_suffix(".json"), Grid(cells, labels, titles, note))
     _grid(path, rows, [["black"] * len(row) for row in rows], labels, titles, note)
 
 
@@ -124,7 +129,7 @@ def attention(path: Path, network: VisionTransformer, data: EvaluationData, devi
         maps = class_token_attention(network, batch.views[0])
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (data.data.mean, data.data.std))
     labels = images.labels[chosen].tolist()
-    names = [_class_name(data.data.train, label) if label >= 0 else "" for label in labels]
+    names = [class_name(data.data.train, label) for label in labels]
     attention_maps(path, batch.views[0] * std + mean, maps, names)
 
 
@@ -160,7 +165,16 @@ def _grid(
 
 
 def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: Data, seed: int) -> None:
-    """Draw ten validation images, spread over the classes, beside their eight nearest training images.
+    """Draw the rows of `neighbour_cells`, and write them for the report."""
+    grid = neighbour_cells(bank, queries, data, seed)
+    write_grid(path.with_suffix(".json"), grid)
+    pixels = [[c.pixels for c in row] for row in grid.rows]
+    correct = np.array([[c.matches for c in row[1:]] for row in grid.rows]) if grid.labels else None
+    neighbour_grid(path, [row[0] for row in pixels], [row[1:] for row in pixels], correct, list(grid.labels))
+
+
+def neighbour_cells(bank: FeatureSet, queries: FeatureSet | None, data: Data, seed: int) -> Grid:
+    """Choose ten validation images, spread over the classes, and find their eight nearest training images.
 
     bank, queries: features of `data.train` and of `data.val`. Without validation images the queries are the first
     hundred training images, and the bank is the others.
@@ -170,23 +184,18 @@ def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: D
         first, query_images = min(100, len(bank.x) // 2), data.train
         queries, bank = FeatureSet(bank.x[:first], bank.y[:first]), FeatureSet(bank.x[first:], bank.y[first:])
     assert query_images is not None
-    chosen, rows = nearest_rows(bank, queries, k=8, count=10, seed=seed)
+    chosen, found = nearest_rows(bank, queries, k=8, count=10, seed=seed)
     labelled = bool((bank.y >= 0).any())
-    neighbour_grid(
-        path,
-        [_pixels(query_images, int(i)) for i in chosen],
-        [[_pixels(data.train, int(i) + first) for i in row] for row in rows],
-        (bank.y[rows] == queries.y[chosen][:, None]).numpy() if labelled else None,
-        [_class_name(data.train, int(y)) for y in queries.y[chosen]] if labelled else [],
+    right = (
+        (bank.y[found] == queries.y[chosen][:, None]).tolist() if labelled else [[None] * found.shape[1]] * len(found)
     )
-
-
-def _pixels(images: Images, i: int) -> NDArray:
-    return images.decode(i).permute(1, 2, 0).numpy()
-
-
-def _class_name(images: Images, label: int) -> str:
-    return images.classes[label] if images.classes else str(label)
+    names = [class_name(data.train, int(y)) for y in queries.y[chosen]]
+    rows = [
+        [cell(query_images, q, name), *(cell(data.train, i + first, None, m) for i, m in zip(row, match, strict=True))]
+        for q, name, row, match in zip(chosen.tolist(), names, found.tolist(), right, strict=True)
+    ]
+    titles = {0: "query", 1: "nearest", found.shape[1]: f"{found.shape[1]}th"}
+    return Grid(rows, names if labelled else [], titles)
 
 
 def confusion(path: Path, labels: Tensor, predicted: Tensor, names: Sequence[str]) -> None:
@@ -247,12 +256,25 @@ PROJECTIONS: dict[str, tuple[str, Callable[[NDArray, int], NDArray]]] = {
 }
 
 
-def embedding(path: Path, features: FeatureSet, names: Sequence[str], seed: int, projection: str = "tsne") -> None:
-    """Draw features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS."""
+def embedding(
+    path: Path,
+    features: FeatureSet,
+    names: Sequence[str],
+    seed: int,
+    projection: str = "tsne",
+    images: Images | None = None,
+) -> None:
+    """Draw features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS.
+
+    images: of the features, with which the points are written for the report too.
+    """
     order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
     x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
     name, project = PROJECTIONS[projection]
     flat = project(x, seed)
+    title = f"{name} of the features of {len(x):,} images"
+    if images is not None:
+        write_points(path.with_suffix(".json"), flat, features.y[order], images, order.tolist(), names, title)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     if (y >= 0).any():
@@ -266,7 +288,7 @@ def embedding(path: Path, features: FeatureSet, names: Sequence[str], seed: int,
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     else:
         axes.scatter(flat[:, 0], flat[:, 1], s=12, color="#336699")
-    axes.set(xticks=[], yticks=[], title=f"{name} of the features of {len(x):,} images")
+    axes.set(xticks=[], yticks=[], title=title)
     _save(figure, path)
 
 

@@ -38,15 +38,21 @@ def column_title(score: Score) -> str:
 
 
 def table(rows: Sequence[ResultRow]) -> str:
-    """A line per row, a column per score; a deviation beside its mean, "-" where a row lacks a score."""
+    """The lines of the table as aligned text."""
+    lines = table_cells(rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def table_cells(rows: Sequence[ResultRow]) -> list[list[str]]:
+    """Titles of the columns, then a line per row, a column per score; a deviation beside its mean, "-" for none."""
     columns = list(dict.fromkeys(column_title(score) for row in rows for score in row.scores))
     lines = [["", *columns]]
     for row in rows:
         cells = {column_title(score): _cell(score) for score in row.scores}
         lines.append([row.title, *(cells.get(column, "-") for column in columns)])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    return lines
 
 
 def _cell(score: Score) -> str:
@@ -58,7 +64,7 @@ def _cell(score: Score) -> str:
 def report(
     dataset: str, data: Data, rows: Rows, folder: Path, command: Mapping[str, Any], ledger: str | None = None
 ) -> None:
-    """Print the table (none where only files were asked for); write summary.json, args.json and a ledger's record.
+    """Print the table (none where only files were asked for); write its JSON files and a ledger's record.
 
     command: what led here ("argv", "flags"), for args.json. ledger: directory to record the evaluation in, if any.
     """
@@ -69,6 +75,7 @@ def report(
     print(f"\n{folder}")
     write_json(folder / "args.json", {**command, **provenance()})
     write_json(folder / "summary.json", {row.title: row.as_json() for row in rows})
+    write_json(folder / "table.json", {"kind": "table", "lines": table_cells(rows)})
     if ledger:
         write_record(Path(ledger), folder.name, _record(dataset, data, rows, command))
 

@@ -30,6 +30,9 @@ BEFORE_CHECKPOINT = {
     "bad_images.txt",
     "post_mortem.json",
     "alarms.json",
+    "views.json",
+    "neighbours.json",
+    "report.html",
     "wandb",
 }  # and pictures
 LONGEST_NAME = 100  # bytes of --name in an automatic run id; data set, backbone and time follow

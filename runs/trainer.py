@@ -20,6 +20,7 @@ from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, WaitForSave
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
 from runs.precision import build_precision
+from runs.report import RunReport
 from runs.resume import LearningRateOfPlan
 from runs.signals import SignalHandler
 from runs.strategy import FailingTogetherDDP
@@ -74,11 +75,11 @@ def slurm_without_requeueing() -> list[SLURMEnvironment]:
 
 
 def training_callbacks(
-    plan: Plan, folder: Path, evaluations: Sequence[Callback], metadata: dict[str, str], resume_command: str
+    plan: Plan, folder: Path, evaluations: Sequence[Callback], metadata: dict[str, str], report: RunReport
 ) -> list[Callback]:
     """The callbacks of a run in their order: the epoch is checked, then saved, then evaluated, and all of it printed.
 
-    metadata: for backbone.safetensors. resume_command: printed when the run is interrupted.
+    metadata: for backbone.safetensors. report: comes last, and knows the command that resumes the run.
     """
     finite = NonFiniteLossCheck(plan.logging.log_every, folder)
     checkpoint = CheckpointCallback(folder, metadata, plan.checkpoint, plan.logging.log_every, finite.check_before_save)
@@ -94,7 +95,8 @@ def training_callbacks(
         WaitForSave(plan.logging.knn_every, plan.schedule.total_epochs),
         *evaluations,
         ProgressBar(plan.schedule, plan.logging),
-        SignalHandler(checkpoint, plan.batch, plan.logging, resume_command),
+        SignalHandler(checkpoint, plan.batch, plan.logging, report.to_resume),
+        report,
     ]
 
 

@@ -30,6 +30,7 @@ ONLY_IN = {  # libraries that one file alone may import
 OWN_WORDS = {  # words that only these rooms may use in a string: commands, and flags that a room defines
     "main_contrastive": set(),
     "main_linear": set(),
+    "main_report": set(),
     "--evaluation": {"evaluation", "cli"},  # cli defines the flag; the names of evaluations come from their registry
 }
 FILES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))

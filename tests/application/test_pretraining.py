@@ -27,7 +27,8 @@ def test_run_folder_holds_the_documented_files_and_numbers(tmp_path, few, capsys
     main_contrastive.main(["custom", *words("nnclr", tmp_path, *few)[1:], "--run_id", "r"])
     folder = tmp_path / "r"
     names = {"args.json", "metrics.csv", "last.ckpt", "previous.ckpt", "backbone.safetensors", "summary.json",
-             "curves.png", "neighbours.png", "embedding.png", "alarms.json"}  # fmt: skip
+             "curves.png", "neighbours.png", "embedding.png", "alarms.json", "views.json", "neighbours.json",
+             "embedding.json", "report.html"}  # fmt: skip
     assert {p.name for p in folder.iterdir()} == names
     assert "queue larger than the data set" in (folder / "alarms.json").read_text()
     args = json.loads((folder / "args.json").read_text())

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from backbones.build import TORCHVISION, build_backbone
-from backbones.export import check_target, export_backbone, run_card
+from backbones.export import check_target, export_backbone, loading_code, run_card
 from backbones.load import open_weights, read_metadata, save_backbone
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from utils.errors import UserError
@@ -353,3 +353,23 @@ def test_export_of_a_transformer_with_its_own_patches_and_pooling(tmp_path, monk
     own = run_code_of(written, tmp_path, monkeypatch, lines=4)["network"]
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(own(images), features(backbone, images))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "pool", "library"),
+    [("test_resnet.r160_in1k", "imagenet", "None", "timm"), ("resnet18", "small", "None", "backbones"),
+     ("test_vit", "imagenet", "avg", "timm")],
+)  # fmt: skip
+def test_loading_code_loads_the_backbone_of_a_run(tmp_path, monkeypatch, name, stem, pool, library):
+    patch = "4" if name == "test_vit" else "None"
+    config = BackboneConfig(name, stem, patch_size=int(patch) if patch != "None" else None,
+                            pool=None if pool == "None" else pool)  # fmt: skip
+    network, _ = build_backbone(config, 32)
+    save_backbone(tmp_path / "backbone.safetensors", network, {"backbone": name})
+    code = loading_code("backbone.safetensors", name, stem, patch, pool, 32)
+    assert library in code.splitlines()[0]
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code, found)
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(features(found["network"], images), features(network, images))

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from cli.evaluate import parse_evaluation
+from cli.evaluate import changed_evaluation_flags, parse_evaluation
 from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
 from utils.errors import UserError
@@ -109,3 +109,10 @@ def test_help_groups_flags_by_the_evaluations_that_read_them(capsys):
 )
 def test_parse_evaluation_accepts_the_flags_of_a_named_evaluation(text, flag, value):
     assert vars(parse(text))[flag] == value
+
+
+def test_changed_flags_of_an_evaluation():
+    argv = shlex.split("digits resnet18 --pretrained_feature_extractor w --evaluation knn --knn_k 20 200 --seed 3")
+    changed = changed_evaluation_flags(argv, list(DATASETS), EVALUATIONS)
+    expected = {"--pretrained_feature_extractor": (["w"], None), "--evaluation": (["knn"], None), "--seed": (3, 0)}
+    assert changed == expected

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.parser import Parser, check_used
+from cli.parser import Parser, changed_flags, check_used
 from utils.errors import UserError
 
 
@@ -76,3 +76,13 @@ def test_line_breaks_in_arguments_do_not_break_the_line():
     assert r"unknown argument a\nb; --help" in refused("a\nb")
     assert r"--x\u2028y" in refused("--x\u2028y")
     assert "\n" not in refused("--gpus", "1\n2")
+
+
+def test_changed_flags_compares_with_defaults_as_they_are_parsed():
+    p = parser()
+    p.add_argument("--share", type=float, default="0.5")
+    defaults = p.flag_defaults()
+    assert (defaults["share"], defaults["scale"]) == (0.5, [0.1, 1.0])
+    assert "help" not in defaults
+    args = p.parse_strictly(["--share", "0.5", "--lr", "0.1", "--scale", "0.1", "0.9"], {})
+    assert changed_flags(args, defaults) == {"--scale": ([0.1, 0.9], [0.1, 1.0])}

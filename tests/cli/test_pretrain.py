@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from cli.pretrain import method_args, parse_pretraining
+from cli.pretrain import changed_pretraining_flags, method_args, parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
 from methods.base import Method
@@ -191,3 +191,17 @@ def test_help_groups_the_most_used_flags_first(capsys):
     titles = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles[:4] == ["positional arguments:", "options:", "common:", "method simclr:"]
     assert shown.index("--method") < shown.index("--epochs") < shown.index("--lars_eta") < shown.index("--wandb")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("digits resnet18", {}),
+        ("digits resnet18 --method byol --epochs 100", {"--method": ("byol", "simclr")}),
+        ("digits resnet18 --lr 0.5 --seed 0", {"--lr": (0.5, 0.3)}),
+        ("cifar10 resnet18 --checkpoint_every 5m", {"--checkpoint_every": ((300, "seconds"), (1, "epochs"))}),
+        ("imagenet resnet18 --method byol --small_views 2", {"--method": ("byol", "simclr"), "--small_views": (2, 0)}),
+    ],
+)
+def test_changed_flags_are_those_that_differ_from_the_defaults_of_the_method_and_the_data_set(text, expected):
+    assert changed_pretraining_flags(shlex.split(text), METHODS, DATASETS) == expected

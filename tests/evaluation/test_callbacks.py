@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, attempt, evaluation_callbacks
+from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, ReportImages, attempt, evaluation_callbacks
 from evaluation.features import extract
 from evaluation.knn import knn_accuracy
 from tests.helpers.commands import plan_of
@@ -65,9 +65,9 @@ def test_no_knn_without_labels_or_validation_images(tmp_path, knn_every, classes
     _, plan = plan_of("simclr", "--knn_every", "1")
     plan = replace(plan, logging=replace(plan.logging, knn_every=int(knn_every)),
                    training_set=replace(plan.training_set, num_classes=classes))  # fmt: skip
-    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, has_val, print)] == [Pictures]
+    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, has_val, print)] == [ReportImages, Pictures]
     _, plan = plan_of("simclr")
-    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, True, print)] == [OnlineKNN, Pictures]
+    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, True, print)] == [OnlineKNN, ReportImages, Pictures]
 
 
 def test_pictures_are_drawn_when_training_ends(tmp_path, monkeypatch):
@@ -156,3 +156,34 @@ def test_picture_that_cannot_be_written_is_one_line_and_the_others_are_drawn(tmp
     lines = capsys.readouterr().out.splitlines()
     assert [line.count("File too large") for line in lines] == [1, 1]
     assert "the run goes on" in lines[0]
+
+
+def test_report_images_are_views_of_the_first_step_and_neighbours_at_each_evaluation(tmp_path, monkeypatch):
+    module, cache = Module(), FeatureCache()
+    callback = ReportImages(cache, tmp_path, 0, every=2, total_epochs=5)
+    (batch, *_) = trainer_at(0).datamodule.augmented_loader(range(20), CPU)
+    for step in range(2):
+        callback.on_train_batch_start(trainer_at(step), module, batch, step)
+    written = []
+    for epoch in range(5):
+        trainer = trainer_at(epoch + 1, epoch)
+        trainer.lightning_module = module
+        (tmp_path / "neighbours.json").unlink(missing_ok=True)
+        if epoch != 1:  # the evaluation of the second epoch failed, and left no features
+            cache.get(trainer, module)
+        callback.on_train_epoch_end(trainer, module)
+        written += [
+            epoch for path in tmp_path.glob("neighbours.json") if f"after epoch {epoch + 1}" in path.read_text()
+        ]
+    assert written == [3], "Pictures draws the last ones"
+    assert "step 0" in (tmp_path / "views.json").read_text()
+
+
+def test_report_images_that_fail_are_a_line(tmp_path, capsys):
+    callback = ReportImages(FeatureCache(), tmp_path, 0, every=1, total_epochs=5)
+    (batch, *_) = trainer_at(0).datamodule.augmented_loader(range(20), CPU)
+    callback.on_train_batch_start(trainer_at(0), None, batch, 0)
+    with largest_file(100):
+        callback.on_train_epoch_end(trainer_at(1), None)
+    assert "the report's data failed" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
