@@ -23,8 +23,8 @@ def advice(plan: Plan, modules: Iterable[nn.Module]) -> list[str]:
     queue = max((len(module.rows) for module in modules if isinstance(module, FeatureQueue)), default=0)
     if queue > seen:
         found.append(
-            f"the queue of {queue:,} rows is larger than the {seen:,} images of an epoch, so it holds old embeddings of "
-            f"the same images; a queue of at most {seen:,} rows has none"
+            f"the queue of {queue:,} rows is larger than the {seen:,} images of an epoch, so it holds old embeddings "
+            f"of the same images; a queue of at most {seen:,} rows has none"
         )
     if schedule.steps_per_epoch < FEW_STEPS:
         found.append(

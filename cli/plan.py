@@ -157,12 +157,12 @@ def _check_batch(batch: BatchConfig, images: int) -> None:
 
 
 def describe(
-    plan: Plan, pipeline: str, method_settings: Mapping[str, Any], parameters: int, checkpoint_bytes: int
+    plan: Plan, pipeline: str, reason: str, method_settings: Mapping[str, Any], parameters: int, checkpoint_bytes: int
 ) -> str:
     """The plan as printed before training, a line per part.
 
-    pipeline: its name and why it was chosen. method_settings: the method's own flags. parameters: trainable ones.
-    checkpoint_bytes: expected size of last.ckpt.
+    reason: for the pipeline. method_settings: the method's own flags. parameters: trainable ones. checkpoint_bytes:
+    expected size of last.ckpt.
     """
     hardware, batch, optimizer, schedule = plan.hardware, plan.batch, plan.optimizer, plan.schedule
     warmup = f", {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
@@ -171,7 +171,7 @@ def describe(
     training_set = plan.training_set
     classes = training_set.num_classes or "no"
     rows = {
-        "pipeline": pipeline,
+        "pipeline": f"{pipeline} ({reason})",
         "hardware": f"{hardware.processes} x {hardware.accelerator}, precision {hardware.precision} "
         f"({hardware.precision_reason})" + ", deterministic algorithms" * hardware.deterministic,
         "backbone": _describe_backbone(plan.backbone),

@@ -20,6 +20,7 @@ from data.image_alarms import MOST, NEAR, image_name, read_blocks
 from data.image_check import check_files
 from data.images import Images
 from data.scan import ENDINGS
+from utils.names import escaped
 from utils.plan import ViewsConfig
 
 AT_START, SECONDS_AT_START = 1000, 1.0  # images and seconds of the look at each start, for each split
@@ -52,7 +53,7 @@ class Copies:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split. counts: images of each class, by its name. sizes: (M, 2) heights and widths. skipped: ending -> files."""
+    """One split. counts: name of a class -> images. sizes: (M, 2) heights and widths. skipped: ending -> files."""
 
     images: int
     labelled: int
@@ -146,21 +147,20 @@ def _skipped(images: Images) -> dict[str, int]:
 
 
 def _endings(skipped: dict[str, int]) -> str:
-    shown = [
-        f"{count:,} {ending.encode('utf-8', 'replace').decode() or 'without ending'}"
-        for ending, count in skipped.items()
-    ]
+    shown = [f"{count:,} {escaped(ending) or 'without ending'}" for ending, count in skipped.items()]
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} other endings" if len(shown) > 5 else "")
 
 
 def _look(images: Images, most: int, end: float) -> Sample:
     blocks = list(read_blocks(images, _sample_rows(len(images), most), end))
-    thumbnails = torch.cat([block.thumbnails for block in blocks]) if blocks else torch.zeros(0, 1)
     rows = [row for block in blocks for row in block.rows]
-    flat = [
-        row for block in blocks for row, is_flat in zip(block.rows, block.one_colour.tolist(), strict=True) if is_flat
-    ]
-    return Sample(rows, [digest for block in blocks for digest in block.digests], thumbnails, flat)
+    flat = [bool(flat) for block in blocks for flat in block.one_colour]
+    return Sample(
+        rows,
+        [digest for block in blocks for digest in block.digests],
+        torch.cat([block.thumbnails for block in blocks]) if blocks else torch.zeros(0, 1),
+        [row for row, is_flat in zip(rows, flat, strict=True) if is_flat],
+    )
 
 
 def _sample_rows(n: int, most: int) -> list[int]:
@@ -174,20 +174,20 @@ def _sample_rows(n: int, most: int) -> list[int]:
 
 
 def _copies(images: Sample, among: Sample) -> Copies:
-    """For each image another one that it equals, or nearly; of one sample, an earlier one of it."""
-    places: dict[bytes, int] = {}
+    """For each image another one that it equals, or nearly; of one and the same sample, an earlier one of it."""
+    same = images is among
+    places: dict[bytes, int] = {}  # the first with each hash
     for place, digest in enumerate(among.digests):
         places.setdefault(digest, place)
     equal, near = [], []
     for start in range(0, len(images.rows), CHUNK):
         similar = images.thumbnails[start : start + CHUNK] @ among.thumbnails.T
-        if images is among:
-            similar = similar.tril(diagonal=start - 1)  # row i of the chunk is image start + i
-        best, nearest = similar.max(dim=1) if similar.numel() else (torch.zeros(len(similar)),) * 2
-        for i in range(len(similar)):
-            row, place = images.rows[start + i], places.get(images.digests[start + i], start + i)
-            if (images is not among and images.digests[start + i] in places) or (images is among and place < start + i):
+        similar = similar.tril(diagonal=start - 1) if same else similar  # line i is image start + i
+        best, nearest = similar.max(dim=1)
+        for i, row in enumerate(images.rows[start : start + CHUNK], start):
+            place = places.get(images.digests[i])
+            if place is not None and not (same and place == i):
                 equal.append((row, among.rows[place]))
-            elif best[i] > NEAR:
-                near.append((row, among.rows[int(nearest[i])]))
+            elif best[i - start] > NEAR:
+                near.append((row, among.rows[int(nearest[i - start])]))
     return Copies(sorted(equal), sorted(near), len(images.rows), len(among.rows))

@@ -12,23 +12,26 @@ from PIL import Image
 PIXEL_ART = 64  # sides up to which pictures are kept to the pixel, and enlarged without smoothing
 STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --ink: #1c2026; --soft: #5b6470; --line: #d7dce2; --fill: #f4f6f8;
-  --warn: #9a5b00; --c0: #0b6fb8; --c1: #c25100; --c2: #00805d; --c3: #a03a83; --c4: #7a6200; --c5: #4b55c4; --c6: #b3203a;
-  --c7: #5d6670; }
+  --warn: #9a5b00; --c0: #0b6fb8; --c1: #c25100; --c2: #00805d; --c3: #a03a83; --c4: #7a6200; --c5: #4b55c4;
+  --c6: #b3203a; --c7: #5d6670; }
 @media (prefers-color-scheme: dark) { :root { --back: #14171b; --ink: #e6e9ed; --soft: #9aa4b0; --line: #333a43;
-  --fill: #1d2127; --warn: #f0b25b; --c0: #5cb3f2; --c1: #ff9a4d; --c2: #43c79d; --c3: #e88acb; --c4: #d9bb3f; --c5: #9aa3ff;
-  --c6: #ff7a8e; --c7: #a9b2bc; } }
+  --fill: #1d2127; --warn: #f0b25b; --c0: #5cb3f2; --c1: #ff9a4d; --c2: #43c79d; --c3: #e88acb; --c4: #d9bb3f;
+  --c5: #9aa3ff; --c6: #ff7a8e; --c7: #a9b2bc; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1rem 0 0.25rem; }
-p, li { max-width: 70ch; overflow-wrap: anywhere; } .soft, figcaption, caption { color: var(--soft); font-size: 0.85rem; }
-nav a { margin-right: 1rem; } a { color: var(--c0); } :focus-visible { outline: 3px solid var(--c0); outline-offset: 2px; }
+p, li { max-width: 70ch; overflow-wrap: anywhere; }
+.soft, figcaption, caption { color: var(--soft); font-size: 0.85rem; }
+nav a { margin-right: 1rem; } a { color: var(--c0); }
+:focus-visible { outline: 3px solid var(--c0); outline-offset: 2px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
-  overflow-wrap: anywhere; min-width: 5rem; } caption { text-align: left; caption-side: top; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: 0.5rem; max-width: 60rem; }
+th, td { padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; overflow-wrap: anywhere; min-width: 5rem; } caption { text-align: left; caption-side: top; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: 0.5rem;
+  max-width: 60rem; margin-bottom: 0.75rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { overflow-wrap: anywhere; } img { width: 100%; display: block; }
 .exact { image-rendering: pixelated; } .own { outline: 2px solid var(--c1); outline-offset: -2px; }
@@ -98,13 +101,13 @@ def bars(values: Sequence[float], labels: Sequence[str], caption: str) -> Html:
     return element("figure", picture, element("figcaption", caption))
 
 
-def page(title: str, sections: Sequence[tuple[str, Html]], script: str = "") -> str:
-    """A whole page with links to its sections; nothing in it is loaded from elsewhere."""
+def page(title: str, sections: Sequence[tuple[str, Html]], script: str = "", style: str = "") -> str:
+    """A whole page with links to its sections; nothing in it is loaded from elsewhere. style: beside the common one."""
     links = element("nav", *(element("a", name, href=f"#s{i}") for i, (name, _) in enumerate(sections)))
     body = [element("section", element("h2", name), part, id=f"s{i}") for i, (name, part) in enumerate(sections)]
     run = f"<script>{script}</script>" if script else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{style}</style></head>'
         f"<body>{element('h1', title)}{links}{element('main', *body)}{run}</body></html>\n"
     )
