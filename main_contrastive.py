@@ -52,15 +52,13 @@ def main(argv: list[str]) -> None:
             return
     settings, (plan, networks) = method_args(args, METHODS), with_teacher(args, plan)
     method = METHODS[plan.method](settings, plan, backbone, dim, **networks)
-    described = describe(
-        plan, pipeline, reason, vars(settings), method.trainable_parameters(), method.checkpoint_bytes()
-    )
+    lines = describe(plan, pipeline, reason, vars(settings), method.trainable_parameters(), method.checkpoint_bytes())
     remarks = [*data_notes(data, plan.views, pipeline, args.num_workers, plan.hardware), *notes(plan, args, method)]
-    rank_zero_print("\n  note: ".join([described, *remarks]))
+    rank_zero_print("\n  note: ".join([lines, *remarks]))
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
                             plan.seed, args.num_workers, args.cache, accelerator, plan.hardware.precision)  # fmt: skip
     if args.preview:
-        write_preview(args.output, plan, method, module, described, remarks)
+        write_preview(args.output, plan, method, module, lines, remarks)
         return
     folder = open_run_folder(resume, args, plan, argv, data.bad)
     if plan.hardware.processes > 1:

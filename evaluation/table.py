@@ -42,7 +42,7 @@ def table(rows: Sequence[ResultRow]) -> str:
     lines = [["", *columns]]
     for row in rows:
         cells = {column_title(score): _cell(score) for score in row.scores}
-        lines.append([row.title, *(cells.get(column, "-") for column in columns)])
+        lines.append([row.label, *(cells.get(column, "-") for column in columns)])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])

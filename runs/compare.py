@@ -18,6 +18,7 @@ LEFT_OUT = MAY_CHANGE | PLACE | {
     "seed", "method", "dataset", "name", "project", "preview", "dry_run", "precision", "train_dir", "val_dir", "stem",
 }  # fmt: skip
 NO_CURVE = {"step", "epoch"}
+ACCURACIES = ("loss", "probe_acc", "val_probe_acc")  # the first columns, before kNN
 MOST_IN_LABEL = 4  # settings that name a group of runs
 NONE = "-"  # a setting or a result that a run does not have
 
@@ -131,14 +132,18 @@ def compare(sources: Sequence[str]) -> Comparison:
     labels = _labels(first, differences)
     whole = [Group(label, members) for label, members in zip(labels, groups.values(), strict=True)]
     found = dict.fromkeys(name for run in runs for name in run.columns if run.points(name))
-    order = [*(name for name in SHOWN if name in found), *(name for name in found if name not in SHOWN)]
-    return Comparison(whole, differences, order, list(_notes(runs, whole)))
+    knn = [name for name in found if name.startswith("knn_")]
+    order = [*(name for name in ACCURACIES if name in found), *knn, *(name for name in SHOWN if name in found), *found]
+    return Comparison(whole, differences, list(dict.fromkeys(order)), list(_notes(runs, whole)))
 
 
 def _labels(first: Sequence[dict[str, str]], differences: dict[str, list[str]]) -> list[str]:
-    """A name for each group: its method and the settings that all groups have and that differ."""
-    shared = [name for name in differences if name != "method" and NONE not in differences[name]][:MOST_IN_LABEL]
-    labels = [", ".join([s["method"], *(f"{name} {s[name]}" for name in shared)]) for s in first]
+    """A name for each group: its method, and as many settings that all groups have as make the names differ."""
+    labels = [settings["method"] for settings in first]
+    shared = [name for name, values in differences.items() if name != "method" and NONE not in values]
+    for name in shared[:MOST_IN_LABEL]:
+        if len(set(labels)) < len(labels):
+            labels = [f"{label}, {name} {settings[name]}" for label, settings in zip(labels, first, strict=True)]
     return [f"{label} ({i + 1})" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
 
 

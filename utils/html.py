@@ -11,32 +11,34 @@ from PIL import Image
 
 PIXEL_ART = 64  # sides up to which pictures are kept to the pixel, and enlarged without smoothing
 STYLE = """
-:root { color-scheme: light dark; --back: #ffffff; --ink: #1c2026; --soft: #5b6470; --line: #d7dce2; --fill: #f4f6f8;
-  --warn: #9a5b00; --c0: #0b6fb8; --c1: #c25100; --c2: #00805d; --c3: #a03a83; --c4: #7a6200; --c5: #4b55c4;
-  --c6: #b3203a; --c7: #5d6670; }
-@media (prefers-color-scheme: dark) { :root { --back: #14171b; --ink: #e6e9ed; --soft: #9aa4b0; --line: #333a43;
-  --fill: #1d2127; --warn: #f0b25b; --c0: #5cb3f2; --c1: #ff9a4d; --c2: #43c79d; --c3: #e88acb; --c4: #d9bb3f;
-  --c5: #9aa3ff; --c6: #ff7a8e; --c7: #a9b2bc; } }
+:root { color-scheme: light dark; --page: #f6f7f8; --card: #ffffff; --ink: #1b1f24; --muted: #57606a; --line: #dfe3e8;
+  --accent: #1a5fb4; --warn: #8a5a00; --c0: #1a5fb4; --c1: #c25100; --c2: #00805d; --c3: #a03a83; --c4: #7a6200;
+  --c5: #4b55c4; --c6: #b3203a; --c7: #5d6670; }
+@media (prefers-color-scheme: dark) { :root { --page: #0f1317; --card: #171c22; --ink: #e6eaef; --muted: #a1abb6;
+  --line: #2d353e; --accent: #7db4ff; --warn: #e3b341; --c0: #7db4ff; --c1: #ff9a4d; --c2: #43c79d; --c3: #e88acb;
+  --c4: #d9bb3f; --c5: #9aa3ff; --c6: #ff7a8e; --c7: #a9b2bc; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--back); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0.5rem 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1rem 0 0.25rem; }
-p, li { max-width: 70ch; overflow-wrap: anywhere; }
-.soft, figcaption, caption { color: var(--soft); font-size: 0.85rem; }
-nav a { margin-right: 1rem; } a { color: var(--c0); }
-:focus-visible { outline: 3px solid var(--c0); outline-offset: 2px; }
+body { margin: 0 auto; padding: 0 1rem 2.5rem; max-width: 74rem; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; -webkit-text-size-adjust: 100%; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 1.5rem 0 0.5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 0 0 0.5rem; } h3 { font-size: 1rem; margin: 1.25rem 0 0.25rem; }
+section { margin-top: 1rem; padding: 1.1rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 0.75rem; }
+p, li { max-width: 80ch; overflow-wrap: anywhere; } ul { padding-left: 1.2rem; margin: 0; }
+.soft, figcaption, caption { color: var(--muted); font-size: 0.85rem; }
+nav a { margin-right: 1rem; display: inline-block; padding: 0.2rem 0; } a { color: var(--accent); }
+:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; overflow-wrap: anywhere; min-width: 5rem; } caption { text-align: left; caption-side: top; }
+  vertical-align: top; } tbody th { min-width: 8rem; font-weight: 600; }
+caption { text-align: left; caption-side: top; padding-top: 0.75rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: 0.5rem;
-  max-width: 60rem; margin-bottom: 0.75rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: 1rem; }
+  max-width: 60rem; margin: 0.75rem 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { overflow-wrap: anywhere; } img { width: 100%; display: block; }
 .exact { image-rendering: pixelated; } .own { outline: 2px solid var(--c1); outline-offset: -2px; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
-.bar { fill: var(--c0); } .warn li { color: var(--warn); }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--muted); font: 11px system-ui, sans-serif; }
+.bar { fill: var(--accent); } .warn li { color: var(--warn); }
 """
 
 
