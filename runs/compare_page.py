@@ -14,7 +14,8 @@ STYLE = """
 button { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line); border-radius: 0.3rem;
   padding: 0.3rem 0.7rem; margin: 0 0.4rem 0.4rem 0; text-align: left; cursor: pointer; }
 button[aria-pressed=false] { opacity: 0.45; text-decoration: line-through; }
-path { fill: none; stroke-width: 1.6; } .grid { stroke: var(--line); stroke-width: 1; } .cursor { stroke: var(--muted); }
+path { fill: none; stroke-width: 1.6; }
+.grid { stroke: var(--line); stroke-width: 1; } .cursor { stroke: var(--muted); }
 output { display: block; font-size: 0.85rem; min-height: 1.3em; overflow-wrap: anywhere; white-space: pre-line; }
 """
 SCRIPT = """

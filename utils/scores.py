@@ -80,7 +80,7 @@ Rows = list[ResultRow]  # a table
 
 def network_label(title: str, method: str, seed: str, run: str) -> str:
     """A title with the method, the seed and the run that are known and that it does not name."""
-    parts = title.split(", ")
+    parts = [part.partition(" on ")[0] for part in title.split(", ")]
     return ", ".join([title, *(part for part in (method, seed and f"seed {seed}", run) if part and part not in parts)])
 
 
