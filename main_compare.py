@@ -3,6 +3,7 @@
 python3 main_compare.py trained_models/RUN trained_models/OTHER
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 from cli.parser import Parser
@@ -12,19 +13,22 @@ from utils.errors import run_cli
 from utils.files import typed_path, write_text_atomically
 
 
-def main(argv: list[str]) -> None:
-    """Read the runs, print the comparison and write its page."""
+def parse_comparison(argv: list[str]) -> Namespace:
+    """The arguments of a comparison."""
     parser = Parser(description="Compare pretraining runs; those that differ only in their seed are one row.")
     parser.usage = "python3 %(prog)s RUN RUN ... [flags]"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a pretraining run")
-    parser.add_argument(
-        "--html", metavar="FILE", help="the page to write (default: comparison.html beside the first run)"
-    )
-    args = parser.parse_strictly(argv, {})
+    parser.add_argument("--html", metavar="FILE", help="page to write; default: comparison.html beside the first run")
+    return parser.parse_strictly(argv, {})
+
+
+def main(argv: list[str]) -> None:
+    """Read the runs, print the comparison and write its page."""
+    args = parse_comparison(argv)
     comparison = compare(args.runs)
     print(as_text(comparison))
-    path = typed_path(args.html) if args.html else typed_path(args.runs[0]).absolute().parent / "comparison.html"
-    write_text_atomically(Path(path), comparison_page(comparison))
+    path = typed_path(args.html or Path(args.runs[0]).resolve().with_name("comparison.html"))
+    write_text_atomically(path, comparison_page(comparison))
     print(f"\ndone: {path}")
 
 

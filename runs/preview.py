@@ -88,7 +88,7 @@ def _views(plan: Plan, method: Any, module: Any) -> Html:
     parts = []
     for row, (batch, i) in zip(rows, places, strict=True):
         label = int(images.labels[row])
-        name = f"image {row}" + (f", {_class_name(images, label)}" if label >= 0 else "")
+        name = f"image {row}" + (f", class {_class_name(images, label)}" if label >= 0 else "")
         figures = [picture(_thumbnail(images.decode(row)), name, "own")]
         for number, view in enumerate(batch.views):
             # A method may have added rows, as RotNet does: every len(index)-th one is of the same image.
@@ -96,7 +96,7 @@ def _views(plan: Plan, method: Any, module: Any) -> Html:
             figures += [picture(_pixels(one), f"view {number + 1}, {view.shape[-1]} px") for one in own]
         parts.append(element("div", *figures, css="pictures"))
     about = "Framed: the image as it is read. Beside it: its views in the first epoch, with natural colours."
-    return Html(element("p", about, css="soft") + "".join(parts))
+    return Html(element("p", about, css="soft") + element("div", *parts, css="charts"))
 
 
 def _data(module: Any) -> Html:
@@ -106,10 +106,10 @@ def _data(module: Any) -> Html:
     for name, split in report.splits.items():
         title = {"train": "Training images", "val": "Validation images"}[name]
         parts += [element("h3", title), table(_facts(split)), element("div", *_charts(split), css="charts")]
-        parts += _pairs(images[name], images[name], split.copies, "of these images are copies of another one")
+        parts += _pairs(images[name], images[name], split.copies, "another image")
     if report.leaked is not None:
         parts.append(element("h3", "Validation images among the training images"))
-        parts += _pairs(images["val"], images["train"], report.leaked, "validation images are also training images")
+        parts += _pairs(images["val"], images["train"], report.leaked, "a training image")
     return Html("".join(parts))
 
 
@@ -122,7 +122,8 @@ def _facts(split: Any) -> Iterator[tuple[str, str]]:
         yield "classes", f"{len(split.counts):,}, of {few:,} ({least}) to {many:,} images ({most})"
     low, middle, high = np.quantile(split.sizes, [0, 0.5, 1], axis=0).round().astype(int).tolist()
     shapes = [f"{width} x {height}" for height, width in (low, middle, high)]
-    yield "width x height", f"{shapes[1]} px (medians), {shapes[0]} (smallest) to {shapes[2]} (largest)"
+    span = f" (medians), {shapes[0]} (smallest) to {shapes[2]} (largest)" if low != high else ""
+    yield "width x height", f"{shapes[1]} px{span}"
     ratio = split.sizes[:, 1] / split.sizes[:, 0]
     yield "aspect ratio", f"{np.median(ratio):.2f} (median), {ratio.min():.2f} to {ratio.max():.2f}"
     skipped = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in split.skipped.items())
@@ -131,7 +132,7 @@ def _facts(split: Any) -> Iterator[tuple[str, str]]:
 
 
 def _charts(split: Any) -> Iterator[Html]:
-    if split.labelled:
+    if len(split.counts) > 1:
         order = sorted(split.counts, key=split.counts.get, reverse=True)
         yield bars(
             [split.counts[name] for name in order], order, "images of each class, from the largest to the smallest"
@@ -147,15 +148,16 @@ def _charts(split: Any) -> Iterator[Html]:
 
 
 def _pairs(images: Any, others: Any, copies: Any, what: str) -> list[Html]:
-    """A sentence about copies, and the first pairs of both kinds."""
-    found = f"{len(copies.equal):,} equal, {len(copies.near):,} nearly equal"
-    parts = [element("p", f"{found}: {what}. {copies.images:,} were compared with {copies.among:,}.")]
+    """A sentence about copies of `what`, and the first pairs of both kinds."""
+    found = f"{len(copies.equal):,} equal to {what}, {len(copies.near):,} nearly equal"
+    parts = [element("p", f"{found}; {copies.images:,} were compared with {copies.among:,}.")]
+    shown = []
     for kind, pairs in (("equal", copies.equal), ("nearly equal", copies.near)):
         for row, other in pairs[:PAIRS]:
             both = ((images, row), (others, other))
             figures = [picture(_thumbnail(i.decode(at)), f"{kind}: {_name(i, at)}") for i, at in both]
-            parts.append(element("div", *figures, css="pictures"))
-    return parts
+            shown.append(element("div", *figures, css="pictures"))
+    return [*parts, element("div", *shown, css="charts")]
 
 
 def _name(images: Any, row: int) -> str:

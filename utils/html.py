@@ -32,9 +32,10 @@ nav a { margin-right: 1rem; display: inline-block; padding: 0.2rem 0; } a { colo
 th, td { padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; } tbody th { min-width: 8rem; font-weight: 600; }
 caption { text-align: left; caption-side: top; padding-top: 0.75rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); gap: 0.5rem;
-  max-width: 60rem; margin: 0.75rem 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.2rem, 1fr)); gap: 0.5rem;
+  margin: 0.5rem 0; align-items: start; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
+  margin-top: 0.75rem; }
 figure { margin: 0; min-width: 0; } figcaption { overflow-wrap: anywhere; } img { width: 100%; display: block; }
 .exact { image-rendering: pixelated; } .own { outline: 2px solid var(--c1); outline-offset: -2px; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--muted); font: 11px system-ui, sans-serif; }
