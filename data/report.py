@@ -185,9 +185,9 @@ def _copies(images: Sample, among: Sample) -> Copies:
         similar = similar.tril(diagonal=start - 1) if same else similar  # line i is image start + i
         best, nearest = similar.max(dim=1)
         for i, row in enumerate(images.rows[start : start + CHUNK], start):
-            place = places.get(images.digests[i])
-            if place is not None and not (same and place == i):
-                equal.append((row, among.rows[place]))
+            known = places.get(images.digests[i])
+            if known is not None and not (same and known == i):
+                equal.append((row, among.rows[known]))
             elif best[i - start] > NEAR:
                 near.append((row, among.rows[int(nearest[i - start])]))
     return Copies(sorted(equal), sorted(near), len(images.rows), len(among.rows))
