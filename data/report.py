@@ -175,6 +175,8 @@ def _sample_rows(n: int, most: int) -> list[int]:
 
 def _copies(images: Sample, among: Sample) -> Copies:
     """For each image another one that it equals, or nearly; of one and the same sample, an earlier one of it."""
+    if not images.rows or not among.rows:  # a disk so slow that nothing was read in time
+        return Copies([], [], len(images.rows), len(among.rows))
     same = images is among
     places: dict[bytes, int] = {}  # the first with each hash
     for place, digest in enumerate(among.digests):

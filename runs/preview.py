@@ -64,10 +64,8 @@ def _needs(plan: Plan, took: Estimate, disk: int, free: int) -> Iterator[tuple[s
     step = took.batch_seconds * batch.accumulate
     speed = batch.batch_size / took.batch_seconds
     one = "; one process was measured, without its exchange with the others" if batch.processes > 1 else ""
-    yield (
-        "time",
-        f"about {duration(step * schedule.total_steps)} for {schedule.total_steps:,} steps, without evaluation",
-    )
+    whole = duration(step * schedule.total_steps)
+    yield "time", f"{whole} for {schedule.total_steps:,} steps, without evaluation"
     yield "step", f"{step:.3g} s (mean of {took.batches} batches), {speed:,.0f} images/s of a process{one}"
     yield "waiting for data", f"{took.wait_fraction:.0%} of the time; the first batch came after {took.start:.1f} s"
     if took.device_bytes is not None:
@@ -134,9 +132,8 @@ def _facts(split: Any) -> Iterator[tuple[str, str]]:
 def _charts(split: Any) -> Iterator[Html]:
     if len(split.counts) > 1:
         order = sorted(split.counts, key=split.counts.get, reverse=True)
-        yield bars(
-            [split.counts[name] for name in order], order, "images of each class, from the largest to the smallest"
-        )
+        caption = "images of each class, from the largest to the smallest"
+        yield bars([split.counts[name] for name in order], order, caption)
     for values, what, unit in (
         (split.sizes.min(axis=1), "short side", " px"),
         (split.sizes[:, 1] / split.sizes[:, 0], "aspect ratio, width over height", ""),

@@ -80,6 +80,12 @@ def test_the_look_at_the_start_is_bounded_and_finds_copies_side_by_side(monkeypa
     assert looked.images <= 100
 
 
+def test_a_look_without_time_finds_nothing(folder):
+    report = data_report(folder, seconds=0)
+    assert [split.copies.images for split in report.splits.values()] == [0, 0]
+    assert report.splits["train"].copies.equal == report.leaked.equal == []
+
+
 @pytest.mark.parametrize(
     ("side", "large", "phrase"),
     [(28, 32, ""), (32, 64, "enlarge"), (256, 224, ""), (200, 224, "enlarge"), (4000, 224, "shrink")],
