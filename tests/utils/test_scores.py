@@ -2,7 +2,9 @@
 
 import json
 
-from utils.scores import ResultRow, Score, all_numbers, network_label, slug
+import pytest
+
+from utils.scores import ResultRow, Score, all_numbers, definition, network_label, slug
 
 ROW = ResultRow(
     "resnet18, nnclr on imagenet100",
@@ -42,3 +44,13 @@ def test_network_label_adds_what_the_title_does_not_name():
     assert network_label("b, nnclr on cifar10", "nnclr", "3", "a1b2") == "b, nnclr on cifar10, seed 3, a1b2"
     assert network_label("b, a1b2", "nnclr", "3", "a1b2") == "b, a1b2, nnclr, seed 3"
     assert network_label("raw pixels", "", "", "") == "raw pixels"
+
+
+def test_every_score_of_a_run_and_of_an_evaluation_has_a_definition():
+    keys = ["knn_20", "logistic", "logistic_1pct", "linear_sgd_0.5pct", "finetune", "finetune_10pct", "fewshot_5/mean",
+            "fewshot_5/std", "quality/rankme", "cluster/nmi", "loss", "val_probe_acc", "images_per_second"]  # fmt: skip
+    assert all(definition(key) for key in keys)
+    assert "the 20 nearest" in definition("knn_20")
+    assert "0.5 % of the training images" in definition("linear_sgd_0.5pct")
+    with pytest.raises(KeyError, match="another has no definition"):
+        definition("another")
