@@ -143,7 +143,9 @@ def _skipped(images: Images) -> dict[str, int]:
     for _, folders, files in os.walk(images.root, followlinks=True):  # a link without an end was refused before
         folders[:] = [name for name in folders if not name.startswith(".")]
         found.update(os.path.splitext(name)[1].lower() for name in files if not name.startswith("."))
-    return {ending: count for ending, count in found.most_common() if ending not in ENDINGS}
+    return {
+        ending: count for ending, count in sorted(found.items(), key=lambda e: (-e[1], e[0])) if ending not in ENDINGS
+    }
 
 
 def _endings(skipped: dict[str, int]) -> str:

