@@ -117,7 +117,8 @@ def _facts(split: Any) -> Iterator[tuple[str, str]]:
     if split.labelled:
         least, most = min(split.counts, key=split.counts.get), max(split.counts, key=split.counts.get)
         few, many = split.counts[least], split.counts[most]
-        yield "classes", f"{len(split.counts):,}, of {few:,} ({least}) to {many:,} images ({most})"
+        span = f"from {few:,} ({least}) to {many:,} images ({most})" if few < many else f"of {few:,} images each"
+        yield "classes", f"{len(split.counts):,}, {span}"
     low, middle, high = np.quantile(split.sizes, [0, 0.5, 1], axis=0).round().astype(int).tolist()
     shapes = [f"{width} x {height}" for height, width in (low, middle, high)]
     span = f" (medians), {shapes[0]} (smallest) to {shapes[2]} (largest)" if low != high else ""
