@@ -4,7 +4,6 @@ python3 main_compare.py trained_models/RUN trained_models/OTHER
 """
 
 from argparse import Namespace
-from pathlib import Path
 
 from cli.parser import Parser
 from runs.compare import as_text, compare
@@ -27,7 +26,7 @@ def main(argv: list[str]) -> None:
     args = parse_comparison(argv)
     comparison = compare(args.runs)
     print(as_text(comparison))
-    path = typed_path(args.html or Path(args.runs[0]).resolve().with_name("comparison.html"))
+    path = typed_path(args.html or comparison.groups[0].runs[0].folder.with_name("comparison.html"))
     write_text_atomically(path, comparison_page(comparison))
     print(f"\ndone: {path}")
 
