@@ -16,12 +16,13 @@ from backbones.teacher import with_teacher
 from cli.plan import describe, notes, resolve
 from cli.pretrain import changed_pretraining_flags, method_args, parse_pretraining, parse_resumed
 from data.datasets import DATASETS, read_dataset, training_set
-from data.pipelines.choose import build_pipeline, choose_pipeline, worker_notes
+from data.pipelines.choose import build_pipeline, choose_pipeline, data_notes
 from data.views import view_specs
 from evaluation.callbacks import evaluation_callbacks
 from methods import METHODS
-from runs.folder import open_run_folder, write_bad_images, writes_run_folder
+from runs.folder import open_run_folder, writes_run_folder
 from runs.loggers import build_loggers, log_pictures
+from runs.preview import write_preview
 from runs.report import RunReport
 from runs.resume import continued_plan, pop_resume_flag, resume_argv
 from runs.trainer import build_trainer, deterministic_algorithms, expected_messages_hidden, training_callbacks
@@ -52,16 +53,15 @@ def main(argv: list[str]) -> None:
             return
     settings, (plan, networks) = method_args(args, METHODS), with_teacher(args, plan)
     method = METHODS[plan.method](settings, plan, backbone, dim, **networks)
-    rank_zero_print(f"{plan.method} on {args.dataset}: {len(data.train):,} images, {data.classes or 'no'} classes")
-    rank_zero_print(f"  {'pipeline':<16} {pipeline} ({reason})")
-    rank_zero_print(describe(plan, vars(settings), method.trainable_parameters(), method.checkpoint_bytes()))
-    for note in (*data.notes, *worker_notes(pipeline, args.num_workers, plan.hardware), *notes(plan, args, method)):
-        rank_zero_print(f"  note: {note}")
+    lines = describe(plan, pipeline, reason, vars(settings), method.trainable_parameters(), method.checkpoint_bytes())
+    remarks = [*data_notes(data, plan.views, pipeline, args.num_workers, plan.hardware), *notes(plan, args, method)]
+    rank_zero_print("\n  note: ".join([lines, *remarks]))
     module = build_pipeline(pipeline, data, view_specs(plan.views, method.large_views), plan.batch.batch_size,
                             plan.seed, args.num_workers, args.cache, accelerator, plan.hardware.precision)  # fmt: skip
-    folder = open_run_folder(resume, args, plan, argv)
-    write_bad_images(folder, data.bad)
-    rank_zero_print(f"  {'run folder':<16} {folder}")
+    if args.preview:
+        write_preview(args.output, plan, method, module, lines, remarks)
+        return
+    folder = open_run_folder(resume, args, plan, argv, data.bad)
     if plan.hardware.processes > 1:
         synchronize_batch_norm(method, accelerator == "cuda")
     if plan.hardware.compile:

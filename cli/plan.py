@@ -2,9 +2,12 @@
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from torch import nn
+
+from cli.advice import advice
 from cli.flags import DEFAULT_PROJECT, gpu_list
 from utils.errors import UserError
 from utils.hardware import choose_hardware, choose_precision
@@ -153,16 +156,22 @@ def _check_batch(batch: BatchConfig, images: int) -> None:
         )
 
 
-def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, checkpoint_bytes: int) -> str:
+def describe(
+    plan: Plan, pipeline: str, reason: str, method_settings: Mapping[str, Any], parameters: int, checkpoint_bytes: int
+) -> str:
     """The plan as printed before training, a line per part.
 
-    method_settings: the method's own flags. parameters: trainable ones. checkpoint_bytes: expected size of last.ckpt.
+    reason: for the pipeline. method_settings: the method's own flags. parameters: trainable ones. checkpoint_bytes:
+    expected size of last.ckpt.
     """
     hardware, batch, optimizer, schedule = plan.hardware, plan.batch, plan.optimizer, plan.schedule
     warmup = f", {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
     small = f", {plan.views.small_views} of {plan.views.small_size} px" if plan.views.small_views else ""
     per_256 = optimizer.lr * 256 / batch.global_batch
+    training_set = plan.training_set
+    classes = training_set.num_classes or "no"
     rows = {
+        "pipeline": f"{pipeline} ({reason})",
         "hardware": f"{hardware.processes} x {hardware.accelerator}, precision {hardware.precision} "
         f"({hardware.precision_reason})" + ", deterministic algorithms" * hardware.deterministic,
         "backbone": _describe_backbone(plan.backbone),
@@ -181,7 +190,8 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
         rows["teacher"] = f"{plan.teacher.name}, {plan.teacher.stem} stem (of the weights), frozen"
     if batch.accumulate > 1:
         rows["accumulation"] = f"negatives, batch norm and correlations see {batch.forward_batch} images at a time"
-    return "\n".join(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())
+    head = f"{plan.method} on {training_set.name}: {training_set.images:,} images, {classes} classes"
+    return "\n".join([head, *(f"  {name:<{LABEL_WIDTH}} {text}" for name, text in rows.items())])
 
 
 def _describe_backbone(backbone: BackboneConfig) -> str:
@@ -216,10 +226,12 @@ class MethodNotes(Protocol):
 
     def notes(self) -> list[str]: ...
 
+    def modules(self) -> Iterator[nn.Module]: ...
+
 
 def notes(plan: Plan, args: Namespace, method: MethodNotes | None = None) -> list[str]:
-    """Remarks on flags that have no effect here, in whole or in part, and those of the method."""
-    remarks = method.notes() if method else []
+    """Remarks on flags that have no effect here or do not fit the training images, and those of the method."""
+    remarks = method.notes() + advice(plan, method.modules()) if method else []
     labelled = plan.training_set.labelled_images
     if labelled and plan.logging.knn_every and list(plan.logging.knn_k) != list(args.knn_k):
         used, requested = (" ".join(map(str, ks)) or "none" for ks in (plan.logging.knn_k, args.knn_k))

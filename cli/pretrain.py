@@ -154,6 +154,9 @@ def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str,
     common.add_argument("--method", choices=list(methods), default=DEFAULT_METHOD, help="self-supervised method")
     _add_length_flags(common)
     add_common_flags(common)
+    common.add_argument("--preview", action="store_true",
+                        help="write preview.html into --output and exit: the views, the data, the plan, what the run "
+                        "will take, and advice")  # fmt: skip
     common.add_argument("--resume", metavar="RUN",
                         help="resume the run in this folder; auto: start --run_id or resume it")  # fmt: skip
     common.add_argument("--extend_schedule", choices=["stretch", "constant"],

@@ -51,7 +51,7 @@ class ImageBlock:
 def image_alarms(train: Images, val: Images | None, seconds: float = SECONDS) -> dict[str, str]:
     """Name of an alarm -> what was found, in one sentence; empty for images that are fine."""
     start = time.monotonic()
-    known = list(_read_blocks(val, _sample_rows(len(val), VALIDATION), start + seconds / 3)) if val is not None else []
+    known = list(read_blocks(val, _sample_rows(len(val), VALIDATION), start + seconds / 3)) if val is not None else []
     where: dict[bytes, list[int]] = {}
     for block in known:
         for digest, row in zip(block.digests, block.rows, strict=True):
@@ -61,7 +61,7 @@ def image_alarms(train: Images, val: Images | None, seconds: float = SECONDS) ->
     exact: dict[int, int] = {}  # validation row -> training row
     near: dict[int, int] = {}
     seen, one_colour, digests = 0, [], set()
-    for block in _read_blocks(train, _sample_rows(len(train), len(train)), start + seconds):
+    for block in read_blocks(train, _sample_rows(len(train), len(train)), start + seconds):
         seen += len(block.rows)
         digests.update(block.digests)
         one_colour += [row for row, flat in zip(block.rows, block.one_colour.tolist(), strict=True) if flat]
@@ -93,7 +93,7 @@ def _sample_rows(n: int, most: int) -> list[int]:
     return rows
 
 
-def _read_blocks(images: Images, rows: list[int], end: float) -> Iterator[ImageBlock]:
+def read_blocks(images: Images, rows: list[int], end: float) -> Iterator[ImageBlock]:
     """Blocks of images of one size, in the order of `rows`, until the clock says `end`."""
 
     def decode(row: int) -> Tensor | None:
@@ -136,15 +136,17 @@ def _digest(image: NDArray) -> bytes:
     return hashlib.blake2b(str(image.shape).encode() + image.tobytes(), digest_size=16).digest()
 
 
-def _name(images: Images, row: int) -> str:
+def image_name(images: Images, row: int) -> str:
     path = getattr(images, "path", None)
     return shown(path(row)) if path else f"image {row}"
 
 
 def _names(images: Images, rows: list[int]) -> str:
-    return ", ".join(_name(images, row) for row in sorted(rows)[:3])
+    return ", ".join(image_name(images, row) for row in sorted(rows)[:3])
 
 
 def _pairs(train: Images, val: Images, found: dict[int, int]) -> str:
     """Up to three validation images with the training images that they equal."""
-    return ", ".join(f"{_name(val, row)} is {_name(train, other)}" for row, other in sorted(found.items())[:3])
+    return ", ".join(
+        f"{image_name(val, row)} is {image_name(train, other)}" for row, other in sorted(found.items())[:3]
+    )

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from evaluation import pictures
+from evaluation.captions import add_captions
 from evaluation.features import FeatureSet, extract
 from evaluation.interfaces import Data, EvaluationData
 from evaluation.knn import knn_accuracy
@@ -249,4 +250,9 @@ def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: 
         epochs = plan.schedule.total_epochs
         callbacks.append(OnlineKNN(cache, logging.knn_every, logging.knn_k, classes, epochs, folder))
     images = ReportImages(cache, folder, plan.seed, plan.logging.knn_every, plan.schedule.total_epochs)
-    return [*callbacks, images, Pictures(cache, folder, plan.seed, log_pictures)]
+
+    def log_with_captions(loggers: Sequence[Logger], paths: Sequence[Path]) -> None:
+        add_captions(paths, f"{plan.method}, seed {plan.seed}, {folder.name}")
+        log_pictures(loggers, paths)
+
+    return [*callbacks, images, Pictures(cache, folder, plan.seed, log_with_captions)]

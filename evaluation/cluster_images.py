@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evaluation import pictures
+from evaluation.captions import add_captions
 from evaluation.feature_files import DEFAULT_DTYPE
 from evaluation.feature_transform import FeatureTransform, TransformedFeatures
 from evaluation.kmeans import cluster_report, kmeans, nmi, purity
@@ -127,7 +128,9 @@ def cluster(target: EvaluationTarget, settings: ClusterSettings) -> list[Score]:
         clusters = Clusters(ids.numpy(), val_ids.numpy(), centroids, transform.mean, transform.axes, about)
         write_clusters(settings.output, clusters)
         train = target.data.data.train
-        pictures.montage(target.folder / f"{target.file_name}_clusters.png", ids, distance, train)
+        picture = target.folder / f"{target.file_name}_clusters.png"
+        pictures.montage(picture, ids, distance, train)
+        add_captions([picture], target.info.label)
         scores = _label_scores(ids, train.labels)
         print(describe(settings, len(ids), len(rows), result, cluster_report(ids, settings.k), scores))
         return scores

@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 from evaluation import pictures
+from evaluation.captions import add_captions
 from evaluation.knn import knn_predictions
 from evaluation.settings import Note, TrainingLabels
 from evaluation.target import EvaluationTarget
@@ -55,6 +56,7 @@ def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[S
         if has_class_attention(target.network):
             network = require_vision_transformer(target.network, "a picture of attention")
             pictures.attention(path["attention"], network, target.data, target.device, target.seed)
+        add_captions(path.values(), target.info.label)
 
     run_on_first_rank(draw)
     return []

@@ -51,7 +51,7 @@ def table_cells(rows: Sequence[ResultRow]) -> list[list[str]]:
     lines = [["", *columns]]
     for row in rows:
         cells = {column_title(score): _cell(score) for score in row.scores}
-        lines.append([row.title, *(cells.get(column, "-") for column in columns)])
+        lines.append([row.label, *(cells.get(column, "-") for column in columns)])
     return lines
 
 

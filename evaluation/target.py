@@ -13,7 +13,7 @@ from evaluation.feature_files import fingerprint
 from evaluation.features import FeatureSet, evaluation_mode, extract
 from evaluation.interfaces import AugmentedData, EvaluationData, TrainSubsetLoader
 from utils.distributed import rank_zero_print
-from utils.scores import ResultRow, slug
+from utils.scores import ResultRow, network_label, slug
 
 PAIRS = 2048  # training images whose two views are compared
 
@@ -29,7 +29,7 @@ class RawPixels(nn.Module):
 class NetworkInfo:
     """Facts about a network. title: of its row in the table. layer: which of the network's outputs are the features (a
     block, the last blocks, a pooling), None for its own. weights: the file that it was loaded from. default_output_dir:
-    directory for files made of these weights.
+    directory for files made of these weights. seed, run: of the pretraining, and the name of its folder or file.
     """
 
     title: str
@@ -39,6 +39,13 @@ class NetworkInfo:
     layer: str | None = None
     weights: str = ""
     default_output_dir: Path = Path()
+    seed: str = ""
+    run: str = ""
+
+    @property
+    def label(self) -> str:
+        """The title with the method, the seed and the run that it does not name."""
+        return network_label(self.title, self.method, self.seed, self.run)
 
 
 Networks = list[tuple[NetworkInfo, nn.Module]]  # the rows of a table
@@ -73,7 +80,8 @@ def pretrained_info(
         title += f" on {pretrained_on}"
         rank_zero_print(f"  note: {weights.path} was pretrained on {pretrained_on} and is evaluated on {dataset}")
     default_output_dir = weights.default_output_dir(output)
-    return NetworkInfo(title, backbone, method, pretrained_on, layer, str(weights.path), default_output_dir)
+    return NetworkInfo(title, backbone, method, pretrained_on, layer, str(weights.path), default_output_dir,
+                       weights.metadata.get("seed", ""), weights.name)  # fmt: skip
 
 
 class EvaluationTarget:
@@ -161,4 +169,5 @@ class EvaluationTarget:
 
     def result_row(self) -> ResultRow:
         """The row of this network, without scores yet."""
-        return ResultRow(self.title, self.info.backbone, self.info.method, self.info.pretrained_on)
+        info = self.info
+        return ResultRow(self.title, info.backbone, info.method, info.pretrained_on, seed=info.seed, run=info.run)

@@ -85,10 +85,11 @@ class ExpectedEnd(Callback):
         seconds = (now - self._first[1]) / done * (self.total_steps - step)
         if trainer.is_global_zero:
             end = time.strftime("%Y-%m-%d %H:%M", time.localtime(now + seconds))
-            print(f"  {'expected end':<16} {end}, in {_duration(seconds)} (without evaluation)", flush=True)
+            print(f"  {'expected end':<16} {end}, in {duration(seconds)} (without evaluation)", flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in hours and minutes."""
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "under 1 min"
 

@@ -193,8 +193,20 @@ def temporary_on_error(output: str, run_id: str, automatic: bool = False, ledger
         raise
 
 
-def open_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: list[str]) -> Path:
-    """The folder of a pretraining run, with args.json where the run is new; only the first rank writes and locks."""
+def open_run_folder(
+    resumed: Path | None, args: Namespace, plan: Plan, argv: list[str], bad_images: Mapping[str, str]
+) -> Path:
+    """The folder of a pretraining run, with args.json where the run is new; only the first rank writes and locks.
+
+    bad_images: path -> reason, of excluded files.
+    """
+    folder = _locked_run_folder(resumed, args, plan, argv)
+    write_bad_images(folder, bad_images)
+    rank_zero_print(f"  {'run folder':<16} {folder}")
+    return folder
+
+
+def _locked_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: list[str]) -> Path:
     dashboard = plan.logging.dashboard
     run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
     if launched_rank() != 0:

@@ -62,9 +62,9 @@ class Score:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """The scores of one network. method and pretrained_on are empty where nothing is known of a pretraining.
+    """The scores of one network. method, pretrained_on, seed and run are empty where no pretraining is known.
 
-    seconds: that computing the scores took.
+    seconds: that computing the scores took. run: name of the folder or file of the weights.
     """
 
     title: str
@@ -73,6 +73,13 @@ class ResultRow:
     pretrained_on: str
     scores: Sequence[Score] = ()
     seconds: float = 0.0
+    seed: str = ""
+    run: str = ""
+
+    @property
+    def label(self) -> str:
+        """The title with the method, the seed and the run that it does not name."""
+        return network_label(self.title, self.method, self.seed, self.run)
 
     @property
     def slug(self) -> str:
@@ -90,12 +97,20 @@ class ResultRow:
             "backbone": self.backbone,
             "method": self.method,
             "pretrained_on": self.pretrained_on,
+            "seed": self.seed,
+            "run": self.run,
             "scores": self.numbers(),
             "chosen": chosen,
         }
 
 
 Rows = list[ResultRow]  # a table
+
+
+def network_label(title: str, method: str, seed: str, run: str) -> str:
+    """A title with the method, the seed and the run that are known and that it does not name."""
+    parts = [part.partition(" on ")[0] for part in title.split(", ")]
+    return ", ".join([title, *(part for part in (method, seed and f"seed {seed}", run) if part and part not in parts)])
 
 
 def slug(title: str) -> str:

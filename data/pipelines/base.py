@@ -20,6 +20,7 @@ from data.pipelines.loaders import (
     UnfinishedBatch,
 )
 from data.pipelines.prefetch import ThreadPrefetchLoader
+from data.report import DataReport, data_report
 from data.views import ViewSpec, expand
 from utils.batch import Batch
 from utils.distributed import world_size
@@ -111,6 +112,10 @@ class DataModule(LightningDataModule):
     def image_alarms(self) -> dict[str, str]:
         """Name -> sentence of what is wrong with the images, from a look of some seconds at most."""
         return image_alarms(self.data.train, self.data.val)
+
+    def data_report(self) -> DataReport:
+        """Counts, sizes and copies of the images, from a look of some seconds."""
+        return data_report(self.data)
 
     def transfer_batch_to_device(
         self, batch: UnfinishedBatch, device: torch.device, dataloader_idx: int

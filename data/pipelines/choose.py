@@ -11,11 +11,13 @@ from data.pipelines.dali import DaliDataModule
 from data.pipelines.memory import MEMORY_SHARE, MemoryDataModule, bytes_needed, stored_side
 from data.pipelines.stream import StreamDataModule
 from data.pipelines.torchvision_workers import TorchvisionDataModule
+from data.report import image_notes
 from data.views import ViewSpec
 from utils.batch import LOW_RES
+from utils.distributed import launched_rank
 from utils.errors import UserError
 from utils.hardware import host_memory, usable_cores
-from utils.plan import HardwareConfig
+from utils.plan import HardwareConfig, ViewsConfig
 
 PIPELINES: dict[str, type[DataModule]] = {
     "dali": DaliDataModule,
@@ -47,6 +49,12 @@ def choose_pipeline(requested: str, data: Data, size: int, cache: str | None, ac
     if need > room:
         return "stream", f"{reason}; threads decode them at every step"
     return "memory", reason if isinstance(data.train, ArrayImages) else f"{reason}; {resized}"
+
+
+def data_notes(data: Data, views: ViewsConfig, pipeline: str, workers: int, hardware: HardwareConfig) -> list[str]:
+    """Remarks on the images, from a look of a second at most of the first rank, and on the workers that load them."""
+    looked = image_notes(data, views) if launched_rank() == 0 else []
+    return [*data.notes, *looked, *worker_notes(pipeline, workers, hardware)]
 
 
 def worker_notes(pipeline: str, num_workers: int, hardware: HardwareConfig) -> list[str]:

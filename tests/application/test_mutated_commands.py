@@ -113,7 +113,7 @@ def pretrain(argv: list[str], output: Path) -> None:
         find_weights(args.pretrained_feature_extractor)
     plan = resolve(args, FACTS, stem(args.stem, args.backbone, args.large_size))
     pl.seed_everything(plan.seed, verbose=False)
-    describe(plan, vars(method_args(args, METHODS)), 1, 1), notes(plan, args)
+    describe(plan, "", "", vars(method_args(args, METHODS)), 1, 1), notes(plan, args)
     json.dumps([dataclasses.asdict(plan), vars(args)], default=str).encode()
     run_id = new_run_id(args.run_id, plan.logging.dashboard.name, args.dataset, args.backbone, args.wandb)
     folder = create_run_folder(str(output), run_id, automatic=not args.run_id)

@@ -17,7 +17,8 @@ from utils.plan import BackboneConfig
 
 def text_of(name="simclr", *words):
     method = build_method(name, Flat(12), 6, *words)
-    return describe(method.plan, vars(method.args), method.trainable_parameters(), method.checkpoint_bytes())
+    numbers = method.trainable_parameters(), method.checkpoint_bytes()
+    return describe(method.plan, "memory", "it fits", vars(method.args), *numbers)
 
 
 def test_resolve_scales_the_learning_rate_with_the_global_batch():

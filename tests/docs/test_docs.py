@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import main_compare
 import main_contrastive
 from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
@@ -65,11 +66,14 @@ def shell_commands(page: Path) -> list[list[str]]:
 
 def check_command(words: list[str]) -> str | None:
     """Check one command; return what it calls, None for a command of another program."""
-    scripts = [i for i, word in enumerate(words) if word in ("main_contrastive.py", "main_linear.py")]
+    mains = ("main_contrastive.py", "main_linear.py", "main_compare.py")
+    scripts = [i for i, word in enumerate(words) if word in mains]
     if scripts:
         script, argv = words[scripts[0]], [word for word in words[scripts[0] + 1 :] if word != "--help"]
         if script == "main_linear.py":
             parse_evaluating(argv)
+        elif script == "main_compare.py":
+            main_compare.parse_comparison(argv)
         elif not argv[0].startswith("-"):  # the other flags of a resumed command are in its run folder
             parse_pretraining(argv, METHODS, DATASETS)
         return script
@@ -92,7 +96,7 @@ def test_commands_parse(page):
 
 def test_commands_are_found():
     called = [check_command(words) for page in PAGES for words in shell_commands(page)]
-    assert {"main_contrastive.py", "main_linear.py", "make", "bash"} <= set(called)
+    assert {"main_contrastive.py", "main_linear.py", "main_compare.py", "make", "bash"} <= set(called)
     readme = [check_command(words) for words in shell_commands(ROOT / "README.md")]
     assert readme.count("main_contrastive.py") >= 2
     assert "main_linear.py" in readme
@@ -103,6 +107,7 @@ def test_commands_are_found():
     [
         "main_contrastive.py digits resnet18 --no_such_flag",
         "main_linear.py digits resnet18 --no_such_flag",
+        "main_compare.py trained_models/RUN --no_such_flag",
         "torchrun --nproc_per_node 2 main_contrastive.py nowhere resnet18",
         "make nothing",
         "bash bash_files/nothing.sh",

@@ -30,13 +30,13 @@ def rows():
     std = Score("quality/std", 0.01234, unit="")
     few = Score("fewshot_5", 84.56, deviation=3.06, labelled_images=50)
     return [ResultRow("raw", "raw pixels", "", "", [Score("knn_5", 50.0)]),
-            ResultRow("net", "b", "simclr", "digits", [Score("knn_5", 60.0), std, few])]  # fmt: skip
+            ResultRow("net", "b", "simclr", "digits", [Score("knn_5", 60.0), std, few], seed="1", run="r")]  # fmt: skip
 
 
 def test_table_aligns_columns_and_marks_missing_scores():
     lines = table(rows()).splitlines()
     assert lines[2].split() == ["raw", "50.0", "-", "-"]
-    assert lines[3].split() == ["net", "60.0", "0.0123", "84.6", "+-", "3.1"]
+    assert lines[3].split() == ["net,", "simclr,", "seed", "1,", "r", "60.0", "0.0123", "84.6", "+-", "3.1"]
     assert len({len(line) for line in lines}) == 1
 
 

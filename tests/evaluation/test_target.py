@@ -52,7 +52,7 @@ class FakeWeights:
 
     path: Path = Path("runs/r/backbone.safetensors")
     name: str = "r"
-    metadata: dict = field(default_factory=lambda: {"method": "nnclr", "dataset": "cifar10"})
+    metadata: dict = field(default_factory=lambda: {"method": "nnclr", "dataset": "cifar10", "seed": "7"})
 
     def default_output_dir(self, output):
         return Path(output)
@@ -65,6 +65,7 @@ class FakeWeights:
 def test_pretrained_info_names_the_data_set_of_the_pretraining_where_it_differs(capsys, dataset, several, title):
     info = pretrained_info("b", None, dataset, FakeWeights(), "out", several)
     assert (info.title, info.method, info.pretrained_on) == (title, "nnclr", "cifar10")
+    assert {*info.label.replace(" on cifar10", "").split(", ")} == {"b", "nnclr", "seed 7", "r"}
     assert ("was pretrained on cifar10" in capsys.readouterr().out) == (dataset != "cifar10")
 
 

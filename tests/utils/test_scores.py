@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from utils.scores import ResultRow, Score, all_numbers, definition, slug
+from utils.scores import ResultRow, Score, all_numbers, definition, network_label, slug
 
 ROW = ResultRow(
     "resnet18, nnclr on imagenet100",
@@ -38,6 +38,12 @@ def test_all_numbers_are_keyed_by_row():
 def test_slug_is_a_file_name():
     assert slug("vit_small/16, a run") == "vit_small_16_a_run"
     assert slug("raw pixels") == "raw_pixels"
+
+
+def test_network_label_adds_what_the_title_does_not_name():
+    assert network_label("b, nnclr on cifar10", "nnclr", "3", "a1b2") == "b, nnclr on cifar10, seed 3, a1b2"
+    assert network_label("b, a1b2", "nnclr", "3", "a1b2") == "b, a1b2, nnclr, seed 3"
+    assert network_label("raw pixels", "", "", "") == "raw pixels"
 
 
 def test_every_score_of_a_run_and_of_an_evaluation_has_a_definition():
