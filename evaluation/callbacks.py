@@ -166,7 +166,8 @@ class Pictures(Callback):
 
         def embedding() -> Path:
             path = self.folder / "embedding.png"
-            pictures.embedding(path, shown, data.train.classes, self.seed)
+            images = data.train if val is None else data.val
+            pictures.embedding(path, shown, data.train.classes, self.seed, "tsne", images)
             return path
 
         shown = val or train

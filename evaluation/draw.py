@@ -46,7 +46,8 @@ def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[S
         names = ("neighbours", "embedding", "confusion", "attention")
         path = {n: target.folder / f"{target.file_name}_{n}.png" for n in names}
         pictures.neighbours(path["neighbours"], train, val, data, target.seed)
-        pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection)
+        shown, images = val or train, data.train if val is None else data.val
+        pictures.embedding(path["embedding"], shown, data.train.classes, target.seed, settings.projection, images)
         if settings.k and labelled is not None and len(labelled.x):
             predicted = knn_predictions(train, labelled, [settings.k], target.classes, target.device)[settings.k]
             pictures.confusion(path["confusion"], labelled.y, predicted, data.train.classes)

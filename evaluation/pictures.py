@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from evaluation.features import FeatureSet, evaluation_mode
+from evaluation.image_names import caption, has_file_names, image_names
 from evaluation.interfaces import Data, EvaluationData, Images
 from evaluation.knn import neighbours as nearest
 from utils.errors import UserError
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 POINTS = 2000  # at most, in an embedding
+THUMBNAILS, APART = 80, 0.085  # at most, in an embedding; least distance, as a share of the plot's sides
+THUMBNAIL = 42  # points of their longer side
 HEADS = 12  # at most, in a picture of attention
 FEW = 25  # classes whose names and numbers fit a confusion matrix
 CORRECT, WRONG = "#2a9d4e", "#c8352c"
@@ -59,16 +65,19 @@ def neighbour_grid(
     found: Sequence[Sequence[NDArray]],
     correct: NDArray | None,
     labels: list[str],
+    captions: list[list[str]] | None = None,
 ) -> None:
     """Draw each query (H, W, 3) uint8 beside its nearest training images, nearest first.
 
-    correct: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
+    correct: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels. captions:
+    a line below each image of a row, the query first.
     """
     colors = {None: "black", True: CORRECT, False: WRONG}
     verdicts = [[None] * len(row) for row in found] if correct is None else correct.tolist()
     frames = [["black", *(colors[verdict] for verdict in row)] for row in verdicts]
     titles = {0: "query", 1: "nearest", len(found[0]): f"{len(found[0])}th"}
-    _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles)
+    _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles,
+          captions=captions)  # fmt: skip
 
 
 def montage(path: Path, ids: Tensor, distance: Tensor, images: Images, clusters: int = 12, each: int = 10) -> None:
@@ -134,13 +143,15 @@ def _grid(
     labels: list[str],
     titles: dict[int, str],
     note: str = "",
+    captions: list[list[str]] | None = None,
 ) -> None:
     """Draw rows of images (H, W, 3) uint8 in coloured frames; a label before a row, a title above a column.
 
-    note: a line below.
+    note: a line below all. captions: a line below each image.
     """
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(columns * 1.05, len(rows) * 1.1), layout="constrained")
+    side = (1.45, 1.55) if captions else (1.05, 1.1)
+    figure = Figure(figsize=(columns * side[0], len(rows) * side[1]), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"width_ratios": [1.0] * columns})
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
@@ -149,6 +160,8 @@ def _grid(
         for axes, image, color in zip(grid[r], row, frames[r], strict=False):  # a row may be short
             axes.imshow(image, interpolation="nearest")
             axes.spines[:].set(visible=True, color=color, linewidth=1.5 if color == "black" else 2.5)
+        for axes, text in zip(grid[r], captions[r] if captions else [], strict=False):
+            axes.set_xlabel(text, fontsize=6.5, parse_math=False)
         if labels:
             grid[r, 0].set_ylabel(labels[r], rotation=0, ha="right", va="center", fontsize=8)
     for column, title in titles.items():
@@ -171,12 +184,18 @@ def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: D
     assert query_images is not None
     chosen, rows = nearest_rows(bank, queries, k=8, count=10, seed=seed)
     labelled = bool((bank.y >= 0).any())
+    captions = None
+    if has_file_names(query_images) and has_file_names(data.train):
+        asked, names = (image_names(images, "") for images in (query_images, data.train))
+        pairs = zip(chosen.tolist(), (rows + first).tolist(), strict=True)
+        captions = [[caption(asked[query]), *(caption(names[i]) for i in row)] for query, row in pairs]
     neighbour_grid(
         path,
         [_pixels(query_images, int(i)) for i in chosen],
         [[_pixels(data.train, int(i) + first) for i in row] for row in rows],
         (bank.y[rows] == queries.y[chosen][:, None]).numpy() if labelled else None,
         [_class_name(data.train, int(y)) for y in queries.y[chosen]] if labelled else [],
+        captions,
     )
 
 
@@ -246,13 +265,23 @@ PROJECTIONS: dict[str, tuple[str, Callable[[NDArray, int], NDArray]]] = {
 }
 
 
-def embedding(path: Path, features: FeatureSet, names: Sequence[str], seed: int, projection: str = "tsne") -> None:
-    """Draw features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS."""
+def embedding(
+    path: Path,
+    features: FeatureSet,
+    names: Sequence[str],
+    seed: int,
+    projection: str = "tsne",
+    images: Images | None = None,
+) -> None:
+    """Draw features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS.
+
+    images: those of the features; some are drawn at their points, with their file names.
+    """
     order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
     x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
     name, project = PROJECTIONS[projection]
     flat = project(x, seed)
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(10, 9) if images else (7, 6), layout="constrained")
     axes = figure.subplots()
     if (y >= 0).any():
         named = np.unique(y[y >= 0])[:20]  # more colours than that cannot be told apart
@@ -265,8 +294,35 @@ def embedding(path: Path, features: FeatureSet, names: Sequence[str], seed: int,
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     else:
         axes.scatter(flat[:, 0], flat[:, 1], s=12, color="#336699")
+    if images:
+        _draw_thumbnails(axes, flat, order.tolist(), images)
     axes.set(xticks=[], yticks=[], title=f"{name} of the features of {len(x):,} images")
     _save(figure, path)
+
+
+def _draw_thumbnails(axes: Axes, flat: NDArray, rows: list[int], images: Images) -> None:
+    """Draw images at their points (M, 2), each with its file name below; points too near to a drawn one are passed."""
+    scaled = (flat - flat.min(axis=0)) / np.ptp(flat, axis=0).clip(min=1e-12)
+    names = image_names(images, "") if has_file_names(images) else None
+    drawn: list[int] = []
+    for i in range(len(flat)):
+        if len(drawn) < THUMBNAILS and all(abs(scaled[i] - scaled[j]).max() > APART for j in drawn):
+            drawn.append(i)
+    for i in drawn:
+        pixels = _shrunk(images.decode(rows[i]))
+        axes.add_artist(AnnotationBbox(OffsetImage(pixels), flat[i], frameon=False))
+        if names:
+            below = (0, -len(pixels) / 2 - 1)
+            axes.annotate(caption(names[rows[i]]), flat[i], below, textcoords="offset points", ha="center", va="top",
+                          fontsize=5, parse_math=False)  # fmt: skip
+
+
+def _shrunk(pixels: Tensor) -> NDArray:
+    """(3, H, W) uint8 -> (h, w, 3) uint8 whose longer side is THUMBNAIL."""
+    scale = THUMBNAIL / max(pixels.shape[1:])
+    size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
+    small: NDArray = TF.resize(pixels, size, antialias=True).permute(1, 2, 0).numpy()
+    return small
 
 
 def nearest_rows(bank: FeatureSet, queries: FeatureSet, k: int, count: int, seed: int) -> tuple[Tensor, Tensor]:

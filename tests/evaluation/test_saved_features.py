@@ -52,4 +52,5 @@ def test_cache_key_depends_on_weights_layer_and_images(tmp_path):
 
 def test_features_settings_default_to_the_run_folder():
     labels = TrainingLabels(1, 0, 0, 0)
-    assert features_settings(Namespace(features_dir=None, features_dtype="float32"), labels, print).features_dir is None
+    flags = Namespace(features_dir=None, features_dtype="float32", features_format="npy")
+    assert features_settings(flags, labels, print).features_dir is None
