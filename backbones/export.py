@@ -37,10 +37,11 @@ FC_NOTE = (
 def export_backbone(kind: str, path: Path, network: nn.Module, card: Mapping[str, str], size: int) -> list[Path]:
     """Write the network to `path` and a model card beside it, and return the paths of all files written.
 
-    The card has the name of `path` with the ending .md; "hub" makes `path` a folder that has its own. kind: one of EXPORTS. card: "backbone" and "stem" at least,
-    "patch_size" and "pool" where they are not the network's own; `model_card` lists its keys. size: side in pixels of
-    the views that the network was built for. The network is not changed. Raises UserError for a target that exists, for
-    a network that the library does not have, and for a failed write, which leaves no file behind.
+    The card has the name of `path` with the ending .md; "hub" makes `path` a folder that has its own. kind: one of
+    EXPORTS. card: "backbone" and "stem" at least, "patch_size" and "pool" where they are not the network's own;
+    `model_card` lists its keys. size: side in pixels of the views that the network was built for. The network is not
+    changed. Raises UserError for a target that exists, for a network that the library does not have, and for a failed
+    write, which leaves no file behind.
     """
     check_target(kind, path)
     if kind == HUB:
