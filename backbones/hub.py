@@ -8,7 +8,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import yaml
 from torch import nn
 
 from backbones.build import first_line
@@ -126,4 +125,5 @@ def _front_matter(card: Mapping[str, str]) -> str:
     """
     tags = ["image-feature-extraction", "timm", "self-supervised-learning", card.get("method", "")]
     facts = {"library_name": "timm", "pipeline_tag": "image-feature-extraction", "tags": [tag for tag in tags if tag]}
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n"
+    lines = [f"{key}: {json.dumps(value)}\n" for key, value in facts.items()]  # JSON is YAML
+    return f"---\n{''.join(lines)}---\n\n"
