@@ -8,15 +8,18 @@ from utils.names import escaped
 SHOWN = 22  # characters of a name below a picture
 
 
-def image_names(images: Images, split: str) -> list[str]:
-    """A name per image, one line each: its path relative to the folder of the split, or "split/number" without files.
+def image_name(images: Images, split: str, i: int) -> str:
+    """The name of an image on one line: its path relative to the folder of the split, or "split/number" without files.
 
-    No name holds a folder of this machine. Line breaks and bytes that are not UTF-8 are written as escapes.
+    It holds no folder of this machine. Line breaks and bytes that are not UTF-8 are written as escapes.
     """
     names = getattr(images, "names", None)
-    if names is None:
-        return [f"{split}/{i}" for i in range(len(images))]
-    return [escaped(name) for name in names]
+    return f"{split}/{i}" if names is None else escaped(names[i])
+
+
+def image_names(images: Images, split: str) -> list[str]:
+    """The name of every image; see `image_name`."""
+    return [image_name(images, split, i) for i in range(len(images))]
 
 
 def has_file_names(images: Images) -> bool:

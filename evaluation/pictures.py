@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from evaluation.features import FeatureSet, evaluation_mode
-from evaluation.image_names import caption, has_file_names, image_names
+from evaluation.image_names import caption, has_file_names, image_name
 from evaluation.interfaces import Data, EvaluationData, Images
 from evaluation.knn import neighbours as nearest
 from utils.errors import UserError
@@ -186,9 +186,10 @@ def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: D
     labelled = bool((bank.y >= 0).any())
     captions = None
     if has_file_names(query_images) and has_file_names(data.train):
-        asked, names = (image_names(images, "") for images in (query_images, data.train))
         pairs = zip(chosen.tolist(), (rows + first).tolist(), strict=True)
-        captions = [[caption(asked[query]), *(caption(names[i]) for i in row)] for query, row in pairs]
+        captions = [
+            [_file_name(query_images, query), *(_file_name(data.train, i) for i in row)] for query, row in pairs
+        ]
     neighbour_grid(
         path,
         [_pixels(query_images, int(i)) for i in chosen],
@@ -197,6 +198,10 @@ def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: D
         [_class_name(data.train, int(y)) for y in queries.y[chosen]] if labelled else [],
         captions,
     )
+
+
+def _file_name(images: Images, i: int) -> str:
+    return caption(image_name(images, "", i))
 
 
 def _pixels(images: Images, i: int) -> NDArray:
@@ -303,7 +308,6 @@ def embedding(
 def _draw_thumbnails(axes: Axes, flat: NDArray, rows: list[int], images: Images) -> None:
     """Draw images at their points (M, 2), each with its file name below; points too near to a drawn one are passed."""
     scaled = (flat - flat.min(axis=0)) / np.ptp(flat, axis=0).clip(min=1e-12)
-    names = image_names(images, "") if has_file_names(images) else None
     drawn: list[int] = []
     for i in range(len(flat)):
         if len(drawn) < THUMBNAILS and all(abs(scaled[i] - scaled[j]).max() > APART for j in drawn):
@@ -311,10 +315,10 @@ def _draw_thumbnails(axes: Axes, flat: NDArray, rows: list[int], images: Images)
     for i in drawn:
         pixels = _shrunk(images.decode(rows[i]))
         axes.add_artist(AnnotationBbox(OffsetImage(pixels), flat[i], frameon=False))
-        if names:
+        if has_file_names(images):
             below = (0, -len(pixels) / 2 - 1)
-            axes.annotate(caption(names[rows[i]]), flat[i], below, textcoords="offset points", ha="center", va="top",
-                          fontsize=5, parse_math=False)  # fmt: skip
+            axes.annotate(_file_name(images, rows[i]), flat[i], below, textcoords="offset points", ha="center",
+                          va="top", fontsize=5, parse_math=False)  # fmt: skip
 
 
 def _shrunk(pixels: Tensor) -> NDArray:

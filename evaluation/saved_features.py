@@ -92,7 +92,9 @@ def _write_parquet(path: Path, root: Path, target: EvaluationTarget) -> None:
                 vector = pa.FixedSizeListArray.from_arrays(pa.array(vectors[rows].ravel()), width)
                 label = pa.array(labels[rows], mask=labels[rows] < 0)
                 n = len(vectors[rows])
-                writer.write_table(pa.table([names[rows], pa.array([split] * n), label, vector], schema=schema))
+                writer.write_table(
+                    pa.table([pa.array(names[rows]), pa.array([split] * n), label, vector], schema=schema)
+                )
 
 
 def load_or_extract(

@@ -6,12 +6,13 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from evaluation.feature_files import DEFAULT_DTYPE
 from evaluation.features import evaluation_mode
-from evaluation.image_names import caption, image_names
+from evaluation.image_names import caption, image_name
 from evaluation.knn import neighbours
 from evaluation.pictures import neighbour_grid
 from evaluation.saved_features import load_or_extract
@@ -67,9 +68,9 @@ def similar(target: EvaluationTarget, settings: SimilarSettings) -> list[Score]:
 
     def search() -> None:
         queries = _features(target, settings.images)
-        cosine, rows = neighbours(torch.from_numpy(bank[:]).float(), queries, settings.k, target.device)
-        names = image_names(target.data.data.train, "train")
-        found = [[names[int(row)] for row in line] for line in rows]
+        cosine, rows = neighbours(torch.from_numpy(np.array(bank, np.float32)), queries, settings.k, target.device)
+        train = target.data.data.train
+        found = [[image_name(train, "train", row) for row in line] for line in rows.tolist()]
         asked = [_query_name(image) for image in settings.images]
         table = _table(asked, found, cosine)
         path = target.folder / f"{target.file_name}_similar"
