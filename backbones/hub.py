@@ -45,7 +45,7 @@ def export_hub(folder: Path, network: nn.Module, card: Mapping[str, str], size: 
     facts = {key: value for key, value in card.items() if value not in ("", "None")}
     with _new_folder(folder), created_together(folder / FILES[0]) as file:
         file.write_bytes(safetensors.torch.save(tensors, facts | {"format": "pt"}))
-        config = json.dumps(timm_config(card, size), indent=2) + "\n"
+        config = json.dumps(timm_config(network, card, size), indent=2) + "\n"
         (file.parent / FILES[1]).write_text(config, encoding="utf-8")
         note = _compare(file.parent, network, size)
         readme = {**card, "size": str(size), "load": _code(folder.name), "note": note}
@@ -53,7 +53,7 @@ def export_hub(folder: Path, network: nn.Module, card: Mapping[str, str], size: 
     return [folder / name for name in FILES]
 
 
-def timm_config(card: Mapping[str, str], size: int) -> dict[str, Any]:
+def timm_config(network: nn.Module, card: Mapping[str, str], size: int) -> dict[str, Any]:
     """The content of config.json: timm's name of the network, its arguments, and the images that it expects.
 
     mean and std of the card are texts like "(0.1, 0.2, 0.3)"; without them those of ImageNet hold.
@@ -62,7 +62,9 @@ def timm_config(card: Mapping[str, str], size: int) -> dict[str, Any]:
 
     _, options = timm_arguments(card, size)
     if card.get("pool", "None") != "None":
-        options |= {"global_pool": card["pool"]}
+        # The network was built with its own pooling, which decides where timm puts the last norm.
+        fc_norm = not isinstance(getattr(network, "fc_norm", nn.Identity()), nn.Identity)
+        options |= {"global_pool": card["pool"], "fc_norm": fc_norm}
     own = timm.get_pretrained_cfg(card["backbone"])
     names = {} if own is None else {"first_conv": own.first_conv, "classifier": own.classifier}
     statistics = {key: json.loads(f"[{card[key].strip('()')}]") for key in ("mean", "std") if key in card}
