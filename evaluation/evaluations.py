@@ -98,6 +98,7 @@ EVALUATIONS: dict[str, Evaluation[Any]] = {
         required_flags=("similar",),
         needs_labels=False,
         in_all=False,  # it needs image files
+        single_network=True,
         implied_by="similar",
     ),
 }

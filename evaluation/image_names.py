@@ -5,7 +5,7 @@ import os
 from evaluation.interfaces import Images
 from utils.names import escaped
 
-SHOWN = 22  # characters of a name below a picture
+SHOWN = 24  # characters of a name below a picture
 
 
 def image_name(images: Images, split: str, i: int) -> str:

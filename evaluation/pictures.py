@@ -314,16 +314,16 @@ def _draw_thumbnails(axes: Axes, flat: NDArray, rows: list[int], images: Images)
             drawn.append(i)
     for i in drawn:
         pixels = _shrunk(images.decode(rows[i]))
-        axes.add_artist(AnnotationBbox(OffsetImage(pixels), flat[i], frameon=False))
+        axes.add_artist(AnnotationBbox(OffsetImage(pixels, zoom=0.5), flat[i], frameon=False))
         if has_file_names(images):
-            below = (0, -len(pixels) / 2 - 1)
+            below = (0, -len(pixels) / 4 - 1)
             axes.annotate(_file_name(images, rows[i]), flat[i], below, textcoords="offset points", ha="center",
                           va="top", fontsize=5, parse_math=False)  # fmt: skip
 
 
 def _shrunk(pixels: Tensor) -> NDArray:
-    """(3, H, W) uint8 -> (h, w, 3) uint8 whose longer side is THUMBNAIL."""
-    scale = THUMBNAIL / max(pixels.shape[1:])
+    """(3, H, W) uint8 -> (h, w, 3) uint8 with two pixels per point of THUMBNAIL on the longer side."""
+    scale = 2 * THUMBNAIL / max(pixels.shape[1:])
     size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
     small: NDArray = TF.resize(pixels, size, antialias=True).permute(1, 2, 0).numpy()
     return small

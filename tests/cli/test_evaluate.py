@@ -64,6 +64,7 @@ def test_parse_evaluation_resolves_the_names():
         ("--offline", "--offline has no effect without --wandb"),
         ("--accelerator cpu --gpus 0", "--gpus has no effect without --accelerator"),
         ("--evaluation similar", "--evaluation similar needs --similar; add them"),
+        ("--similar a.jpg --baselines", "--evaluation similar takes one backbone; name one, without --baselines"),
         ("--evaluation knn --similar_k 3", "--similar_k has no effect without --evaluation similar"),
         ("--evaluation cluster --features_format parquet", "--features_format has no effect without --eval.* features"),
         ("--evaluation kn", r"unknown evaluation 'kn' \(did you mean knn\?\)"),

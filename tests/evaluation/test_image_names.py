@@ -25,4 +25,4 @@ def test_image_names_have_one_line(tmp_path):
 
 def test_caption_is_the_file_name_without_its_middle():
     assert caption("holiday/2020/IMG_1.jpg") == "IMG_1.jpg"
-    assert caption("x/" + "a" * 30 + "b" * 30 + ".jpg") == "aaaaaaaaaa..bbbbbb.jpg"
+    assert caption("x/" + "a" * 30 + "b" * 30 + ".jpg") == "aaaaaaaaaaa..bbbbbbb.jpg"
