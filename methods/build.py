@@ -61,10 +61,8 @@ def build(
     if "teacher" in actions:
         if teacher is None:
             raise UserError(f"{name} learns from another network; give it as teacher=")
-        networks, settings = (
-            {"teacher": FrozenNetwork(teacher, _width(teacher, loop.size))},
-            {**settings, "teacher": ""},
-        )
+        networks = {"teacher": FrozenNetwork(teacher, _width(teacher, loop.size))}
+        settings = {**settings, "teacher": type(teacher).__name__}
     values = {dest: parser.get_default(dest) for dest in actions} | dict(kind.length_defaults(loop.epochs))
     for setting, value in settings.items():
         if setting not in actions:
@@ -72,9 +70,10 @@ def build(
             raise UserError(f"{name} has no setting {setting!r}{near}; choose one of {', '.join(actions)}")
         values[setting] = _checked(actions[setting], value)
     args = Namespace(**{dest: values[dest] for dest in actions})
+    known = Namespace(**values, small_views=loop.small_views)  # what the conditions of flags read
     for flags, requirement, condition in (*RULES, *kind.flag_rules):
         for flag in flags:
-            if flag in settings and not condition(args):
+            if flag in settings and values[flag] != parser.get_default(flag) and not condition(known):
                 raise UserError(f"{flag} has no effect without {requirement}; add that, or leave {flag} out")
     defaults = {**parser._defaults, **kind.length_defaults(loop.epochs)}
     return kind(args, _plan(name, backbone, loop, defaults), backbone, _width(backbone, loop.size), **networks)
@@ -128,7 +127,8 @@ def _plan(name: str, backbone: nn.Module, loop: Loop, defaults: Mapping[str, Any
             final_weight_decay=defaults.get("final_weight_decay"), layer_decay=defaults.get("layer_decay", 1.0),
         ),
         probe_lr=1e-3 if optimizer == "adamw" else 0.1,
-        schedule=ScheduleConfig(scheduler, total, per_epoch, warmup, final_factor=final),
+        schedule=ScheduleConfig(scheduler, total, per_epoch, warmup, tuple(defaults.get("lr_decay_steps", (60, 80))),
+                                defaults.get("lr_decay_factor", 0.1), final_factor=final),
         views=views,
         training_set=TrainingSet("custom", loop.images, loop.images if loop.classes else 0, loop.classes, ""),
         backbone=BackboneConfig(type(backbone).__name__, ""),
