@@ -79,11 +79,8 @@ def test_config_gives_the_transform_of_evaluation_images(tmp_path):
     export_backbone("hub", folder, network, CARD | {"backbone": "test_resnet"}, 96)
     other = timm.create_model(f"local-dir:{folder}", pretrained=True)
     facts = timm.data.resolve_model_data_config(other)
-    assert [list(facts[key]) for key in ("input_size", "mean", "std")] == [
-        [3, 96, 96],
-        [0.1, 0.2, 0.3],
-        [0.4, 0.5, 0.6],
-    ]
+    expected = {"input_size": (3, 96, 96), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert {key: tuple(facts[key]) for key in expected} == expected
     assert (facts["interpolation"], facts["crop_pct"]) == ("bilinear", 0.875)
     image = Image.open(write_image(tmp_path / "a.png", size=(150, 130)))
     assert timm.data.create_transform(**facts)(image).shape == (3, 96, 96)
