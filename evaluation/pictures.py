@@ -75,7 +75,7 @@ def neighbour_grid(
     colors = {None: "black", True: CORRECT, False: WRONG}
     verdicts = [[None] * len(row) for row in found] if correct is None else correct.tolist()
     frames = [["black", *(colors[verdict] for verdict in row)] for row in verdicts]
-    titles = {0: "query", 1: "nearest", len(found[0]): f"{len(found[0])}th"}
+    titles = {0: "query", len(found[0]): f"rank {len(found[0])}"} | {1: "nearest"}
     _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles,
           captions=captions)  # fmt: skip
 
