@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     with expected_messages_hidden(), deterministic_algorithms(plan.hardware.deterministic):
         trainer = build_trainer(plan, folder, callbacks, loggers, validate=data.val is not None and data.labelled)
         trainer.fit(method, datamodule=module, ckpt_path=resume and resume / "last.ckpt", weights_only=True)
-    write_summary(folder, plan, time.time() - started)
+    write_summary(folder, plan, time.time() - started, args.record, data.splits())
     rank_zero_print(f"done: {folder}")
 
 

@@ -55,12 +55,12 @@ def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], 
     modules = evaluation_modules(args.dataset, data, size, args.pipeline, args.batch_size, args.seed, args.num_workers,
                                  args.cache, hardware.accelerator)  # fmt: skip
     run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
-    with temporary_on_error(args.output, run_id, automatic=not args.run_id) as folder:
+    with temporary_on_error(args.output, run_id, automatic=not args.run_id, ledger=args.record) as folder:
         shared = (args.dataset, *modules, local_device(hardware), folder, args.seed)
         rows = [evaluate(EvaluationTarget(network, info, *shared), settings) for info, network in networks]
         write_bad_images(folder, data.bad)
     if rank() == 0:
-        report(args.dataset, data, rows, folder, {"argv": argv, "flags": vars(args)})
+        report(args.dataset, data, rows, folder, {"argv": argv, "flags": vars(args)}, args.record)
         log_results(dashboard, vars(args), folder, all_numbers(rows))
     return rows
 

@@ -40,6 +40,9 @@ def add_common_flags(group: FlagGroup) -> None:
                        "process")  # fmt: skip
     group.add_argument("--gpus", type=count, nargs="+", metavar="ID", help="GPU ids (default: all)")
     group.add_argument("--output", default=OUTPUT, help="parent directory of run folders")
+    group.add_argument("--record", metavar="DIR",
+                       help="directory of a ledger: the run adds a JSON file with its command, versions, machine, data "
+                       "and scores")  # fmt: skip
     group.add_argument("--run_id", type=folder_name,
                        help="name of the run folder; default: name, data set, backbone and time")  # fmt: skip
     group.add_argument(

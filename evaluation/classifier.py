@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from evaluation.features import FeatureSet, evaluation_mode
 from evaluation.interfaces import TrainSubsetLoader
-from evaluation.settings import Note, TrainingLabels
+from evaluation.settings import Note, TrainingLabels, balanced_rows, fraction_suffix, label_fractions
 from evaluation.target import EvaluationTarget, RawPixels
-from utils.arg_types import nonnegative_float, number, positive_float, positive_int
+from utils.arg_types import nonnegative_float, positive_float, positive_int
 from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank, world_size
 from utils.errors import UserError
@@ -43,12 +43,13 @@ class ClassifierSettings:
     """Settings of `linear` and `finetune`.
 
     lrs: learning rates per 256 images, of which the best is taken. optimizer: its rate is replaced by one of them.
-    label_fraction: share of the labels of each class. decay_epochs, decay_factor: of the scheduler "step".
+    label_fractions: shares of the labels of each class, each trained on by itself.
+    decay_epochs, decay_factor: of the scheduler "step".
     """
 
     epochs: int
     lrs: tuple[float, ...]
-    label_fraction: float
+    label_fractions: tuple[float, ...]
     optimizer: OptimizerConfig
     scheduler: str
     decay_epochs: tuple[int, ...]
@@ -75,22 +76,15 @@ def add_classifier_flags(group: FlagGroup) -> None:
                        help="weight decay of weights; biases and norms have none")  # fmt: skip
     group.add_argument("--scheduler", choices=["cosine", "step", "none"], default="cosine",
                        help="learning-rate schedule; none keeps the rate constant")  # fmt: skip
-    group.add_argument("--label_fraction", type=number(float, 0, 1, above=True), default=1.0, metavar="FRACTION",
-                       help="fraction of the labels of each class to train on, as 0.01 or 0.1")  # fmt: skip
     add_optimizer_flags(group)
 
 
 def classifier_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> ClassifierSettings:
-    """The settings that the flags ask for; a fraction of the labels below one image per class is refused."""
-    if flags.label_fraction * labels.labelled < labels.classes:
-        raise UserError(
-            f"--label_fraction {flags.label_fraction:g} of {labels.labelled} labels is less than one for each of "
-            f"{labels.classes} classes; raise it"
-        )
+    """The settings that the flags ask for."""
     return ClassifierSettings(
         epochs=flags.epochs,
         lrs=tuple(flags.lr),
-        label_fraction=flags.label_fraction,
+        label_fractions=label_fractions(flags, labels),
         optimizer=OptimizerConfig(
             name=flags.optimizer,
             lr=flags.lr[0],
@@ -110,34 +104,27 @@ def linear(target: EvaluationTarget, settings: ClassifierSettings) -> list[Score
     """Top-1 accuracy of a linear classifier on the frozen backbone; raw pixels have no backbone and no score."""
     if isinstance(target.network, RawPixels):
         return []
-    return [_score("linear_sgd", *linear_accuracy(target, settings), settings)]
+    return [
+        _score("linear_sgd", *linear_accuracy(target, settings, share), settings, share)
+        for share in settings.label_fractions
+    ]
 
 
 def finetune(target: EvaluationTarget, settings: ClassifierSettings) -> list[Score]:
     """Top-1 accuracy of the whole network trained on the labels; raw pixels have no network and no score."""
     if isinstance(target.network, RawPixels):
         return []
-    return [_score("finetune", *finetune_accuracy(target, settings), settings)]
+    return [
+        _score("finetune", *finetune_accuracy(target, settings, share), settings, share)
+        for share in settings.label_fractions
+    ]
 
 
-def _score(name: str, accuracy: float, lr: float, settings: ClassifierSettings) -> Score:
+def _score(name: str, accuracy: float, lr: float, settings: ClassifierSettings, label_fraction: float) -> Score:
     """The score under a key that says which share of the labels it took ("linear_sgd_1pct")."""
-    share = "" if settings.label_fraction == 1 else f"_{100 * settings.label_fraction:g}pct"
     several = len(settings.lrs) > 1
-    return Score(name + share, accuracy, chosen={"lr": lr} if several else {}, chosen_on=CHOSEN_ON if several else "")
-
-
-def balanced_rows(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Sorted positions of `fraction` of each class, at least one image of each; unlabelled images are left out.
-
-    The same seed gives the same images, and a larger fraction contains the smaller one.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    chosen = []
-    for label in labels[labels >= 0].unique():
-        of_class = order[labels[order] == label]
-        chosen.append(of_class[: max(1, round(fraction * len(of_class)))])
-    return torch.cat(chosen).sort().values
+    chosen, chosen_on = ({"lr": lr}, CHOSEN_ON) if several else ({}, "")
+    return Score(name + fraction_suffix(label_fraction), accuracy, chosen=chosen, chosen_on=chosen_on)
 
 
 def split_rows(labels: Tensor, label_fraction: float, lrs: Sequence[float], seed: int) -> tuple[Tensor, Tensor]:
@@ -227,13 +214,15 @@ def accuracy(head: nn.Module, features: FeatureSet) -> float:
     return 100 * (predicted == features.y).double().mean().item()
 
 
-def linear_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> tuple[float, float]:
+def linear_accuracy(
+    target: EvaluationTarget, settings: ClassifierSettings, label_fraction: float = 1.0
+) -> tuple[float, float]:
     """Top-1 in per cent of the last epoch, and its learning rate: one head per rate on a frozen backbone.
 
     The backbone is in evaluation mode, and all heads see the same augmented views. Of several rates the one is taken
     that does best on a tenth of the training images, held out; none is chosen on the validation set.
     """
-    rows, held_out = split_rows(target.train_labels, settings.label_fraction, settings.lrs, target.seed)
+    rows, held_out = split_rows(target.train_labels, label_fraction, settings.lrs, target.seed)
     width = target.feature_width
     heads = nn.ModuleList(new_head(width, target.classes, target.device) for _ in settings.lrs)
 
@@ -255,9 +244,11 @@ def linear_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> t
     return accuracy(heads[best], target.labelled_val), settings.lrs[best]
 
 
-def finetune_accuracy(target: EvaluationTarget, settings: ClassifierSettings) -> tuple[float, float]:
+def finetune_accuracy(
+    target: EvaluationTarget, settings: ClassifierSettings, label_fraction: float = 1.0
+) -> tuple[float, float]:
     """Top-1 in per cent of the last epoch, and its learning rate: a copy of the whole network trained on the labels."""
-    rows, held_out = split_rows(target.train_labels, settings.label_fraction, settings.lrs, target.seed)
+    rows, held_out = split_rows(target.train_labels, label_fraction, settings.lrs, target.seed)
     candidates: list[tuple[nn.Module, nn.Linear]] = []
     held_out_accuracies = []
     for lr in settings.lrs:

@@ -1,5 +1,6 @@
 """The registry of evaluations: name -> function, flags and requirements."""
 
+import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from evaluation.knn import add_knn_flags, knn, knn_settings
 from evaluation.logistic import add_fewshot_flags, fewshot, fewshot_settings, logistic, logistic_settings
 from evaluation.quality import quality, quality_settings
 from evaluation.saved_features import add_features_flags, add_format_flag, features, features_settings
-from evaluation.settings import Note, TrainingLabels
+from evaluation.settings import Note, TrainingLabels, add_label_fraction_flag
 from evaluation.similar import add_similar_flags, similar, similar_settings
 from evaluation.target import EvaluationTarget
 from utils.errors import UserError
@@ -53,15 +54,22 @@ EVALUATIONS: dict[str, Evaluation[Any]] = {
         linear,
         classifier_settings,
         "linear classifier trained by SGD on augmented views, frozen backbone",
-        (add_classifier_flags,),
+        (add_classifier_flags, add_label_fraction_flag),
         is_default=True,
     ),
     "knn": Evaluation(knn, knn_settings, "weighted nearest neighbours", (add_knn_flags,), is_default=True),
-    "logistic": Evaluation(logistic, logistic_settings, "logistic regression on features that are extracted once"),
+    "logistic": Evaluation(
+        logistic,
+        logistic_settings,
+        "logistic regression on features that are extracted once",
+        (add_label_fraction_flag,),
+    ),
     "fewshot": Evaluation(
         fewshot, fewshot_settings, "logistic regression on a few labels per class", (add_fewshot_flags,)
     ),
-    "finetune": Evaluation(finetune, classifier_settings, "the whole network fine-tuned", (add_classifier_flags,)),
+    "finetune": Evaluation(
+        finetune, classifier_settings, "the whole network fine-tuned", (add_classifier_flags, add_label_fraction_flag)
+    ),
     "quality": Evaluation(
         quality, quality_settings, "rank, spectrum, uniformity and alignment of features", needs_labels=False
     ),
@@ -131,5 +139,6 @@ def _check_labels(names: Sequence[str], dataset: str, labels: TrainingLabels, va
 
 def evaluate(target: EvaluationTarget, settings: Settings) -> ResultRow:
     """The row of the target, with every score of the evaluations that have settings."""
+    started = time.perf_counter()
     scores = [score for name, s in settings.items() for score in EVALUATIONS[name].run(target, s)]
-    return replace(target.result_row(), scores=scores)
+    return replace(target.result_row(), scores=scores, seconds=time.perf_counter() - started)

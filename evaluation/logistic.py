@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from evaluation.features import FeatureSet
-from evaluation.settings import Note, TrainingLabels, feasible_values
+from evaluation.settings import (
+    Note,
+    TrainingLabels,
+    balanced_rows,
+    feasible_values,
+    fraction_suffix,
+    label_fractions,
+)
 from evaluation.target import EvaluationTarget
 from utils.arg_types import positive_int
 from utils.distributed import run_on_first_rank
@@ -27,7 +34,9 @@ DEFAULT_SHOTS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class LogisticSettings:
-    """Logistic regression on all labels has no settings: its penalty is chosen on held-out training images."""
+    """label_fractions: shares of the labels of each class to train on. The penalty is chosen on held-out images."""
+
+    label_fractions: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ def add_fewshot_flags(group: FlagGroup) -> None:
 
 
 def logistic_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> LogisticSettings:
-    """The settings, of which there are none."""
-    return LogisticSettings()
+    """The settings that the flags ask for."""
+    return LogisticSettings(label_fractions(flags, labels))
 
 
 def fewshot_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> FewshotSettings:
@@ -59,13 +68,19 @@ def fewshot_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Fe
 
 
 def logistic(target: EvaluationTarget, settings: LogisticSettings) -> list[Score]:
-    """Top-1 accuracy of logistic regression on all labels, by the first rank: its rows are in memory once."""
-    train, val = target.train, target.labelled_val  # extracted by all ranks
-    found = run_on_first_rank(lambda: logistic_accuracy(train, val, target.seed, target.device))
-    if found is None:
-        return []
-    accuracy, c = found
-    return [Score("logistic", accuracy, chosen={"penalty_c": c}, chosen_on=CHOSEN_ON)]
+    """Top-1 accuracy of logistic regression on shares of the labels, by the first rank: its rows are in memory once."""
+    train, val = target.train.labelled(), target.labelled_val  # extracted by all ranks
+
+    def score(share: float) -> Score:
+        rows = train
+        if share < 1:
+            chosen = balanced_rows(train.y, share, target.seed)
+            rows = FeatureSet(train.x[chosen], train.y[chosen])
+        accuracy, c = logistic_accuracy(rows, val, target.seed, target.device)
+        name = f"logistic{fraction_suffix(share)}"
+        return Score(name, accuracy, chosen={"penalty_c": c}, chosen_on=CHOSEN_ON)
+
+    return run_on_first_rank(lambda: [score(share) for share in settings.label_fractions]) or []
 
 
 def fewshot(target: EvaluationTarget, settings: FewshotSettings) -> list[Score]:

@@ -1,11 +1,15 @@
 """Settings of evaluations that depend on how many labelled training images there are."""
 
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from utils.arg_types import number
 from utils.errors import UserError
+from utils.optim import FlagGroup
 
 Note = Callable[[str], None]  # prints a remark for the user
 
@@ -41,3 +45,40 @@ def feasible_values(
     if left_out := [n for n in defaults if n > maximum]:
         note(f"--{flag} {' '.join(map(str, left_out))} left out: there are {maximum} {limit}")
     return tuple(n for n in defaults if n <= maximum)
+
+
+def add_label_fraction_flag(group: FlagGroup) -> None:
+    """The flag of evaluations that can train on a part of the labels."""
+    group.add_argument("--label_fraction", type=number(float, 0, 1, above=True), nargs="+", default=[1.0],
+                       metavar="FRACTION",
+                       help="fractions of the labels of each class to train on, as 0.01 0.1 1; each is a column "
+                       "of its own")  # fmt: skip
+
+
+def label_fractions(flags: Namespace, labels: TrainingLabels) -> tuple[float, ...]:
+    """The fractions of the labels that the flags ask for; one below an image per class is refused."""
+    smallest = min(flags.label_fraction)
+    if smallest * labels.labelled < labels.classes:
+        raise UserError(
+            f"--label_fraction {smallest:g} of {labels.labelled} labels is less than one for each of "
+            f"{labels.classes} classes; raise it"
+        )
+    return tuple(flags.label_fraction)
+
+
+def fraction_suffix(fraction: float) -> str:
+    """The end of a score's key that says which share of the labels it took: "_1pct", and nothing for all."""
+    return "" if fraction == 1 else f"_{100 * fraction:g}pct"
+
+
+def balanced_rows(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Sorted positions of `fraction` of each class, at least one image of each; unlabelled images are left out.
+
+    The same seed gives the same images, and a larger fraction contains the smaller one.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = []
+    for label in labels[labels >= 0].unique():
+        of_class = order[labels[order] == label]
+        chosen.append(of_class[: max(1, round(fraction * len(of_class)))])
+    return torch.cat(chosen).sort().values

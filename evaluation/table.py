@@ -7,8 +7,9 @@ from typing import Any
 
 from evaluation.interfaces import Data
 from utils.files import write_json
+from utils.ledger import data_facts, with_definitions, write_record
 from utils.provenance import provenance
-from utils.scores import PERCENT, ResultRow, Score
+from utils.scores import PERCENT, ResultRow, Rows, Score
 
 TITLES = {
     "logistic": "logistic",
@@ -54,10 +55,12 @@ def _cell(score: Score) -> str:
     return f"{score.value:.{decimals}f}{deviation}"
 
 
-def report(dataset: str, data: Data, rows: Sequence[ResultRow], folder: Path, command: Mapping[str, Any]) -> None:
-    """Print the table (none where only files were asked for); write summary.json and args.json.
+def report(
+    dataset: str, data: Data, rows: Rows, folder: Path, command: Mapping[str, Any], ledger: str | None = None
+) -> None:
+    """Print the table (none where only files were asked for); write summary.json, args.json and a ledger's record.
 
-    command: what led here, for args.json.
+    command: what led here ("argv", "flags"), for args.json. ledger: directory to record the evaluation in, if any.
     """
     if any(row.scores for row in rows):
         validation = f", {len(data.val):,} validation images" if data.val is not None else ""
@@ -66,3 +69,18 @@ def report(dataset: str, data: Data, rows: Sequence[ResultRow], folder: Path, co
     print(f"\n{folder}")
     write_json(folder / "args.json", {**command, **provenance()})
     write_json(folder / "summary.json", {row.title: row.as_json() for row in rows})
+    if ledger:
+        write_record(Path(ledger), folder.name, _record(dataset, data, rows, command))
+
+
+def _record(dataset: str, data: Data, rows: Rows, command: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of an evaluation: scores under "rows", by the titles of the networks."""
+    scored = [row for row in rows if row.scores]
+    return {
+        "kind": "evaluation",
+        "argv": command["argv"],
+        "seed": command["flags"]["seed"],
+        "data": data_facts(dataset, data.splits()),
+        "seconds": round(sum(row.seconds for row in scored), 1),
+        "rows": {row.title: row.as_json() | {"scores": with_definitions(row.numbers())} for row in scored},
+    }

@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from utils.distributed import broadcast_str, launched_rank, rank_zero_print
 from utils.errors import UserError
 from utils.files import create_json, entry, last_value, read_json, read_metrics, write_json, write_text_atomically
 from utils.hardware import peak_memory
+from utils.ledger import Images, check_ledger, data_facts, with_definitions, write_record
 from utils.plan import Plan
 from utils.provenance import provenance
 
@@ -171,8 +172,12 @@ def _is_before_checkpoint(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def temporary_on_error(output: str, run_id: str, automatic: bool = False) -> Iterator[Path]:
-    """The folder of a run, created by the first rank; removed after an error if nothing was written to it."""
+def temporary_on_error(output: str, run_id: str, automatic: bool = False, ledger: str | None = None) -> Iterator[Path]:
+    """The folder of a run, created by the first rank; removed after an error if nothing was written to it.
+
+    ledger: directory that the run will be recorded in, if any.
+    """
+    check_ledger(ledger)
     folder = create_run_folder(output, run_id, automatic) if launched_rank() == 0 else Path(output) / run_id
     folder = Path(broadcast_str(str(folder)))
     try:
@@ -191,6 +196,7 @@ def open_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: lis
     run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
     if launched_rank() != 0:
         return resumed or Path(args.output) / run_id
+    check_ledger(args.record)
     if resumed:
         lock_folder(resumed)
         record_extension(resumed, args, plan, argv)
@@ -230,13 +236,33 @@ def write_bad_images(folder: Path, bad: Mapping[str, str]) -> None:
         write_text_atomically(folder / "bad_images.txt", "".join(f"{path}\t{why}\n" for path, why in bad.items()))
 
 
-def write_summary(folder: Path, plan: Plan, seconds: float) -> None:
-    """summary.json: the last value of every number that tells how the run went. Only the first rank writes."""
+def write_summary(folder: Path, plan: Plan, seconds: float, ledger: str | None, splits: Mapping[str, Images]) -> None:
+    """summary.json: the last value of every number that tells how the run went. Only the first rank writes.
+
+    ledger: directory to record the run in, if any. splits: the images of the run, for its record.
+    """
     if launched_rank() != 0:
         return
     rows = read_metrics(folder / "metrics.csv")
     knn = [f"knn_{k}" for k in plan.logging.knn_k]
     names = ["loss", "probe_acc", "val_probe_acc", *knn, "images_per_second", "data_wait_fraction"]
-    numbers = {name: last_value(rows, name) for name in names}
+    numbers = {name: value for name in names if (value := last_value(rows, name)) is not None}
     cost = {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory(plan.hardware.accelerator)}
-    write_json(folder / "summary.json", {k: v for k, v in numbers.items() if v is not None} | cost)
+    write_json(folder / "summary.json", numbers | cost)
+    if ledger:
+        record = {
+            "kind": "pretraining",
+            "argv": read_json(folder / "args.json")["argv"],
+            "seed": plan.seed,
+            "data": data_facts(plan.training_set.name, splits),
+            "seconds": round(training_seconds(rows, plan), 1),
+            "scores": with_definitions(numbers),
+            "plan": dataclasses.asdict(plan),
+        }
+        write_record(Path(ledger), folder.name, record)
+
+
+def training_seconds(rows: Sequence[Mapping[str, str]], plan: Plan) -> float:
+    """Seconds that all epochs trained, interruptions and evaluations left out, from their images per second."""
+    images = plan.schedule.steps_per_epoch * plan.batch.global_batch
+    return sum(images / float(speed) for row in rows if (speed := row.get("images_per_second")))

@@ -6,6 +6,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PERCENT = "%"  # unit of an accuracy; "" is a plain number
+TOP_1 = "top-1 accuracy in per cent on the validation images of"
+DEFINITIONS = {  # pattern of a whole key -> its definition; \\1 is a part of the key
+    r"knn_(\d+)": f"{TOP_1} the \\1 nearest training images by cosine, each weighted by exp(cosine / 0.07)",
+    r"logistic$": f"{TOP_1} logistic regression (L-BFGS, L2) on standardized features of all training images; penalty "
+    "chosen on a held-out fifth of them",
+    r"logistic_([\d.]+)pct": f"{TOP_1} logistic regression (L-BFGS, L2) on standardized features of \\1 % of the "
+    "training images of each class; penalty chosen on a held-out fifth of them",
+    r"linear_sgd$": f"{TOP_1} a linear classifier trained by SGD on augmented views with a frozen backbone; last epoch",
+    r"linear_sgd_([\d.]+)pct": f"{TOP_1} a linear classifier trained by SGD on augmented views of \\1 % of the "
+    "training images of each class with a frozen backbone; last epoch",
+    r"finetune$": f"{TOP_1} the whole network trained on the labels of all training images; last epoch",
+    r"finetune_([\d.]+)pct": f"{TOP_1} the whole network trained on \\1 % of the labels of each class; last epoch",
+    r"fewshot_(\d+)/mean": f"{TOP_1} logistic regression on \\1 labels of each class, mean over random draws",
+    r"fewshot_(\d+)/std": "standard deviation over random draws of \\1 labels of each class, in points",
+    r"quality/rankme": "RankMe of the validation features, arXiv:2210.02885, eq. 1",
+    r"quality/alpha_req": "exponent of the power law of the eigenvalues of the features' covariance",
+    r"quality/uniformity": "uniformity of the validation features, arXiv:2005.10242",
+    r"quality/alignment": "mean squared distance of the normalized features of two views of an image",
+    r"quality/std": "mean standard deviation of the coordinates of normalized features",
+    r"cluster/nmi": "normalized mutual information of clusters and labels of the training images",
+    r"cluster/purity": "share of training images that have the most frequent label of their cluster",
+    r"loss": "loss of the last logged step",
+    r"probe_acc": "top-1 accuracy in per cent of the online probe on training views, last logged step",
+    r"val_probe_acc": f"{TOP_1} the online probe, last epoch",
+    r"images_per_second": "source images per second of the last epoch, data included, evaluation left out",
+    r"data_wait_fraction": "share of the last epoch's time that steps waited for data",
+    r"peak_memory_bytes": "largest memory in use: of the device, or of the process on a CPU",
+}
 
 
 @dataclass(frozen=True)
@@ -34,13 +62,17 @@ class Score:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """The scores of one network. method and pretrained_on are empty where nothing is known of a pretraining."""
+    """The scores of one network. method and pretrained_on are empty where nothing is known of a pretraining.
+
+    seconds: that computing the scores took.
+    """
 
     title: str
     backbone: str
     method: str
     pretrained_on: str
     scores: Sequence[Score] = ()
+    seconds: float = 0.0
 
     @property
     def slug(self) -> str:
@@ -69,6 +101,14 @@ Rows = list[ResultRow]  # a table
 def slug(title: str) -> str:
     """The title with every run of other characters than letters, digits, dots, dashes and underscores as one "_"."""
     return re.sub(r"[^\w.\-]+", "_", title)
+
+
+def definition(key: str) -> str:
+    """What the score with this key measures; a key without a definition is a KeyError."""
+    for pattern, text in DEFINITIONS.items():
+        if match := re.fullmatch(pattern, key):
+            return match.expand(text)
+    raise KeyError(f"score {key} has no definition in utils/scores.py")
 
 
 def all_numbers(rows: Sequence[ResultRow]) -> dict[str, float]:

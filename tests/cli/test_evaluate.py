@@ -46,7 +46,10 @@ def test_parse_evaluation_resolves_the_names():
         ("--evaluation cluster --num_clusters 5 --cluster_output c.npz --baselines", "cluster takes one backbone"),
         ("--evaluation knn --pca 5", "--pca has no effect without --evaluation cluster"),
         ("--evaluation knn --lr 1", "--lr has no effect without --evaluation linear or finetune"),
-        ("--evaluation logistic --label_fraction 0.1", "--label_fraction has no effect without --evaluation linear"),
+        (
+            "--evaluation knn --label_fraction 0.1",
+            "--label_fraction has no effect without --evaluation linear or logistic or finetune",
+        ),
         ("--evaluation linear --knn_k 5", "--knn_k has no effect without --evaluation knn"),
         ("--evaluation knn --shots 5", "--shots has no effect without --evaluation fewshot"),
         ("--evaluation knn --embedding pca", "--embedding has no effect without --evaluation pictures"),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from evaluation import classifier
 from evaluation.classifier import add_classifier_flags, classifier_settings
 from evaluation.features import FeatureSet
-from evaluation.settings import TrainingLabels
+from evaluation.settings import TrainingLabels, add_label_fraction_flag
 from evaluation.target import EvaluationTarget, NetworkInfo
 from tests.helpers.collectives import CountCollectives
 from tests.helpers.evaluation import Pixels, target_of
@@ -43,6 +43,7 @@ def settings_of(*argv):
     """Settings as from flags, quick ones by default."""
     parser = ArgumentParser()
     add_classifier_flags(parser)
+    add_label_fraction_flag(parser)
     return classifier_settings(parser.parse_args(["--epochs", "30", "--lr", "1", *argv]), LABELS, print)
 
 
@@ -190,10 +191,10 @@ def test_accuracy_ignores_unlabelled_rows():
 
 def test_scores_say_the_fraction_and_the_chosen_rate(tmp_path):
     target = target_of(Pixels(), tmp_path, images=200)
-    settings = settings_of("--epochs", "1", "--label_fraction", "0.5", "--lr", "0.1", "1")
-    (score,) = classifier.linear(target, settings)
-    assert score.name == "linear_sgd_50pct"
-    assert score.chosen["lr"] in (0.1, 1.0)
+    settings = settings_of("--epochs", "1", "--label_fraction", "0.5", "1", "--lr", "0.1", "1")
+    half, whole = classifier.linear(target, settings)
+    assert (half.name, whole.name) == ("linear_sgd_50pct", "linear_sgd")
+    assert half.chosen["lr"] in (0.1, 1.0)
     (score,) = classifier.finetune(target, settings_of("--epochs", "1"))
     assert (score.name, score.chosen) == ("finetune", {})
 

@@ -22,7 +22,7 @@ from evaluation.logistic import (
     logistic,
     logistic_accuracy,
 )
-from evaluation.settings import TrainingLabels
+from evaluation.settings import TrainingLabels, balanced_rows
 from tests.helpers.evaluation import CPU, Pixels, blobs, target_of
 from utils.errors import UserError
 
@@ -105,3 +105,14 @@ def test_fewshot_settings_are_what_the_smallest_class_allows():
     assert notes == ["--shots 8 16 left out: there are 6 images in the smallest class"]
     with pytest.raises(UserError, match="--shots 7 exceeds the 6 images in the smallest class; lower it"):
         fewshot_settings(Namespace(shots=[7], draws=3), labels, notes.append)
+
+
+def test_logistic_trains_on_each_fraction_of_the_labels(tmp_path):
+    target = target_of(Pixels(), tmp_path, images=200)
+    half, whole = logistic(target, LogisticSettings((0.5, 1.0)))
+    rows = balanced_rows(target.train.y, 0.5, target.seed)
+    assert len(rows) == pytest.approx(100, abs=5)
+    part = FeatureSet(target.train.x[rows], target.train.y[rows])
+    assert (half.name, whole.name) == ("logistic_50pct", "logistic")
+    assert half.value == logistic_accuracy(part, target.val, target.seed, CPU)[0]
+    assert whole.value == logistic_accuracy(target.train, target.val, target.seed, CPU)[0]

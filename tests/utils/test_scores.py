@@ -2,7 +2,9 @@
 
 import json
 
-from utils.scores import ResultRow, Score, all_numbers, slug
+import pytest
+
+from utils.scores import ResultRow, Score, all_numbers, definition, slug
 
 ROW = ResultRow(
     "resnet18, nnclr on imagenet100",
@@ -36,3 +38,13 @@ def test_all_numbers_are_keyed_by_row():
 def test_slug_is_a_file_name():
     assert slug("vit_small/16, a run") == "vit_small_16_a_run"
     assert slug("raw pixels") == "raw_pixels"
+
+
+def test_every_score_of_a_run_and_of_an_evaluation_has_a_definition():
+    keys = ["knn_20", "logistic", "logistic_1pct", "linear_sgd_0.5pct", "finetune", "finetune_10pct", "fewshot_5/mean",
+            "fewshot_5/std", "quality/rankme", "cluster/nmi", "loss", "val_probe_acc", "images_per_second"]  # fmt: skip
+    assert all(definition(key) for key in keys)
+    assert "the 20 nearest" in definition("knn_20")
+    assert "0.5 % of the training images" in definition("linear_sgd_0.5pct")
+    with pytest.raises(KeyError, match="another has no definition"):
+        definition("another")
