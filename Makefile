@@ -19,16 +19,16 @@ $(PY):
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"Lookalike needs Python 3.10 or newer, this is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: requirements.txt | $(PY)
-	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt
+$(VENV)/.installed: requirements.txt requirements.lock | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt -c requirements.lock
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-umap.txt requirements-faiss.txt requirements-dali.txt $(VENV)/.installed
-	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-umap.txt requirements-faiss.txt requirements-dali.txt requirements-parquet.txt $(VENV)/.installed
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt -c requirements.lock
 	@touch $@
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed-dev
-	$(PY) -m pip install --disable-pip-version-check -q -r requirements-bench.txt
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements-bench.txt -c requirements.lock
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from backbones.build import TORCHVISION, first_line
+from backbones.build import first_line
+from backbones.hub import check_folder, export_hub
+from backbones.library_models import library_tensors, timm_constructor
 from backbones.load import Weights
 from backbones.model_card import model_card, portable_command, scores_of
 from utils.errors import UserError, did_you_mean
@@ -23,7 +25,8 @@ from utils.files import created_together, entry, read_json, refuse_existing
 
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".ckpt")
 ENDINGS = {"torchvision": TENSOR_FILES, "timm": TENSOR_FILES, "onnx": (".onnx",)}
-EXPORTS = tuple(ENDINGS)
+HUB = "hub"  # a folder
+EXPORTS = (*ENDINGS, HUB)
 TOLERANCE = 1e-5  # largest difference between the features of ONNX and torch, relative to the largest feature
 ONLINE_SCORES = ("knn_", "val_probe_acc")  # beginnings of the keys of scores in summary.json, in per cent
 FC_NOTE = (
@@ -35,19 +38,22 @@ FC_NOTE = (
 def export_backbone(kind: str, path: Path, network: nn.Module, card: Mapping[str, str], size: int) -> list[Path]:
     """Write the network to `path` and a model card beside it, and return the paths of all files written.
 
-    The card has the name of `path` with the ending .md. kind: one of EXPORTS. card: "backbone" and "stem" at least,
-    "patch_size" and "pool" where they are not the network's own; `model_card` lists its keys. size: side in pixels of
-    the views that the network was built for. The network is not changed. Raises UserError for a target that exists, for
-    a network that the library does not have, and for a failed write, which leaves no file behind.
+    The card has the name of `path` with the ending .md; "hub" makes `path` a folder that has its own. kind: one of
+    EXPORTS. card: "backbone" and "stem" at least, "patch_size" and "pool" where they are not the network's own;
+    `model_card` lists its keys. size: side in pixels of the views that the network was built for. The network is not
+    changed. Raises UserError for a target that exists, for a network that the library does not have, and for a failed
+    write, which leaves no file behind.
     """
     check_target(kind, path)
+    if kind == HUB:
+        return export_hub(path, network, card, size)
     card_text = {**card, "size": str(size)}
     with created_together(path) as file:
         if kind == "onnx":
             card_text["note"] = _write_onnx(file, network, card["backbone"], size)
             card_text["load"] = _onnx_code(path.name, size)
         else:
-            tensors, constructor = _library_tensors(kind, network, card, size)
+            tensors, constructor = library_tensors(kind, network, card, size)
             _write_tensors(file, tensors, card)
             card_text["note"] = FC_NOTE if kind == "torchvision" else ""
             card_text["load"] = _library_code(path.name, kind, constructor, card.get("pool", "None"))
@@ -70,6 +76,7 @@ def run_card(
         path = folder / "args.json"
         args = read_json(path)
         argv = entry(path, args, "argv", list) if "argv" in args else []
+        card |= _epochs(path, args, card)
         card["command"] = f"{program} {portable_command([str(word) for word in argv])}".strip()
         card["commit"] = str(args.get("commit", ""))
         card["images"] = str(entry(path, args, "plan.training_set.images", int)) if "plan" in args else ""
@@ -91,7 +98,7 @@ def loading_code(file: str, backbone: str, stem: str, patch_size: str, pool: str
     """
     with contextlib.suppress(UserError):
         if stem != "small":
-            _, constructor = _timm_model({"backbone": backbone, "patch_size": patch_size}, size)
+            _, constructor = timm_constructor({"backbone": backbone, "patch_size": patch_size}, size)
             return _library_code(file, "timm", constructor, pool)
     options = "" if pool == "None" else f", pool={pool!r}"
     options += "" if patch_size == "None" else f", patch_size={patch_size}"
@@ -102,6 +109,14 @@ def loading_code(file: str, backbone: str, stem: str, patch_size: str, pool: str
         f"network, width = build_backbone(BackboneConfig({backbone!r}, {stem!r}{options}), {size})\n"
         f"load_backbone(open_weights({file!r}), network)"
     )
+
+
+def _epochs(path: Path, args: Mapping[str, Any], card: Mapping[str, str]) -> dict[str, str]:
+    """The epochs that the steps of the card make up, with the fraction that the file of weights leaves out."""
+    if not card.get("steps", "").isdecimal() or "schedule" not in args.get("plan", {}):
+        return {}
+    per_epoch = entry(path, args, "plan.schedule.steps_per_epoch", int)
+    return {"epochs": f"{int(card['steps']) / per_epoch:.3g}"}
 
 
 def _library_code(file: str, library: str, constructor: str, pool: str) -> str:
@@ -127,75 +142,15 @@ def check_target(kind: str, path: Path) -> None:
     """Refuse an unknown kind of export, a wrong file ending and an existing file, before any work is done."""
     if kind not in EXPORTS:
         raise UserError(f"unknown export {kind!r}{did_you_mean(kind, EXPORTS)}; choose one of {', '.join(EXPORTS)}")
+    if kind == HUB:
+        check_folder(path)
+        return
     if path.suffix not in ENDINGS[kind]:
         ends = " or ".join(ENDINGS[kind])
         raise UserError(
             f"{path} ends in {path.suffix or 'nothing'}, but {kind} needs a file name that ends in {ends}; rename it"
         )
     refuse_existing([path, path.with_suffix(".md")])
-
-
-def _library_tensors(
-    kind: str, network: nn.Module, card: Mapping[str, str], size: int
-) -> tuple[dict[str, Tensor], str]:
-    """Return (all tensors of the library's own model, Python code that builds that model)."""
-    name = card["backbone"]
-    if card["stem"] == "small":
-        raise UserError(
-            f"the {name} of {kind} starts with a 7x7 convolution and a max-pool, which --stem small replaced, so it "
-            f"cannot load these weights; export to onnx, or use the run's backbone.safetensors"
-        )
-    reference, constructor = _torchvision_model(name) if kind == "torchvision" else _timm_model(card, size)
-    tensors = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
-    if kind == "torchvision":
-        tensors |= {k: torch.zeros(reference[k].shape) for k in ("fc.weight", "fc.bias")}
-    different = [k for k in reference.keys() | tensors.keys() if _shape(reference, k) != _shape(tensors, k)]
-    if different:
-        raise UserError(
-            f"the backbone is not {constructor}: {len(different)} tensors differ {sorted(different)[:3]}; name the "
-            f"backbone and the size that it was built with, or export to onnx"
-        )
-    return tensors, constructor
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None
-
-
-def _torchvision_model(name: str) -> tuple[dict[str, Tensor], str]:
-    """Return (state dict of torchvision's own model on the meta device, Python code that builds the model)."""
-    import torchvision
-
-    if name not in TORCHVISION:
-        raise UserError(
-            f"{name} is not one of torchvision's ResNets ({', '.join(TORCHVISION)}); export to timm or onnx"
-        )
-    with torch.device("meta"):
-        reference = torchvision.models.get_model(name, weights=None, num_classes=1000).state_dict()
-    return reference, f"torchvision.models.get_model({name!r}, weights=None, num_classes=1000)"
-
-
-def _timm_model(card: Mapping[str, str], size: int) -> tuple[dict[str, Tensor], str]:
-    """Return (state dict of timm's own model on the meta device, Python code that builds the model).
-
-    A transformer is built for views of `size` pixels and the patches of the card, on which its tensors depend.
-    """
-    import timm
-
-    name, patch = card["backbone"], card.get("patch_size", "None")
-    options: dict[str, Any] = {"img_size": size} | ({} if patch == "None" else {"patch_size": int(patch)})
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model {name}{did_you_mean(name, timm.list_models())}; export to onnx")
-    with torch.device("meta"):
-        with contextlib.suppress(TypeError):  # convolutional networks take any size and no such argument
-            try:
-                reference = timm.create_model(name, num_classes=0, **options).state_dict()
-            except (AssertionError, ValueError, RuntimeError) as e:
-                reason = f"{name} cannot be built for views of {size} pixels ({first_line(e)})"
-                raise UserError(f"{reason}; name the size that it was trained with") from e
-            arguments = "".join(f", {option}={value}" for option, value in options.items())
-            return reference, f"timm.create_model({name!r}, num_classes=0{arguments})"
-        return timm.create_model(name, num_classes=0).state_dict(), f"timm.create_model({name!r}, num_classes=0)"
 
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor], card: Mapping[str, str]) -> None:

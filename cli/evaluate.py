@@ -55,6 +55,9 @@ class EvaluationFlags(Protocol):
     @property
     def single_network(self) -> bool: ...
 
+    @property
+    def implied_by(self) -> str: ...
+
 
 Evaluations = Mapping[str, EvaluationFlags]
 
@@ -85,10 +88,12 @@ def changed_evaluation_flags(
 
 
 def _names(args: Namespace, evaluations: Evaluations) -> list[str]:
-    if ALL in (args.evaluation or ()):
-        return [name for name, evaluation in evaluations.items() if evaluation.in_all]
+    implied = [name for name, e in evaluations.items() if e.implied_by and getattr(args, e.implied_by)]
     defaults = [name for name, evaluation in evaluations.items() if evaluation.is_default]
-    return list(args.evaluation or ([] if args.export else defaults))
+    if ALL in (args.evaluation or ()):
+        return [*(name for name, evaluation in evaluations.items() if evaluation.in_all), *implied]
+    named = args.evaluation or ([] if args.export or implied else defaults)
+    return list(dict.fromkeys([*named, *implied]))
 
 
 def _parser(datasets: Sequence[str], evaluations: Evaluations) -> Parser:
@@ -122,7 +127,8 @@ def _parser(datasets: Sequence[str], evaluations: Evaluations) -> Parser:
     add_checkpoint_key_flags(weights)
     parser.add_argument_group("export").add_argument(
         "--export", nargs=2, metavar=("FORMAT", "FILE"),
-        help="write the backbone with a model card for another library: torchvision, timm or onnx")  # fmt: skip
+        help="write the backbone with a model card for another library: torchvision, timm or onnx; hub writes a folder "
+        "in the form of the Hugging Face Hub")  # fmt: skip
     add_dashboard_flags(parser.add_argument_group("logging"), DEFAULT_RUN_NAME)
     return parser
 

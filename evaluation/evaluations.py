@@ -15,8 +15,9 @@ from evaluation.interfaces import Data
 from evaluation.knn import add_knn_flags, knn, knn_settings
 from evaluation.logistic import add_fewshot_flags, fewshot, fewshot_settings, logistic, logistic_settings
 from evaluation.quality import quality, quality_settings
-from evaluation.saved_features import add_features_flags, features, features_settings
+from evaluation.saved_features import add_features_flags, add_format_flag, features, features_settings
 from evaluation.settings import Note, TrainingLabels, add_label_fraction_flag
+from evaluation.similar import add_similar_flags, similar, similar_settings
 from evaluation.target import EvaluationTarget
 from utils.errors import UserError
 from utils.optim import FlagGroup
@@ -32,7 +33,8 @@ class Evaluation(Generic[S]):
     summary: a phrase for --help. settings: (flags, counts of labels, note) -> its settings; refuses impossible ones.
     flags: functions that add its flags to a group; two evaluations may share one. required_flags: those without a
     default. needs_labels: of the training images, and validation images. in_all: part of `--evaluation all`.
-    is_default: computed where no evaluation is named. single_network: takes one network at a time.
+    is_default: computed where no evaluation is named. single_network: takes one network at a time. implied_by: a flag
+    that asks for the evaluation without its name.
     """
 
     run: Callable[[EvaluationTarget, S], list[Score]]
@@ -44,6 +46,7 @@ class Evaluation(Generic[S]):
     in_all: bool = True
     is_default: bool = False
     single_network: bool = False
+    implied_by: str = ""
 
 
 EVALUATIONS: dict[str, Evaluation[Any]] = {
@@ -80,8 +83,8 @@ EVALUATIONS: dict[str, Evaluation[Any]] = {
     "features": Evaluation(
         features,
         features_settings,
-        "features, labels and indices as .npy files",
-        (add_features_flags,),
+        "features, labels and paths of the images as files for other programs",
+        (add_features_flags, add_format_flag),
         needs_labels=False,
         in_all=False,  # files as large as the data set
     ),
@@ -94,6 +97,17 @@ EVALUATIONS: dict[str, Evaluation[Any]] = {
         needs_labels=False,
         in_all=False,  # it needs a number of clusters
         single_network=True,
+    ),
+    "similar": Evaluation(
+        similar,
+        similar_settings,
+        "the nearest training images of image files",
+        (add_similar_flags, add_features_flags),
+        required_flags=("similar",),
+        needs_labels=False,
+        in_all=False,  # it needs image files
+        single_network=True,
+        implied_by="similar",
     ),
 }
 Settings = Mapping[str, Any]  # name of an evaluation -> its settings

@@ -1,6 +1,7 @@
 """Interfaces of the data that evaluations read; the data modules of every pipeline implement them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -94,6 +95,14 @@ class EvaluationData(Protocol):
 
     def evaluation_views(self, split: str, rows: Sequence[int], device: torch.device) -> Batch:
         """Evaluation views of some images of a split, as one batch; one rank may call alone."""
+        ...
+
+    def decode(self, file: Path) -> Tensor:
+        """An image file from anywhere as (3, H, W) uint8."""
+        ...
+
+    def views_of_files(self, files: Sequence[Path], device: torch.device) -> Tensor:
+        """Evaluation views (N, 3, size, size) of image files from anywhere."""
         ...
 
     def augmented_loader(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:

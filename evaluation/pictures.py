@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
 
 from evaluation.features import FeatureSet, evaluation_mode
+from evaluation.image_names import caption, has_file_names
 from evaluation.interfaces import Data, EvaluationData, Images
 from evaluation.knn import neighbours as nearest
 from evaluation.report_data import Cell, Grid, cell, class_name, write_grid, write_points
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 POINTS = 2000  # at most, in an embedding
+THUMBNAILS, APART = 80, 0.085  # at most, in an embedding; least distance, as a share of the plot's sides
+THUMBNAIL = 42  # points of their longer side
 HEADS = 12  # at most, in a picture of attention
 FEW = 25  # classes whose names and numbers fit a confusion matrix
 CORRECT, WRONG = "#2a9d4e", "#c8352c"
@@ -61,16 +67,19 @@ def neighbour_grid(
     found: Sequence[Sequence[NDArray]],
     correct: NDArray | None,
     labels: list[str],
+    captions: list[list[str]] | None = None,
 ) -> None:
     """Draw each query (H, W, 3) uint8 beside its nearest training images, nearest first.
 
-    correct: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels.
+    correct: (Q, k) whether a neighbour is of the query's class (green or red frame), or None without labels. captions:
+    a line below each image of a row, the query first.
     """
     colors = {None: "black", True: CORRECT, False: WRONG}
     verdicts = [[None] * len(row) for row in found] if correct is None else correct.tolist()
     frames = [["black", *(colors[verdict] for verdict in row)] for row in verdicts]
-    titles = {0: "query", 1: "nearest", len(found[0]): f"{len(found[0])}th"}
-    _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles)
+    titles = {0: "query", len(found[0]): f"rank {len(found[0])}"} | {1: "nearest"}
+    _grid(path, [[query, *row] for query, row in zip(queries, found, strict=True)], frames, labels, titles,
+          captions=captions)  # fmt: skip
 
 
 def montage(path: Path, ids: Tensor, distance: Tensor, images: Images, clusters: int = 12, each: int = 10) -> None:
@@ -140,25 +149,32 @@ def _grid(
     labels: list[str],
     titles: dict[int, str],
     note: str = "",
+    captions: list[list[str]] | None = None,
 ) -> None:
     """Draw rows of images (H, W, 3) uint8 in coloured frames; a label before a row, a title above a column.
 
-    note: a line below.
+    note: a line below all. captions: a line below each image.
     """
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(columns, len(rows)))  # an inch for an image; labels and titles enlarge it when it is saved
+    pitch = 1.16 if captions else 1.0  # of rows, in inches
+    figure = Figure(
+        figsize=(columns, pitch * len(rows))
+    )  # an inch for an image; labels and titles enlarge it when it is saved
     axes = figure.add_axes((0, 0, 1, 1))  # one for all images: as many axes as images take seconds
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
     for r, row in enumerate(rows):
         for c, (image, color) in enumerate(zip(row, frames[r], strict=True)):
             height, width = (0.46 * side / max(image.shape[:2]) for side in image.shape[:2])
-            axes.imshow(image, extent=(c - width, c + width, r + height, r - height), interpolation="nearest")
-            axes.add_patch(Rectangle((c - width, r - height), 2 * width, 2 * height, fill=False, edgecolor=color,
+            y = pitch * r
+            axes.imshow(image, extent=(c - width, c + width, y + height, y - height), interpolation="nearest")
+            axes.add_patch(Rectangle((c - width, y - height), 2 * width, 2 * height, fill=False, edgecolor=color,
                                      linewidth=1.5 if color == "black" else 2.5))  # fmt: skip
-    axes.set(xlim=(-0.5, columns - 0.5), ylim=(len(rows) - 0.5, -0.5))
+            if captions:
+                axes.text(c, y + 0.5, captions[r][c], fontsize=4.5, ha="center", va="top", parse_math=False)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(pitch * (len(rows) - 0.5), -0.5))
     axes.set_xticks(list(titles), list(titles.values()), fontsize=9)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_yticks([pitch * r for r in range(len(labels))], labels, fontsize=8)
     if note:
         axes.set_xlabel("\n".join(textwrap.wrap(note, 15 * columns)), fontsize=8)
     _save(figure, path, enlarge=True)
@@ -170,7 +186,8 @@ def neighbours(path: Path, bank: FeatureSet, queries: FeatureSet | None, data: D
     write_grid(path.with_suffix(".json"), grid)
     pixels = [[c.pixels for c in row] for row in grid.rows]
     correct = np.array([[c.matches for c in row[1:]] for row in grid.rows]) if grid.labels else None
-    neighbour_grid(path, [row[0] for row in pixels], [row[1:] for row in pixels], correct, list(grid.labels))
+    captions = [[caption(c.name) for c in row] for row in grid.rows] if has_file_names(data.train) else None
+    neighbour_grid(path, [row[0] for row in pixels], [row[1:] for row in pixels], correct, list(grid.labels), captions)
 
 
 def neighbour_cells(bank: FeatureSet, queries: FeatureSet | None, data: Data, seed: int) -> Grid:
@@ -266,7 +283,7 @@ def embedding(
 ) -> None:
     """Draw features projected to 2-D, coloured by class where labels exist. projection: a key of PROJECTIONS.
 
-    images: of the features, with which the points are written for the report too.
+    images: those of the features; some are drawn at their points, with their names, and all are written for the report.
     """
     order = torch.randperm(len(features.x), generator=torch.Generator().manual_seed(seed))[:POINTS]
     x, y = torch.nn.functional.normalize(features.x[order], dim=1).numpy(), features.y[order].numpy()
@@ -275,7 +292,7 @@ def embedding(
     title = f"{name} of the features of {len(x):,} images"
     if images is not None:
         write_points(path.with_suffix(".json"), flat, features.y[order], images, order.tolist(), names, title)
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = Figure(figsize=(10, 9) if images is not None else (7, 6), layout="constrained")
     axes = figure.subplots()
     if (y >= 0).any():
         named = np.unique(y[y >= 0])[:20]  # more colours than that cannot be told apart
@@ -288,8 +305,34 @@ def embedding(
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, markerscale=2)
     else:
         axes.scatter(flat[:, 0], flat[:, 1], s=12, color="#336699")
+    if images is not None:
+        _draw_thumbnails(axes, flat, order.tolist(), images)
     axes.set(xticks=[], yticks=[], title=title)
     _save(figure, path)
+
+
+def _draw_thumbnails(axes: Axes, flat: NDArray, rows: list[int], images: Images) -> None:
+    """Draw images at their points (M, 2), each with its file name below; points too near to a drawn one are passed."""
+    scaled = (flat - flat.min(axis=0)) / np.ptp(flat, axis=0).clip(min=1e-12)
+    drawn: list[int] = []
+    for i in range(len(flat)):
+        if len(drawn) < THUMBNAILS and all(abs(scaled[i] - scaled[j]).max() > APART for j in drawn):
+            drawn.append(i)
+    for i in drawn:
+        pixels = _shrunk(images.decode(rows[i]))
+        axes.add_artist(AnnotationBbox(OffsetImage(pixels, zoom=0.5), flat[i], frameon=False))
+        if has_file_names(images):
+            below = (0, -len(pixels) / 4 - 1)
+            axes.annotate(_file_name(images, rows[i]), flat[i], below, textcoords="offset points", ha="center",
+                          va="top", fontsize=5, parse_math=False)  # fmt: skip
+
+
+def _shrunk(pixels: Tensor) -> NDArray:
+    """(3, H, W) uint8 -> (h, w, 3) uint8 with two pixels per point of THUMBNAIL on the longer side."""
+    scale = 2 * THUMBNAIL / max(pixels.shape[1:])
+    size = [max(1, round(side * scale)) for side in pixels.shape[1:]]
+    small: NDArray = TF.resize(pixels, size, antialias=True).permute(1, 2, 0).numpy()
+    return small
 
 
 def nearest_rows(bank: FeatureSet, queries: FeatureSet, k: int, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ DEFINE_FLAGS_OF_METHODS = {  # those that several methods share
     "utils/nearest_neighbours.py",
     "utils/self_distillation.py",
 }
-SPECIAL_BUDGETS = {"methods/base.py": 250, "main_contrastive.py": 80, "main_linear.py": 100}
+SPECIAL_BUDGETS = {"methods/base.py": 250, "methods/build.py": 150, "main_contrastive.py": 80, "main_linear.py": 100}
 
 
 def name_of(path: Path) -> str:

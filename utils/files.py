@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,12 +40,15 @@ def replaced_atomically(path: Path, needed: int | None = None) -> Iterator[Path]
     """Yield the path of a new file, which takes the place of `path` when it is written whole, and survives a power cut.
 
     Whatever happens before leaves `path` as it was and nothing beside it; a disk that is full is a UserError.
-    needed: bytes, for that error.
+    needed: bytes, for that error. The mode of the file follows the umask, whatever library writes it.
     """
     part = path.with_name(f".{path.name}.part")
     with disk_errors_named(path, needed):
         try:
+            part.touch()
+            mode = stat.S_IMODE(part.stat().st_mode)
             yield part
+            part.chmod(mode)  # safetensors writes files that only their owner may read
             sync(part)
             os.replace(part, path)
             sync(path.parent)

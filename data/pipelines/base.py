@@ -2,14 +2,18 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 
+from data.augment_torch import standardize_images
 from data.datasets import Data
 from data.image_alarms import image_alarms
-from data.pipelines.evaluation_views import EvaluationViews
+from data.images import decode_file
+from data.pipelines.evaluation_views import EvaluationViews, evaluation_view
 from data.pipelines.finalize import finalize_batch
 from data.pipelines.kernels import DTYPES
 from data.pipelines.loaders import (
@@ -87,6 +91,15 @@ class DataModule(LightningDataModule):
         loader = ThreadPrefetchLoader(self.eval_dataset(split), [(-1, list(rows))], self.num_workers, device)
         (batch,) = loader
         return self.finalize_batch(batch.to(device))
+
+    def decode(self, file: Path) -> Tensor:
+        """An image file from anywhere as (3, H, W) uint8."""
+        return decode_file(str(file))
+
+    def views_of_files(self, files: Sequence[Path], device: torch.device) -> Tensor:
+        """The evaluation views (N, 3, size, size) of image files from anywhere, normalized, on the device."""
+        views = torch.stack([evaluation_view(self.decode(file), self.size) for file in files])
+        return standardize_images(views.to(device), self.data.mean, self.data.std)
 
     def augmented_loader(self, rows: Sequence[int], device: torch.device) -> Iterator[Batch]:
         """Finished batches of the augmented views of the training images `rows`, as epoch 0 draws them."""

@@ -313,7 +313,7 @@ ARGV = ["digits", "resnet18", "--epochs", "1", "--data_folder", "/home/someone/m
 def run_folder(folder):
     """A run folder with everything that a finished pretraining leaves."""
     save_backbone(folder / "backbone.safetensors", nn.Linear(2, 2), {"method": "simclr", "epochs": "1", "steps": "5"})
-    plan = {"training_set": {"images": 1438}}
+    plan = {"training_set": {"images": 1438}, "schedule": {"steps_per_epoch": 5}}
     write_json(folder / "args.json", {"argv": ARGV, "flags": {}, "plan": plan, "commit": "abc"})
     write_json(folder / "summary.json", {"knn_20": 91.25, "val_probe_acc": 80.0, "loss": 1.0, "seconds": 7.5})
     return open_weights(str(folder))
@@ -328,6 +328,16 @@ def test_run_card_collects_the_facts_of_the_run_folder(tmp_path):
         "score: knn_20 (online, top-1 in %)": "91.25", "score: val_probe_acc (online, top-1 in %)": "80",
         "score: knn_20": "92.5", "score: fewshot_5/mean": "70.12",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [("2", "0.4"), ("5", "1"), ("7", "1.4")])
+def test_run_card_counts_the_fraction_of_an_epoch(tmp_path, steps, epochs):
+    """A run of --steps, or one that was interrupted, is not a run of 0 epochs."""
+    run_folder(tmp_path)
+    save_backbone(
+        tmp_path / "backbone.safetensors", nn.Linear(2, 2), {"method": "simclr", "epochs": "0", "steps": steps}
+    )
+    assert run_card(open_weights(str(tmp_path)), "resnet18", "small", {})["epochs"] == epochs
 
 
 def test_run_card_puts_the_program_before_the_arguments(tmp_path):

@@ -31,7 +31,10 @@ def test_parse_evaluation_reads_the_documented_command():
 
 def test_parse_evaluation_resolves_the_names():
     assert parse("--evaluation quality knn").evaluation == ["quality", "knn"]
-    assert set(EVALUATIONS) - set(parse("--evaluation all").evaluation) == {"cluster", "features"}
+    assert set(EVALUATIONS) - set(parse("--evaluation all").evaluation) == {"cluster", "features", "similar"}
+    assert parse("--similar a.jpg b.jpg").evaluation == ["similar"]
+    assert parse("--similar a.jpg --evaluation knn").evaluation == ["knn", "similar"]
+    assert parse("--similar a.jpg --evaluation all").evaluation == [*parse("--evaluation all").evaluation, "similar"]
     assert parse("--export timm f.pth").evaluation == []
     assert parse("--export timm f.pth --evaluation knn").evaluation == ["knn"]
 
@@ -63,6 +66,10 @@ def test_parse_evaluation_resolves_the_names():
         ("--entity me", "--entity has no effect without --wandb"),
         ("--offline", "--offline has no effect without --wandb"),
         ("--accelerator cpu --gpus 0", "--gpus has no effect without --accelerator"),
+        ("--evaluation similar", "--evaluation similar needs --similar; add them"),
+        ("--similar a.jpg --baselines", "--evaluation similar takes one backbone; name one, without --baselines"),
+        ("--evaluation knn --similar_k 3", "--similar_k has no effect without --evaluation similar"),
+        ("--evaluation cluster --features_format parquet", "--features_format has no effect without --eval.* features"),
         ("--evaluation kn", r"unknown evaluation 'kn' \(did you mean knn\?\)"),
         ("--evaluation probe", "unknown evaluation 'probe'; choose one of all, linear, knn"),
         ("digits resnet18 --pretrained_feature_extractor a b --export timm f", "--export writes one backbone"),

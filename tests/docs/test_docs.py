@@ -125,8 +125,10 @@ def test_commands_of_a_block():
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory) -> Path:
-    """A folder as after a first run: trained_models/RUN of one step on the digits, and photos/ with 16 images."""
+    """A folder as after a first run: trained_models/RUN of one step on the digits, photos/ with 16 images, and the
+    checkout as lookalike/."""
     folder = tmp_path_factory.mktemp("docs")
+    (folder / "lookalike").symlink_to(ROOT)
     draw_photos(folder / "photos")
     flags = ["--method", "simclr", "--stem", "imagenet", "--precision", "32", "--steps", "1", "--batch_size", "64",
              "--num_workers", "0", "--hidden_mlp", "16", "--proj_dim", "8", "--log_every", "1", "--optimizer", "sgd",

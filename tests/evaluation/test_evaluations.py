@@ -11,6 +11,7 @@ from evaluation.evaluations import EVALUATIONS, evaluate, resolve_settings
 from evaluation.settings import TrainingLabels
 from evaluation.table import table
 from evaluation.target import RawPixels
+from tests.helpers.commands import ROOT
 from tests.helpers.evaluation import Pixels, target_of
 from tests.helpers.images import read
 from utils.errors import UserError
@@ -26,7 +27,7 @@ def flags_of(folder, *argv):
         add_flags(parser)
     quick = ["--knn_k", "5", "--shots", "1", "4", "--draws", "2", "--lr", "0.1", "1", "--epochs", "1",
              "--num_clusters", "4", "--cluster_output", str(folder / "c.npz"), "--cluster_iterations", "2",
-             "--features_dir", str(folder)]  # fmt: skip
+             "--features_dir", str(folder), "--similar", str(ROOT / "docs" / "images" / "neighbours.png")]  # fmt: skip
     return parser.parse_args([*quick, *argv])
 
 

@@ -9,12 +9,16 @@ import pytest
 import timm
 import torch
 from matplotlib import image as mpimg
+from matplotlib.offsetbox import AnnotationBbox
 
 from evaluation import pictures
 from evaluation.features import FeatureSet
 from tests.helpers.evaluation import CPU, blobs, digits_module
+from tests.helpers.images import read, write_image
 from utils.errors import UserError
 from utils.vision_transformer import class_token_attention
+
+LABELS = torch.full((6,), -1)
 
 
 def assert_drawn(path):
@@ -107,3 +111,42 @@ def test_attention_maps_are_bright_where_the_attention_is(tmp_path, monkeypatch)
     assert heads[1].sum(axis=2).max() < 20, "a head without attention to any patch is black"
     bright = np.argwhere(mean.sum(axis=2) > 200)
     assert (bright.min(axis=0).tolist(), bright.max(axis=0).tolist()) == ([8, 16], [15, 23])
+
+
+def photographs(folder):
+    for i in range(6):
+        write_image(folder / f"IMG_{i}.png", seed=i)
+    return read(str(folder))
+
+
+def test_embedding_shows_images_at_their_points_with_their_file_names(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: saved.append(figure))
+    features = FeatureSet(torch.tensor([[1.0, 0], [1, 0.001], [0, 1], [-1, 0], [0, -1], [0.7, 0.7]]), LABELS)
+    pictures.embedding(tmp_path / "e.png", features, [], 0, "pca", photographs(tmp_path).train)
+    (axes,) = saved[0].axes
+    names = [text.get_text() for text in axes.texts]
+    assert len(names) == len(set(names)) == 5, "of two images at one point one is drawn"
+    assert {*names} < {f"IMG_{i}.png" for i in range(6)}
+    drawn = [artist for artist in axes.artists if isinstance(artist, AnnotationBbox)]
+    assert len(drawn) == 5
+    for text, picture in zip(axes.texts, drawn, strict=True):
+        assert text.xy == pytest.approx(picture.xy), "the name is below its own image"
+
+
+def test_neighbours_carry_the_names_of_their_files(tmp_path, monkeypatch):
+    """Without validation images the queries are the first half; the names are those of the images."""
+    drawn = []
+    monkeypatch.setattr(pictures, "neighbour_grid", lambda *args: drawn.append(args))
+    data = photographs(tmp_path)
+    x = torch.eye(6)
+    x[3:] = x[[2, 0, 1]] + 0.01  # image 0 is nearest to image 4
+    pictures.neighbours(tmp_path / "n.png", FeatureSet(x, LABELS), None, data, seed=0)
+    ((_, queries, found, _, _, captions),) = drawn
+    assert sorted((row[0], row[1]) for row in captions) == [
+        ("IMG_0.png", "IMG_4.png"), ("IMG_1.png", "IMG_5.png"), ("IMG_2.png", "IMG_3.png")
+    ]  # fmt: skip
+    for query, row, names in zip(queries, found, captions, strict=True):
+        for pixels, name in zip((query, *row), names, strict=True):
+            shown = data.train.decode(data.train.names.index(name)).permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(pixels, shown)

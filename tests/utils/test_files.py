@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.helpers.disk import full_disk, largest_file
 from utils.errors import UserError
@@ -204,3 +206,16 @@ def test_typed_path_refuses_in_one_line_what_cannot_be_a_path(tmp_path, name):
     assert len(str(e.value).splitlines()) == 1
     assert typed_path(tmp_path / "gone") == tmp_path / "gone"
     assert typed_path("~") == Path.home()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_of_the_umask_whatever_library_writes_them(tmp_path, umask, mode):
+    """safetensors writes files that only their owner may read; colleagues could not open a backbone."""
+    path, before = tmp_path / "backbone.safetensors", os.umask(umask)
+    try:
+        for _ in range(2):
+            with replaced_atomically(path) as part:
+                save_file({"a": torch.zeros(1)}, part)
+            assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
