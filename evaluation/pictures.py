@@ -323,7 +323,7 @@ def _draw_thumbnails(axes: Axes, flat: NDArray, rows: list[int], images: Images)
         axes.add_artist(AnnotationBbox(OffsetImage(pixels, zoom=0.5), flat[i], frameon=False))
         if has_file_names(images):
             below = (0, -len(pixels) / 4 - 1)
-            axes.annotate(_file_name(images, rows[i]), flat[i], below, textcoords="offset points", ha="center",
+            axes.annotate(caption(images.name(rows[i])), flat[i], below, textcoords="offset points", ha="center",
                           va="top", fontsize=5, parse_math=False)  # fmt: skip
 
 
