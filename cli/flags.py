@@ -29,6 +29,8 @@ def add_positionals(parser: ArgumentParser, datasets: Sequence[str]) -> None:
 
 def add_common_flags(group: FlagGroup) -> None:
     """The flags that most commands need."""
+    group.add_argument("--config", metavar="FILE", help="flags of a YAML file, or of the args.json of a run; those of "
+                       "the command line win")  # fmt: skip
     group.add_argument("--data_folder", default="datasets", help="folder of data sets; downloads go there")
     group.add_argument("--train_dir", help="training images (class folders or an unlabelled folder), relative to "
                        "--data_folder; default: the data set's own")  # fmt: skip
