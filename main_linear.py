@@ -24,7 +24,7 @@ from utils.distributed import destroy_process_group, rank, rank_zero_print
 from utils.errors import run_cli
 from utils.hardware import choose_hardware, local_device, start_processes
 from utils.peers import init_process_group
-from utils.scores import Rows, all_numbers
+from utils.scores import Rows
 
 
 def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> Networks:
@@ -62,7 +62,7 @@ def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], 
         write_bad_images(folder, data.bad)
     if rank() == 0:
         report(args.dataset, data, rows, folder, {"argv": argv, "flags": vars(args)})
-        log_results(dashboard, vars(args), folder, all_numbers(rows))
+        log_results(dashboard, vars(args), folder, rows)
     return rows
 
 

@@ -90,6 +90,7 @@ def add_checkpoint_key_flags(group: FlagGroup) -> None:
 def add_dashboard_flags(group: FlagGroup, default_name: str) -> None:
     group.add_argument("--name", type=folder_name, help=f"name of the run (default: {default_name})")
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
+    group.add_argument("--tensorboard", action="store_true", help="log to TensorBoard too, in the run folder")
     group.add_argument("--project", default=DEFAULT_PROJECT, help="Weights & Biases project")
     group.add_argument("--entity", help="Weights & Biases entity (default: your own)")
     group.add_argument("--offline", action="store_true", help="keep Weights & Biases logs on disk, without a network")

@@ -261,7 +261,7 @@ def _add_logging_flags(g: FlagGroup) -> None:
     g.add_argument("--on_alarm", choices=["warn", "stop"], default="warn",
                    help="what a sign of failed training (collapse, loss at chance) does: print a line, or end the "
                    "run")  # fmt: skip
-    add_dashboard_flags(g, "the method")
+    add_dashboard_flags(g, "method, data set and seed")
 
 
 def _without_values_of_small_views(args: Namespace, large: int, typed: set[str]) -> Namespace:

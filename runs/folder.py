@@ -7,13 +7,14 @@ import os
 import shutil
 import time
 import uuid
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.arg_types import folder_name
 from utils.distributed import broadcast_str, launched_rank, rank_zero_print
 from utils.errors import UserError
 from utils.files import create_json, entry, last_value, read_json, read_metrics, write_json, write_text_atomically
@@ -30,6 +31,7 @@ BEFORE_CHECKPOINT = {
     "post_mortem.json",
     "alarms.json",
     "wandb",
+    "tensorboard",
 }  # and pictures
 LONGEST_NAME = 100  # bytes of --name in an automatic run id; data set, backbone and time follow
 
@@ -97,8 +99,16 @@ def writes_run_folder(main: Callable[[list[str]], None]) -> Callable[[list[str]]
 def new_run_id(requested: str | None, name: str, dataset: str, backbone: str, wandb: bool = False) -> str:
     """Name of a new run folder: as requested, or made from the run's name, its data, its backbone and the time.
 
-    With Weights & Biases it is an id that the dashboard uses too.
+    With Weights & Biases it is an id that the dashboard uses too: that of WANDB_RUN_ID, as in a sweep, or a new one.
     """
+    given = os.environ.get("WANDB_RUN_ID") if wandb else None
+    if given and requested not in (None, given):
+        raise UserError(f"--run_id {requested} and WANDB_RUN_ID {given} name one run differently; remove one of them")
+    if given:
+        try:
+            return folder_name(given)
+        except ArgumentTypeError as e:
+            raise UserError(f"WANDB_RUN_ID: {e}") from None
     if requested:
         return requested
     if wandb:
@@ -187,14 +197,15 @@ def temporary_on_error(output: str, run_id: str, automatic: bool = False) -> Ite
 
 def open_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: list[str]) -> Path:
     """The folder of a pretraining run, with args.json where the run is new; only the first rank writes and locks."""
-    dashboard = plan.logging.dashboard
-    run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
-    if launched_rank() != 0:
-        return resumed or Path(args.output) / run_id
     if resumed:
-        lock_folder(resumed)
-        record_extension(resumed, args, plan, argv)
+        if launched_rank() == 0:
+            lock_folder(resumed)
+            record_extension(resumed, args, plan, argv)
         return resumed
+    wandb = plan.logging.dashboard.wandb
+    run_id = new_run_id(args.run_id, args.name or args.method, args.dataset, args.backbone, wandb)
+    if launched_rank() != 0:
+        return Path(args.output) / run_id
     folder = create_run_folder(args.output, run_id, automatic=not args.run_id)
     plan_values = dataclasses.asdict(plan)
     asked = {"run": uuid.uuid4().hex, "argv": argv, "flags": vars(args), "plan": plan_values} | provenance()

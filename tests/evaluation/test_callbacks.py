@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, attempt, evaluation_callbacks
+from evaluation.callbacks import FeatureCache, OnlineEvaluation, Pictures, attempt, evaluation_callbacks
 from evaluation.features import extract
 from evaluation.knn import knn_accuracy
 from tests.helpers.commands import plan_of
@@ -52,7 +52,7 @@ def test_feature_cache_extracts_once_per_step():
 
 def test_online_knn_logs_at_its_epochs_and_after_the_last(tmp_path):
     module, cache = Module(), FeatureCache()
-    callback = OnlineKNN(cache, 2, [5], 10, 5, tmp_path)
+    callback = OnlineEvaluation(cache, 2, [5], 10, 5, tmp_path)
     for epoch in range(5):
         callback.on_train_epoch_end(trainer_at(epoch + 1, epoch), module)
     assert len(module.logged) == 3, "after epochs 2, 4 and 5"
@@ -67,7 +67,7 @@ def test_no_knn_without_labels_or_validation_images(tmp_path, knn_every, classes
                    training_set=replace(plan.training_set, num_classes=classes))  # fmt: skip
     assert [type(c) for c in evaluation_callbacks(plan, tmp_path, has_val, print)] == [Pictures]
     _, plan = plan_of("simclr")
-    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, True, print)] == [OnlineKNN, Pictures]
+    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, True, print)] == [OnlineEvaluation, Pictures]
 
 
 def test_pictures_are_drawn_when_training_ends(tmp_path, monkeypatch):
@@ -93,12 +93,12 @@ def test_knn_that_fails_costs_a_line_and_not_the_run(tmp_path, monkeypatch, caps
     trainer.logged_metrics = {"knn_5": 1.0, "loss": 2.0}
     with monkeypatch.context() as m:
         m.setattr("evaluation.callbacks.knn_accuracy", fail)
-        OnlineKNN(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer, module)
+        OnlineEvaluation(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer, module)
     line = "  warning: kNN of epoch 3 failed: RuntimeError: CUDA error: out of luck; the run goes on\n"
     assert capsys.readouterr().out == line
     assert not module.logged
     assert trainer.logged_metrics == {"loss": 2.0}, "the accuracy of an earlier epoch is not shown as that of this one"
-    OnlineKNN(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer_at(4, epoch=3), module)
+    OnlineEvaluation(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer_at(4, epoch=3), module)
     assert len(module.logged) == 1
 
 
