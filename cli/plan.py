@@ -179,7 +179,7 @@ def describe(plan: Plan, method_settings: Mapping[str, Any], parameters: int, ch
         "schedule": schedule.name + warmup + _end(schedule) + _extension(schedule),
         "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
         "checkpoints": _checkpoints(plan.checkpoint),
-        "disk": f"about {_size(disk_bytes(plan, checkpoint_bytes))} for checkpoints, with the one that is being written",
+        "disk": f"about {_size(disk_bytes(plan, checkpoint_bytes))} for checkpoints, with one that is being written",
     }
     if plan.teacher:
         rows["teacher"] = f"{plan.teacher.name}, {plan.teacher.stem} stem (of the weights), frozen"

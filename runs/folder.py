@@ -247,7 +247,8 @@ def write_summary(folder: Path, plan: Plan, seconds: float) -> None:
         return
     rows = read_metrics(folder / "metrics.csv")
     knn = [f"knn_{k}" for k in plan.logging.knn_k]
-    names = ["loss", "probe_acc", "val_probe_acc", *knn, "images_per_second", "data_wait_fraction"]
+    quality = [name for name in (rows[0] if rows else ()) if name.startswith("quality/")]
+    names = ["loss", "probe_acc", "val_probe_acc", *knn, *quality, "images_per_second", "data_wait_fraction"]
     numbers = {name: last_value(rows, name) for name in names}
     cost = {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory(plan.hardware.accelerator)}
     write_json(folder / "summary.json", {k: v for k, v in numbers.items() if v is not None} | cost)

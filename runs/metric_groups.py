@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-GROUP_OF_PREFIX = {"val_": "val/", "knn_": "knn/", "nn_": "queue/nn_"}
+GROUP_OF_PREFIX = {"val_": "val/", "knn_": "knn/", "queue_": "queue/", "nn_": "queue/nn_"}
 TIMES = ("images_per_second", "data_wait_fraction")
 COUNTERS = ("step", "epoch")
 
