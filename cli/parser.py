@@ -23,13 +23,13 @@ FOREIGN_FLAGS = {
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Appends the default to the help of each flag whose text does not name it; lists and switches in words."""
+    """Appends the default to the help of each flag that does not explain its own; lists and switches in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is argparse.SUPPRESS or action.required or "default:" in str(action.help):
+        if action.default is argparse.SUPPRESS or action.required:
             return action.help
         if action.default is None:
-            return f"{action.help} (default: none)"
+            return action.help if "default:" in str(action.help) else f"{action.help} (default: none)"
         if isinstance(action.default, bool):
             return f"{action.help} (default: {'on' if action.default == action.const else 'off'})"
         if isinstance(action.default, list | tuple):
