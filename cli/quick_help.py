@@ -64,8 +64,6 @@ class Anything(metaclass=_AnythingType):
 class _Module(ModuleType):
     """A module and package that offers a stand-in for every name."""
 
-    __path__: Sequence[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

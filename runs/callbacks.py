@@ -44,8 +44,8 @@ class LogFirstAndLastStep(Callback):
 class ProgressBar(Callback):
     """One bar over the whole run with loss, accuracies and remaining time.
 
-    Without a terminal a line per epoch, and one a minute with the step, the last logged loss, images per second since
-    the line before, and the remaining time. global_batch: images per optimizer step.
+    Without a terminal a line per epoch, and within an epoch one a minute with the step, the last logged loss, images
+    per second since the line before, and the remaining time. global_batch: images per optimizer step.
     """
 
     def __init__(self, schedule: ScheduleConfig, logging: LoggingConfig, global_batch: int) -> None:
@@ -68,6 +68,9 @@ class ProgressBar(Callback):
         if is_logged(trainer, self.log_every):  # reading a number waits for the device: only where one is logged
             self.bar.set_postfix_str(_short(trainer.logged_metrics), refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._line = None  # the time of an evaluation is not that of steps
 
     def _print_step(self, trainer: Trainer) -> None:
         step, now, total = trainer.global_step, time.monotonic(), self.schedule.total_steps

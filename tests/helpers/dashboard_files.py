@@ -28,7 +28,7 @@ def records(folder: Path) -> list[Any]:
 
 
 def history(folder: Path) -> dict[int, dict[str, Any]]:
-    """Step -> what was logged there."""
+    """Step -> what was logged there; parts of a picture have names of their own, such as curves/path."""
     rows: dict[int, dict[str, Any]] = {}
     for record in records(folder):
         if record.WhichOneof("record_type") == "history":
