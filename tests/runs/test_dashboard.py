@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 
 import pytest
 from PIL import Image
@@ -134,6 +135,7 @@ def test_real_client_writes_groups_table_pictures_backbone_and_summary_and_goes_
     (folder / "metrics.csv").write_text("step,loss,knn_20,lr\n0,3.0,,0.1\n1,2.0,90.0,0.1\n2,2.5,88.0,0.1\n")
     Image.new("RGB", (4, 4)).save(folder / "curves.png")
     write_run(client, folder, resumed=False, first=0)
+    time.sleep(1.1)  # the client names its folder by the second
     write_run(client, folder, resumed=True, first=2)
     first, second = sorted((folder / "wandb").glob("offline-run-*-ab12"))
     rows = history(first)
