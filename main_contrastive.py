@@ -5,16 +5,21 @@ python3 main_contrastive.py imagenet100 resnet18 --method nnclr --data_folder /d
 python3 main_contrastive.py --resume trained_models/RUN
 """
 
+import cli.quick_help  # noqa: F401  # isort: skip  # first of all: --help imports no library
 import time
 from dataclasses import asdict
-
-import pytorch_lightning as pl
 
 from backbones.build import build_backbone, choose_stem
 from backbones.load import backbone_metadata, load_pretrained
 from backbones.teacher import with_teacher
 from cli.plan import describe, notes, resolve
-from cli.pretrain import changed_pretraining_flags, method_args, parse_pretraining, parse_resumed
+from cli.pretrain import (
+    changed_pretraining_flags,
+    method_args,
+    parse_pretraining,
+    parse_resumed,
+    pretraining_words,
+)
 from data.datasets import DATASETS, read_dataset, training_set
 from data.pipelines.choose import build_pipeline, choose_pipeline, data_notes
 from data.views import view_specs
@@ -28,13 +33,14 @@ from runs.resume import continued_plan, pop_resume_flag, resume_argv
 from runs.trainer import build_trainer, deterministic_algorithms, expected_messages_hidden, training_callbacks
 from utils.distributed import rank_zero_print
 from utils.errors import run_cli
+from utils.random import seed_everything
 from utils.sync_batchnorm import synchronize_batch_norm
 
 
 @writes_run_folder
 def main(argv: list[str]) -> None:
     """Parse, read the data, build the backbone and the method, fit, and leave a run folder."""
-    started, (resume, argv) = time.time(), pop_resume_flag(argv)
+    started, (resume, argv) = time.time(), pop_resume_flag(pretraining_words(argv, METHODS, DATASETS))
     if resume:
         recorded, argv = resume_argv(resume, argv)
         flags, argv = parse_resumed(recorded.argv, argv, METHODS, DATASETS)
@@ -45,7 +51,7 @@ def main(argv: list[str]) -> None:
         plan = continued_plan(recorded, flags, args, plan)
     accelerator = plan.hardware.accelerator
     pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache, accelerator)
-    pl.seed_everything(plan.seed, verbose=False)
+    seed_everything(plan.seed)
     backbone, dim = build_backbone(plan.backbone, *plan.views.sizes)
     if not resume:
         load_pretrained(args, backbone)

@@ -2,6 +2,7 @@
 python3 main_linear.py digits resnet18 --pretrained_feature_extractor trained_models/RUN --evaluation logistic knn
 """
 
+import cli.quick_help  # noqa: F401  # isort: skip  # first of all: --help imports no library
 from argparse import Namespace
 
 import torch
@@ -10,7 +11,7 @@ import backbones.load as load
 from backbones.build import at_layer, build_backbone, part_name
 from backbones.export import check_target, export_backbone, run_card
 from backbones.match_keys import key_flags
-from cli.evaluate import DEFAULT_RUN_NAME, changed_evaluation_flags, parse_evaluation
+from cli.evaluate import DEFAULT_RUN_NAME, changed_evaluation_flags, evaluation_words, parse_evaluation
 from cli.plan import dashboard_config
 from data.datasets import DATASETS, read_dataset
 from data.pipelines.evaluation_modules import evaluation_modules
@@ -23,7 +24,7 @@ from utils.distributed import destroy_process_group, rank, rank_zero_print
 from utils.errors import run_cli
 from utils.hardware import choose_hardware, local_device, start_processes
 from utils.peers import init_process_group
-from utils.scores import Rows, all_numbers
+from utils.scores import Rows
 
 
 def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> Networks:
@@ -62,7 +63,7 @@ def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], 
     if rank() == 0:
         report(args.dataset, data, rows, folder, {"argv": argv, "flags": vars(args)}, args.record)
         changed = changed_evaluation_flags(argv, list(DATASETS), EVALUATIONS)
-        publish_results(dashboard, vars(args), folder, all_numbers(rows), "python3 main_linear.py", changed)
+        publish_results(dashboard, vars(args), folder, rows, "python3 main_linear.py", changed)
     return rows
 
 
@@ -79,7 +80,7 @@ def export(args: Namespace, source: load.Weights, net: torch.nn.Module, size: in
 @writes_run_folder
 def main(argv: list[str]) -> None:
     """Parse, load the weights, evaluate them, export one."""
-    args = parse_evaluation(argv, list(DATASETS), EVALUATIONS)
+    args = parse_evaluation(argv := evaluation_words(argv, [*DATASETS], EVALUATIONS), [*DATASETS], EVALUATIONS)
     hardware = choose_hardware(args.accelerator, args.gpus)
     start_processes(hardware, argv)
     init_process_group(local_device(hardware), hardware.processes)

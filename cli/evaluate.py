@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from cli.config import expand_config
 from cli.flags import (
     DASHBOARD_RULES,
     HARDWARE_RULES,
@@ -60,6 +61,11 @@ class EvaluationFlags(Protocol):
 
 
 Evaluations = Mapping[str, EvaluationFlags]
+
+
+def evaluation_words(argv: Sequence[str], datasets: Sequence[str], evaluations: Evaluations) -> list[str]:
+    """The arguments of an evaluation command, with those of the file that --config names."""
+    return expand_config(argv, lambda words: (_parser(datasets, evaluations), {}))
 
 
 def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: Evaluations) -> Namespace:

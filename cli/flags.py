@@ -29,6 +29,8 @@ def add_positionals(parser: ArgumentParser, datasets: Sequence[str]) -> None:
 
 def add_common_flags(group: FlagGroup) -> None:
     """The flags that most commands need."""
+    group.add_argument("--config", metavar="FILE", help="flags of a YAML file, or of the args.json of a run; those of "
+                       "the command line win")  # fmt: skip
     group.add_argument("--data_folder", default="datasets", help="folder of data sets; downloads go there")
     group.add_argument("--train_dir", help="training images (class folders or an unlabelled folder), relative to "
                        "--data_folder; default: the data set's own")  # fmt: skip
@@ -91,6 +93,7 @@ def add_checkpoint_key_flags(group: FlagGroup) -> None:
 def add_dashboard_flags(group: FlagGroup, default_name: str) -> None:
     group.add_argument("--name", type=folder_name, help=f"name of the run (default: {default_name})")
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases too")
+    group.add_argument("--tensorboard", action="store_true", help="log to TensorBoard too, in the run folder")
     group.add_argument("--project", default=DEFAULT_PROJECT, help="Weights & Biases project")
     group.add_argument("--entity", help="Weights & Biases entity (default: your own)")
     group.add_argument("--offline", action="store_true", help="keep Weights & Biases logs on disk, without a network")

@@ -15,7 +15,7 @@ from utils.names import escaped, shown
 # Flags of other tools and the ones that do the same here.
 FOREIGN_FLAGS = {
     "--accelerator_devices": "--gpus", "--arch": "BACKBONE", "--batchsize": "--batch_size", "--bs": "--batch_size",
-    "--config": "--help", "--data": "--data_folder", "--data_dir": "--data_folder", "--data_path": "--data_folder",
+    "--data": "--data_folder", "--data_dir": "--data_folder", "--data_path": "--data_folder",
     "--devices": "--gpus", "--gpu": "--gpus", "--learning_rate": "--lr", "--max_epochs": "--epochs",
     "--model": "BACKBONE", "--output_dir": "--output", "--wd": "--weight_decay",
     "--workers": "--num_workers",
@@ -23,11 +23,13 @@ FOREIGN_FLAGS = {
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Appends the default to the help of each flag that has one; lists and switches in words."""
+    """Appends the default to the help of each flag that does not explain its own; lists and switches in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is argparse.SUPPRESS or action.required:
+        if action.default is argparse.SUPPRESS or action.required:
             return action.help
+        if action.default is None:
+            return action.help if "default:" in str(action.help) else f"{action.help} (default: none)"
         if isinstance(action.default, bool):
             return f"{action.help} (default: {'on' if action.default == action.const else 'off'})"
         if isinstance(action.default, list | tuple):
@@ -52,8 +54,38 @@ class Parser(ArgumentParser):
         raise UserError(escaped(message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        argv = sys.argv[1:] if args is None else args
-        return super().parse_known_args(self._positionals_first(argv), namespace)
+        words, off = self._as_typed(sys.argv[1:] if args is None else args)
+        found, unknown = super().parse_known_args(self._positionals_first(words), namespace)
+        for name, value in off.items():
+            setattr(found, name, value)
+        return found, unknown
+
+    def _as_typed(self, argv: Sequence[str]) -> tuple[list[str], dict[str, bool]]:
+        """(argv as a user types it, switches that are off): sweeps write --wandb=true and --crop_scale=[0.2, 1.0]."""
+        positionals: list[str] = []
+        words: list[str] = []
+        off: dict[str, bool] = {}
+        after_list = False  # a flag of several values, as one word: what follows it is not one of them
+        for word in argv:
+            name, equals, text = word.partition("=")
+            action = self._option_string_actions.get(name)
+            if after_list and _is_value(word):
+                positionals.append(word)
+                continue
+            after_list = False
+            if action is None or not (isinstance(action.const, bool) or action.nargs):
+                words.append(word)
+            elif isinstance(action.const, bool):
+                off.pop(action.dest, None)
+                if not equals or _truth(name, text):
+                    words.append(name)
+                else:
+                    off[action.dest] = not action.const
+            elif after_list := text.startswith("[") and text.endswith("]"):
+                words += [name, *(part.strip(" '\"") for part in text[1:-1].split(",") if part.strip())]
+            else:
+                words.append(word)
+        return [*positionals, *words], off
 
     def _positionals_first(self, argv: Sequence[str]) -> list[str]:
         """argv with its positional arguments in front, where they follow a flag of any number of typed values.
@@ -77,12 +109,7 @@ class Parser(ArgumentParser):
         args, unknown = self.parse_known_args(argv)
         if unknown:
             flag = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
-            if flag in flags_of_others:
-                raise UserError(
-                    f"{flag} is a flag of --method {flags_of_others[flag]}, not of {args.method}; remove it"
-                )
-            known = [option for action in self._actions for option in action.option_strings]
-            raise UserError(f"unknown argument {shown(flag)}{_flag_hint(flag, known)}; --help lists all")
+            self.refuse(flag, flags_of_others, getattr(args, "method", ""))
         return args
 
     def flag_defaults(self) -> dict[str, Any]:
@@ -92,13 +119,51 @@ class Parser(ArgumentParser):
         texts = {a.dest: self._get_value(a, defaults[a.dest]) for a in flags if isinstance(defaults[a.dest], str)}
         return defaults | texts
 
+    def refuse(self, flag: str, flags_of_others: Mapping[str, str], method: str) -> NoReturn:
+        """Refuse a flag that the parser does not have: it is that of another method, or a near one is named."""
+        if flag in flags_of_others:
+            raise UserError(f"{flag} is a flag of --method {flags_of_others[flag]}, not of {method}; remove it")
+        known = [option for action in self._actions for option in action.option_strings]
+        raise UserError(f"unknown argument {shown(flag)}{_flag_hint(flag, known)}; --help lists all")
+
     def typed_flags(self, argv: Sequence[str]) -> set[str]:
         """Names of the arguments that argv gives a value, also where it is the default. Forgets the defaults."""
+        return set(self.typed_values(argv)[0])
+
+    def typed_values(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """(the values that argv gives, as text, texts or a switch; words that are no flags here). Forgets defaults."""
         self._defaults.clear()  # set_defaults() would make a method's defaults look typed
         for action in self._actions:
             action.default = argparse.SUPPRESS
             action.required = False
-        return set(vars(self.parse_known_args(argv)[0]))
+            action.choices = None
+            action.type = action.type and str
+        found, unknown = self.parse_known_args(argv)
+        return vars(found), unknown
+
+    def words_of(self, values: Mapping[str, Any]) -> list[str]:
+        """The arguments that typed_values reads as these values."""
+        positionals, words = [], []
+        for action in self._actions:
+            if action.dest not in values or action.dest == "help":
+                continue
+            value, flag = values[action.dest], (action.option_strings or [""])[-1]
+            if not flag:
+                positionals.append(value)
+            elif isinstance(value, bool):
+                if value == action.const or not any(value == a.const for a in self._actions if a.dest == action.dest):
+                    words.append(flag if value == action.const else f"{flag}=false")
+            elif isinstance(value, list):
+                words += [flag, *value]
+            else:
+                words.append(f"{flag}={value}")
+        return [*positionals, *words]
+
+
+def _truth(flag: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise UserError(f"{flag}: got {text!r}, needs true or false, or the flag alone for true")
+    return text.lower() == "true"
 
 
 def changed_flags(args: Namespace, defaults: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,8 +1,10 @@
 """Resolve the flags of a pretraining command into its Plan, and print it."""
 
 import dataclasses
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -50,7 +52,7 @@ def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -
             log_every=args.log_every,
             knn_every=args.knn_every,
             knn_k=tuple(k for k in args.knn_k if k <= training_set.labelled_images),
-            dashboard=dashboard_config(args, args.method),
+            dashboard=dashboard_config(args, f"{args.method}-{args.dataset}-seed{args.seed}"),
             on_alarm=args.on_alarm,
         ),
         checkpoint=CheckpointConfig(args.checkpoint_every[0], args.checkpoint_every[1], args.keep_every),
@@ -58,8 +60,9 @@ def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -
 
 
 def dashboard_config(args: Namespace, default_name: str) -> DashboardConfig:
-    """The settings of Weights & Biases."""
-    return DashboardConfig(args.wandb, args.name or default_name, args.project, args.entity, args.offline)
+    """The settings of Weights & Biases and of TensorBoard."""
+    name = args.name or default_name
+    return DashboardConfig(args.wandb, name, args.project, args.entity, args.offline, args.tensorboard)
 
 
 def _hardware(args: Namespace) -> HardwareConfig:
@@ -185,6 +188,7 @@ def describe(
         "schedule": schedule.name + warmup + _end(schedule) + _extension(schedule),
         "length": f"{schedule.total_steps} steps in {schedule.total_epochs} epochs of {schedule.steps_per_epoch} steps",
         "checkpoints": _checkpoints(plan.checkpoint),
+        "disk": f"about {_size(disk_bytes(plan, checkpoint_bytes))} for checkpoints, with one that is being written",
     }
     if plan.teacher:
         rows["teacher"] = f"{plan.teacher.name}, {plan.teacher.stem} stem (of the weights), frozen"
@@ -221,12 +225,26 @@ def _extension(schedule: ScheduleConfig) -> str:
     return f", to its end after {schedule.length} steps, then constant at {share:.2g} of the learning rate"
 
 
+def disk_bytes(plan: Plan, checkpoint_bytes: int) -> int:
+    """Bytes that a run folder takes at most: the last checkpoint, the one before, a new one, and those that stay."""
+    kept = plan.schedule.total_epochs // plan.checkpoint.keep_every if plan.checkpoint.keep_every else 0
+    return (3 + kept) * checkpoint_bytes
+
+
+def _free_bytes(folder: str) -> int:
+    """Free bytes on the disk of a folder, which need not exist yet."""
+    path = Path(folder).resolve()
+    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+
+
 class MethodNotes(Protocol):
     """The part of a method that the notes need."""
 
     def notes(self) -> list[str]: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
+
+    def checkpoint_bytes(self) -> int: ...
 
 
 def notes(plan: Plan, args: Namespace, method: MethodNotes | None = None) -> list[str]:
@@ -238,6 +256,8 @@ def notes(plan: Plan, args: Namespace, method: MethodNotes | None = None) -> lis
         remarks.append(f"kNN with k = {used} of {requested}: {labelled:,} labelled images")
     if not args.wandb and args.project != DEFAULT_PROJECT:
         remarks.append("--project has no effect without --wandb")
+    if method and (needed := disk_bytes(plan, method.checkpoint_bytes())) > (free := _free_bytes(args.output)):
+        remarks.append(f"checkpoints need about {_size(needed)}, the disk of {args.output} has {_size(free)} free")
     return remarks
 
 

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from cli.config import expand_config
 from cli.flags import (
     DASHBOARD_RULES,
     HARDWARE_RULES,
@@ -74,6 +75,16 @@ class DatasetFlags(Protocol):
 
 Methods = Mapping[str, type[MethodFlags]]
 Datasets = Mapping[str, DatasetFlags]
+
+
+def pretraining_words(argv: Sequence[str], methods: Methods, datasets: Datasets) -> list[str]:
+    """The arguments of a pretraining command, with those of the file that --config names."""
+
+    def parser_of(words: Sequence[str]) -> tuple[Parser, dict[str, str]]:
+        name = _method_name(words, methods)
+        return _parser(name, methods, datasets, {}), _flags_of_others(name, methods)
+
+    return expand_config(argv, parser_of)
 
 
 def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets) -> Namespace:
@@ -267,7 +278,7 @@ def _add_logging_flags(g: FlagGroup) -> None:
     g.add_argument("--on_alarm", choices=["warn", "stop"], default="warn",
                    help="what a sign of failed training (collapse, loss at chance) does: print a line, or end the "
                    "run")  # fmt: skip
-    add_dashboard_flags(g, "the method")
+    add_dashboard_flags(g, "method, data set and seed")
 
 
 def _without_values_of_small_views(args: Namespace, large: int, typed: set[str]) -> Namespace:

@@ -1,5 +1,6 @@
 """Evaluations of a run while it trains, and pictures when it ends."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from evaluation.captions import add_captions
 from evaluation.features import FeatureSet, extract
 from evaluation.interfaces import Data, EvaluationData
 from evaluation.knn import knn_accuracy
+from evaluation.quality import WIDEST, quality_of
 from evaluation.report_data import first_images, views_grid, write_grid
 from utils.batch import Batch
 from utils.distributed import (
@@ -28,14 +30,15 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.files import last_value, read_metrics
-from utils.plan import Plan, is_evaluated
+from utils.plan import Plan, is_evaluated, is_evaluation
 from utils.vision_transformer import has_class_attention, require_vision_transformer
 
 T = TypeVar("T")
-LogPictures = Callable[[Sequence[Logger], Sequence[Path]], None]
+LogPictures = Callable[[Sequence[Logger], Sequence[Path], int], None]  # the last one is the optimizer step
 
 CURVES = ("loss", "probe_acc", "val_probe_acc", "knn_20", "knn_200", "nn_label_acc")
-MOST_IMAGES = 100_000  # training images above which no features are extracted for pictures alone
+MOST_IMAGES = 100_000  # training images above which no features are extracted for pictures or quality alone
+QUALITY = "quality/rankme"
 
 
 @runtime_checkable
@@ -97,10 +100,11 @@ def attempt(what: str, evaluation: Callable[[], T], also_user_errors: bool = Fal
     return result
 
 
-class OnlineKNN(Callback):
-    """kNN on features of evaluation views, every few epochs and after the last; needs labels and validation images.
+class OnlineEvaluation(Callback):
+    """Quality without labels, and kNN where it can be, of evaluation views, every few epochs and after the last.
 
-    The epoch is saved before it is evaluated. folder: with metrics.csv.
+    ks: numbers of neighbours; none without labels or validation images. The epoch is saved before it is evaluated.
+    folder: with metrics.csv.
     """
 
     def __init__(
@@ -108,48 +112,75 @@ class OnlineKNN(Callback):
     ):
         self.cache, self.every, self.ks, self.classes, self.total_epochs = cache, every, list(ks), classes, total_epochs
         self.folder = folder
+        self.what = "kNN" if ks else "quality"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the epoch with which a resumed run goes on, where the run was cut off between saving and that."""
         epoch, step = trainer.current_epoch, trainer.global_step - 1
         within_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if epoch and not within_epoch and epoch % self.every == 0 and broadcast_str(self._evaluated(step)) == "no":
-            accuracy = attempt(f"kNN of epoch {epoch}", lambda: self._accuracy(trainer, pl_module))
+            numbers = attempt(f"{self.what} of epoch {epoch}", lambda: self._numbers(trainer, pl_module))
             row: dict[str, float] = {"epoch": epoch - 1}
-            for name, value in (accuracy or {}).items():
+            for name, value in (numbers or {}).items():
                 row[name] = torch.tensor(value).item()  # in float32, as Lightning logs those of other epochs
-            for logger in trainer.loggers if accuracy else []:
+            for logger in trainer.loggers if numbers else []:
                 logger.log_metrics(row, step)  # type: ignore[arg-type]  # Lightning's type is too narrow
 
     def _evaluated(self, step: int) -> str:
         rows = [row for row in read_metrics(self.folder / "metrics.csv") if int(row["step"]) == step]
-        return "no" if last_value(rows, f"knn_{self.ks[0]}") is None else "yes"
+        return "no" if last_value(rows, f"knn_{self.ks[0]}" if self.ks else QUALITY) is None else "yes"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         if not is_evaluated(epoch, self.every, self.total_epochs):
             return
-        accuracy = attempt(f"kNN of epoch {epoch}", lambda: self._accuracy(trainer, pl_module))
-        if accuracy is not None:
-            pl_module.log_dict(accuracy, on_step=False, on_epoch=True)
+        numbers = attempt(f"{self.what} of epoch {epoch}", lambda: self._numbers(trainer, pl_module))
+        if numbers is not None:
+            pl_module.log_dict(numbers, on_step=False, on_epoch=True)
             return
-        for k in self.ks:  # Lightning would show the accuracy of an earlier epoch
-            trainer.logged_metrics.pop(f"knn_{k}", None)
+        for name in [name for name in trainer.logged_metrics if is_evaluation(name)]:
+            trainer.logged_metrics.pop(name)  # Lightning would show the number of an earlier epoch
 
-    def _accuracy(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _numbers(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         train, val = self.cache.get(trainer, pl_module)
-        assert val is not None
-        accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device, shared=True)
-        return {f"knn_{k}": a for k, a in accuracy.items()}
+        numbers = {}
+        if self.ks:
+            assert val is not None
+            accuracy = knn_accuracy(train, val, self.ks, self.classes, pl_module.device, shared=True)
+            numbers = {f"knn_{k}": a for k, a in accuracy.items()}
+        x = (val or train).x
+        with contextlib.suppress(UserError):  # features that are not finite have none; another check ends the run
+            numbers |= quality_of(x) if x.shape[1] <= WIDEST else {}
+        return numbers
 
 
 class Pictures(Callback):
-    """Curves, neighbours and embedding as PNG files in the run folder and on the dashboards, when training ends."""
+    """Curves, neighbours and embedding as PNG files in the run folder and on the dashboards, when training ends.
 
-    def __init__(self, cache: FeatureCache, folder: Path, seed: int, log_pictures: LogPictures):
+    every: epochs between two times that they are drawn before, 0 for none; total_epochs: of the run.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        folder: Path,
+        seed: int,
+        log_pictures: LogPictures,
+        every: int = 0,
+        total_epochs: int = 0,
+    ):
         self.cache, self.folder, self.seed, self.log_pictures = cache, folder, seed, log_pictures
+        self.every, self.total_epochs = every, total_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if is_evaluated(epoch, self.every, self.total_epochs) and epoch < self.total_epochs:
+            self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw; a picture that fails costs a line, and not the end of the run."""
         data = _data_module(trainer).data
         drawings: list[Callable[[], Path | None]] = [self._curves]
@@ -164,7 +195,7 @@ class Pictures(Callback):
             for draw in drawings
         ]
         if trainer.is_global_zero:
-            self.log_pictures(trainer.loggers, [path for path in paths if path])
+            self.log_pictures(trainer.loggers, [path for path in paths if path], max(0, trainer.global_step - 1))
 
     def _curves(self) -> Path | None:
         rows = read_metrics(self.folder / "metrics.csv")
@@ -238,21 +269,20 @@ class ReportImages(Callback):
 
 
 def evaluation_callbacks(plan: Plan, folder: Path, has_val: bool, log_pictures: LogPictures) -> list[Callback]:
-    """The evaluations of a run while it trains; without labels or validation images there is no kNN, only pictures.
+    """The evaluations of a run while it trains; without labels or validation images no kNN, but quality and pictures.
 
-    log_pictures: shows pictures on the dashboards behind some loggers.
+    log_pictures: shows pictures on the dashboards behind some loggers; where there are any, at each evaluation.
     """
-    cache = FeatureCache(folder)
+    cache, every, epochs = FeatureCache(folder), plan.logging.knn_every, plan.schedule.total_epochs
+    ks = plan.logging.knn_k if plan.training_set.num_classes and has_val else ()
     callbacks: list[Callback] = []
-    if plan.training_set.num_classes and has_val and plan.logging.knn_every and plan.logging.knn_k:
-        logging = plan.logging
-        classes = plan.training_set.num_classes
-        epochs = plan.schedule.total_epochs
-        callbacks.append(OnlineKNN(cache, logging.knn_every, logging.knn_k, classes, epochs, folder))
-    images = ReportImages(cache, folder, plan.seed, plan.logging.knn_every, plan.schedule.total_epochs)
+    if every and (ks or plan.training_set.images <= MOST_IMAGES):
+        callbacks.append(OnlineEvaluation(cache, every, ks, plan.training_set.num_classes, epochs, folder))
+    images = ReportImages(cache, folder, plan.seed, every, epochs)
+    while_training = every if plan.logging.dashboard.any else 0
 
-    def log_with_captions(loggers: Sequence[Logger], paths: Sequence[Path]) -> None:
+    def log_with_captions(loggers: Sequence[Logger], paths: Sequence[Path], step: int) -> None:
         add_captions(paths, f"{plan.method}, seed {plan.seed}, {folder.name}")
-        log_pictures(loggers, paths)
+        log_pictures(loggers, paths, step)
 
-    return [*callbacks, images, Pictures(cache, folder, plan.seed, log_with_captions)]
+    return [*callbacks, images, Pictures(cache, folder, plan.seed, log_with_captions, while_training, epochs)]

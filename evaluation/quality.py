@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from evaluation.settings import Note, TrainingLabels
 from evaluation.target import EvaluationTarget
@@ -29,6 +30,10 @@ def quality(target: EvaluationTarget, settings: QualitySettings) -> list[Score]:
     x = (target.val or target.train).x
     if x.shape[1] > WIDEST:
         return []
+    return [Score(name, number, unit="") for name, number in quality_of(x, target.two_views()).items()]
+
+
+def quality_of(x: Tensor, pair: tuple[Tensor, Tensor] | None = None) -> dict[str, float]:
+    """Key -> number of features x (N, D); at most ROWS rows count. pair: features of two views of some images."""
     rows = torch.linspace(0, len(x) - 1, min(len(x), ROWS)).long()
-    numbers = quality_numbers(x[rows], target.two_views())
-    return [Score(f"quality/{name}", number, unit="") for name, number in numbers.items()]
+    return {f"quality/{name}": number for name, number in quality_numbers(x[rows], pair).items()}

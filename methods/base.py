@@ -29,7 +29,7 @@ from utils.optim import (
     layer_decay_rules,
     parameter_groups,
 )
-from utils.plan import Plan
+from utils.plan import Plan, is_logged_step
 from utils.precision import refuse_wrong_bf16_gradients
 from utils.step_modules import ScheduledValue, StepModule
 from utils.view_features import ViewFeatures
@@ -242,7 +242,7 @@ class Method(LightningModule):
 
     def _is_log_step(self) -> bool:
         """Whether this step is a row of metrics.csv; the metrics cost a reduction over ranks, so only then."""
-        return (self.trainer.global_step + 1) % self.plan.logging.log_every == 0
+        return is_logged_step(self.trainer.global_step + 1, self.plan.logging.log_every, self.plan.schedule.total_steps)
 
     def _log_metrics(self, out: dict[str, Tensor]) -> None:
         values = mean_over_ranks(torch.stack([v.detach().float() for v in out.values()]))

@@ -10,16 +10,18 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from utils.optim import ScheduleConfig
-from utils.plan import LoggingConfig, is_evaluated
+from utils.plan import LoggingConfig, is_evaluated, is_evaluation, is_logged_step
 
 SHOWN = {  # metric -> its text on the progress bar
     "loss": "loss {:.3f}",
     "probe_acc": "online probe {:.1f} %",
     "val_probe_acc": "val online probe {:.1f} %",
     "knn_20": "kNN 20 {:.1f} %",
+    "quality/rankme": "RankMe {:.1f}",
     "images_per_second": "{:.0f} images/s",
     "data_wait_fraction": "waiting for data {:.0%}",
 }
+LINE_EVERY = 60.0  # seconds between two lines of a run without a terminal
 END_AFTER = 20  # steps after which the end of the run is estimated; the first ones start workers and compile
 
 
@@ -28,12 +30,29 @@ def is_logged(trainer: Trainer, log_every: int) -> bool:
     return trainer.global_step % log_every == 0
 
 
-class ProgressBar(Callback):
-    """One bar over the whole run with loss, accuracies and remaining time; a line per epoch without a terminal."""
+class LogFirstAndLastStep(Callback):
+    """Let Lightning write the first and the last step to metrics.csv too: a short run shows its loss."""
 
-    def __init__(self, schedule: ScheduleConfig, logging: LoggingConfig) -> None:
+    def __init__(self, log_every: int, total_steps: int) -> None:
+        self.log_every, self.total_steps = log_every, total_steps
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step + 1
+        trainer.log_every_n_steps = 1 if is_logged_step(step, self.log_every, self.total_steps) else self.log_every
+
+
+class ProgressBar(Callback):
+    """One bar over the whole run with loss, accuracies and remaining time.
+
+    Without a terminal a line per epoch, and within an epoch one a minute with the step, the last logged loss, images
+    per second since the line before, and the remaining time. global_batch: images per optimizer step.
+    """
+
+    def __init__(self, schedule: ScheduleConfig, logging: LoggingConfig, global_batch: int) -> None:
         self.schedule, self.log_every, self.knn_every = schedule, logging.log_every, logging.knn_every
+        self.global_batch = global_batch
         self.bar: Any = None
+        self._line: tuple[int, float] | None = None  # step and time of the line before
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and sys.stderr.isatty():
@@ -41,6 +60,8 @@ class ProgressBar(Callback):
             self.bar = tqdm(total=total, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.bar is None and trainer.is_global_zero:
+            self._print_step(trainer)
         if self.bar is None or trainer.global_step <= self.bar.n:
             return
         self.bar.set_description(f"epoch {trainer.current_epoch + 1}/{self.schedule.total_epochs}", refresh=False)
@@ -48,12 +69,26 @@ class ProgressBar(Callback):
             self.bar.set_postfix_str(_short(trainer.logged_metrics), refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._line = None  # the time of an evaluation is not that of steps
+
+    def _print_step(self, trainer: Trainer) -> None:
+        step, now, total = trainer.global_step, time.monotonic(), self.schedule.total_steps
+        before, began = self._line = self._line or (step, now)
+        if now - began < LINE_EVERY or step == before:
+            return
+        self._line = step, now
+        rate = (step - before) / (now - began)
+        loss = _short({name: value for name, value in trainer.logged_metrics.items() if name == "loss"})
+        speed = f"{rate * self.global_batch:.0f} images/s"
+        print(f"step {step}/{total}  {loss}  {speed}  {duration((total - step) / rate)} left", flush=True)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and self.bar is None:
             epoch, total = trainer.current_epoch + 1, self.schedule.total_epochs
             evaluated = is_evaluated(epoch, self.knn_every, total)
             # Lightning keeps the last value of every metric: a kNN accuracy of an earlier epoch is not shown again.
-            metrics = {k: v for k, v in trainer.logged_metrics.items() if evaluated or not k.startswith("knn_")}
+            metrics = {k: v for k, v in trainer.logged_metrics.items() if evaluated or not is_evaluation(k)}
             print(f"epoch {epoch}/{total}  {_short(metrics)}", flush=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,17 @@ from urllib.request import getproxies, proxy_bypass
 
 from pytorch_lightning.loggers import Logger
 
+from runs.metric_groups import best_and_last, grouped
+from runs.tensorboard import columns_and_cells
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
+from utils.files import read_metrics
 from utils.plan import DashboardConfig
+from utils.scores import Rows
 
 CONNECT = 3.0  # seconds to wait for the server before training
+BACKBONE = "backbone.safetensors"
+UNFIT_FOR_ARTIFACT = re.compile(r"[^A-Za-z0-9_.\-]")
 INIT, FINISH = 20.0, 120.0  # seconds that the client may take to open a page, and to upload the rest at the end
 
 
@@ -48,20 +55,19 @@ class Dashboard(Logger):
 
     def _open(self, offline: bool) -> None:
         import wandb
-        from pytorch_lightning.loggers import WandbLogger
 
-        page = WandbLogger(
+        in_sweep = bool(os.environ.get("WANDB_SWEEP_ID"))  # its project and its entity are those of the sweep
+        page = wandb.init(
             name=self.config.name,
-            project=self.config.project,
-            entity=self.config.entity,
+            project=None if in_sweep else self.config.project,
+            entity=None if in_sweep else self.config.entity,
             id=self.folder.name,
-            save_dir=str(self.folder),
+            dir=str(self.folder),
             config=dict(self.settings),
             resume="allow" if self.resumed and not offline else None,
             settings=wandb.Settings(init_timeout=INIT, login_timeout=INIT, finish_timeout=FINISH),
             mode="offline" if offline else None,
         )
-        page.experiment  # noqa: B018  # opens it: an obstacle is met here and not in a training step
         # The client counts the libraries that a run imports; without its process, their import would fail.
         wandb.sdk.lib.import_hooks.unregister_all_post_import_hooks()
         self._page = page
@@ -86,22 +92,49 @@ class Dashboard(Logger):
         return self.folder.name
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        self._do(lambda page: page.log_hyperparams(*args, **kwargs))
+        """Nothing: the page has the settings from the start."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self._do(lambda page: page.log_metrics(metrics, step))
+        """Add metrics to the row of an optimizer step, in their groups: a resumed run goes on where the page ends."""
+        named = {grouped(name): value for name, value in metrics.items()}
+        self._do(lambda page: page.log(named, step=step))
 
-    def log_pictures(self, pictures: Sequence[Path]) -> None:
+    def log_pictures(self, pictures: Sequence[Path], step: int) -> None:
         """Show pictures under their file names."""
         for picture in pictures:
-            self._do(partial(_log_picture, picture=picture))
+            self._do(partial(_log_picture, picture=picture, step=step))
+
+    def log_table(self, rows: Rows) -> None:
+        """Show the scores of an evaluation, a row per network."""
+        self._do(partial(_log_table, rows=rows))
 
     def finalize(self, status: str) -> None:
-        self._do(lambda page: page.finalize(status))
+        """Give the page the best and the last values, and after training the backbone."""
+        self._do(lambda page: page.summary.update(best_and_last(read_metrics(self.folder / "metrics.csv"))))
+        backbone = self.folder / BACKBONE
+        if status == "success" and backbone.exists():
+            self._do(partial(_log_backbone, path=backbone, name=f"backbone-{self.folder.name}"))
 
 
-def _log_picture(page: Any, picture: Path) -> None:
-    page.log_image(picture.stem, [str(picture)])
+def _log_picture(page: Any, picture: Path, step: int) -> None:
+    import wandb
+
+    page.log({picture.stem: wandb.Image(str(picture))}, step=step)
+
+
+def _log_table(page: Any, rows: Rows) -> None:
+    import wandb
+
+    columns, cells = columns_and_cells(rows)
+    page.log({"evaluation": wandb.Table(columns=columns, data=cells)}, step=0)
+
+
+def _log_backbone(page: Any, path: Path, name: str) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(UNFIT_FOR_ARTIFACT.sub("_", name), type="model")
+    artifact.add_file(str(path), policy="immutable")  # not copied: it stays in the run folder
+    page.log_artifact(artifact)
 
 
 def why_offline() -> str | None:

@@ -7,13 +7,14 @@ import os
 import shutil
 import time
 import uuid
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from utils.arg_types import folder_name
 from utils.distributed import broadcast_str, launched_rank, rank_zero_print
 from utils.errors import UserError
 from utils.files import create_json, entry, last_value, read_json, read_metrics, write_json, write_text_atomically
@@ -34,6 +35,7 @@ BEFORE_CHECKPOINT = {
     "neighbours.json",
     "report.html",
     "wandb",
+    "tensorboard",
 }  # and pictures
 LONGEST_NAME = 100  # bytes of --name in an automatic run id; data set, backbone and time follow
 
@@ -101,8 +103,16 @@ def writes_run_folder(main: Callable[[list[str]], None]) -> Callable[[list[str]]
 def new_run_id(requested: str | None, name: str, dataset: str, backbone: str, wandb: bool = False) -> str:
     """Name of a new run folder: as requested, or made from the run's name, its data, its backbone and the time.
 
-    With Weights & Biases it is an id that the dashboard uses too.
+    With Weights & Biases it is an id that the dashboard uses too: that of WANDB_RUN_ID, as in a sweep, or a new one.
     """
+    given = os.environ.get("WANDB_RUN_ID") if wandb else None
+    if given and requested not in (None, given):
+        raise UserError(f"--run_id {requested} and WANDB_RUN_ID {given} name one run differently; remove one of them")
+    if given:
+        try:
+            return folder_name(given)
+        except ArgumentTypeError as e:
+            raise UserError(f"WANDB_RUN_ID: {e}") from None
     if requested:
         return requested
     if wandb:
@@ -207,15 +217,17 @@ def open_run_folder(
 
 
 def _locked_run_folder(resumed: Path | None, args: Namespace, plan: Plan, argv: list[str]) -> Path:
-    dashboard = plan.logging.dashboard
-    run_id = new_run_id(args.run_id, dashboard.name, args.dataset, args.backbone, dashboard.wandb)
-    if launched_rank() != 0:
-        return resumed or Path(args.output) / run_id
-    check_ledger(args.record)
+    if launched_rank() == 0:
+        check_ledger(args.record)
     if resumed:
-        lock_folder(resumed)
-        record_extension(resumed, args, plan, argv)
+        if launched_rank() == 0:
+            lock_folder(resumed)
+            record_extension(resumed, args, plan, argv)
         return resumed
+    wandb = plan.logging.dashboard.wandb
+    run_id = new_run_id(args.run_id, args.name or args.method, args.dataset, args.backbone, wandb)
+    if launched_rank() != 0:
+        return Path(args.output) / run_id
     folder = create_run_folder(args.output, run_id, automatic=not args.run_id)
     plan_values = dataclasses.asdict(plan)
     asked = {"run": uuid.uuid4().hex, "argv": argv, "flags": vars(args), "plan": plan_values} | provenance()
@@ -260,7 +272,8 @@ def write_summary(folder: Path, plan: Plan, seconds: float, ledger: str | None, 
         return
     rows = read_metrics(folder / "metrics.csv")
     knn = [f"knn_{k}" for k in plan.logging.knn_k]
-    names = ["loss", "probe_acc", "val_probe_acc", *knn, "images_per_second", "data_wait_fraction"]
+    quality = [name for name in (rows[0] if rows else ()) if name.startswith("quality/")]
+    names = ["loss", "probe_acc", "val_probe_acc", *knn, *quality, "images_per_second", "data_wait_fraction"]
     numbers = {name: value for name in names if (value := last_value(rows, name)) is not None}
     cost = {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory(plan.hardware.accelerator)}
     write_json(folder / "summary.json", numbers | cost)

@@ -1,7 +1,8 @@
-"""Loggers of a run: metrics.csv and Weights & Biases."""
+"""Loggers of a run: metrics.csv, Weights & Biases and TensorBoard."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
 from runs.dashboard import Dashboard
+from runs.tensorboard import TensorBoard
 from utils.distributed import launched_rank, rank, rank_zero_print
 from utils.errors import UserError
 from utils.files import append_text, read_metrics, write_text_atomically
 from utils.plan import DashboardConfig
+from utils.scores import Rows, all_numbers
 
 
 class MetricsCSV(Logger):
@@ -99,35 +102,41 @@ class TruncateMetricsOnResume(Callback):
 
 
 def build_loggers(dashboard: DashboardConfig, settings: Mapping[str, Any], folder: Path, resumed: bool) -> list[Logger]:
-    """metrics.csv always; Weights & Biases on the first rank where the dashboard is on.
+    """metrics.csv always; Weights & Biases and TensorBoard on the first rank where they are on.
 
     settings: the run's configuration there.
     """
     loggers: list[Logger] = [MetricsCSV(folder)]
+    if dashboard.tensorboard and launched_rank() == 0:
+        loggers.append(TensorBoard(settings, folder))
     if dashboard.wandb and launched_rank() == 0:
         loggers.append(Dashboard(dashboard, settings, folder, resumed))
     return loggers
 
 
-def log_results(
-    dashboard: DashboardConfig, settings: Mapping[str, Any], folder: Path, numbers: Mapping[str, float]
-) -> None:
-    """Write numbers as one point, and the folder's pictures to the dashboard; then close the loggers.
+def log_results(dashboard: DashboardConfig, settings: Mapping[str, Any], folder: Path, rows: Rows) -> None:
+    """Write the numbers of an evaluation as one point, and its table and pictures to the dashboards; close the loggers.
 
-    Unlike the metrics of a training, numbers that cannot be written are an error: nothing comes after them.
+    settings: the flags. Unlike the metrics of a training, numbers that cannot be written are an error: nothing comes
+    after them.
     """
-    loggers = build_loggers(dashboard, settings, folder, resumed=False)
-    log_pictures(loggers, sorted(folder.glob("*.png")))
+    if not settings.get("name") and rows:
+        facts = (dashboard.name, rows[-1].method, str(settings["dataset"]), f"seed{settings['seed']}")
+        dashboard = replace(dashboard, name="-".join(filter(None, facts)))
+    loggers, numbers = build_loggers(dashboard, settings, folder, resumed=False), all_numbers(rows)
+    log_pictures(loggers, sorted(folder.glob("*.png")), 0)
     for logger in loggers:
         if isinstance(logger, MetricsCSV):
             logger.write(dict(numbers), 0)
         else:
             logger.log_metrics(dict(numbers), 0)
+        if isinstance(logger, Dashboard | TensorBoard) and any(row.scores for row in rows):
+            logger.log_table(rows)
         logger.finalize("success")
 
 
-def log_pictures(loggers: Sequence[Logger], pictures: Sequence[Path]) -> None:
-    """Show pictures of a run on its dashboard, under their file names."""
+def log_pictures(loggers: Sequence[Logger], pictures: Sequence[Path], step: int) -> None:
+    """Show pictures of a run on its dashboards, under their file names."""
     for logger in loggers:
-        if isinstance(logger, Dashboard):
-            logger.log_pictures(pictures)
+        if isinstance(logger, Dashboard | TensorBoard):
+            logger.log_pictures(pictures, step)

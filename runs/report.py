@@ -26,6 +26,7 @@ from utils.files import last_value, read_json, read_metrics, write_text_atomical
 from utils.ledger import Images
 from utils.names import escaped
 from utils.plan import DashboardConfig, Plan, is_evaluated
+from utils.scores import Rows
 
 REPORT = "report.html"
 PICTURES_BYTES = 8_000_000  # of pictures and their data in a page; what comes after is named and left out
@@ -90,12 +91,12 @@ def publish_results(
     dashboard: DashboardConfig,
     settings: Mapping[str, Any],
     folder: Path,
-    numbers: Mapping[str, float],
+    rows: Rows,
     program: str,
     changed: Changed,
 ) -> None:
-    """Log the numbers of an evaluation, as log_results does, and write its report."""
-    log_results(dashboard, settings, folder, numbers)
+    """Log an evaluation, as log_results does, and write its report."""
+    log_results(dashboard, settings, folder, rows)
     attempt_report(folder, program, changed)
 
 

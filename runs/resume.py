@@ -18,6 +18,7 @@ from utils.plan import BackboneConfig, BatchConfig, Plan
 MAY_CHANGE = {  # flags that cannot change the result of a run
     "resume", "accelerator", "gpus", "num_nodes", "num_workers", "batch_size", "data_folder", "cache", "wandb",
     "entity", "offline", "log_every", "knn_every", "checkpoint_every", "keep_every", "deterministic", "on_alarm",
+    "tensorboard",
 }  # fmt: skip
 LENGTH = {"epochs", "steps", "extend_schedule"}  # flags that may change together, to extend a run
 PLACE = {"output", "run_id"}  # with --resume auto they name the run to resume

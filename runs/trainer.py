@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment, TorchElasti
 from pytorch_lightning.strategies import Strategy
 
 from runs.alarms import Alarms
-from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
+from runs.callbacks import ExpectedEnd, LogFirstAndLastStep, ProgressBar, Throughput
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback, WaitForSave
 from runs.finite import NonFiniteLossCheck
 from runs.loggers import TruncateMetricsOnResume
@@ -86,6 +86,7 @@ def training_callbacks(
     throughput = Throughput(plan.hardware.processes)
     return [
         TruncateMetricsOnResume(),
+        LogFirstAndLastStep(plan.logging.log_every, plan.schedule.total_steps),
         LearningRateOfPlan(),
         finite,
         Alarms(plan, folder, throughput),
@@ -94,7 +95,7 @@ def training_callbacks(
         checkpoint,
         WaitForSave(plan.logging.knn_every, plan.schedule.total_epochs),
         *evaluations,
-        ProgressBar(plan.schedule, plan.logging),
+        ProgressBar(plan.schedule, plan.logging, plan.batch.global_batch),
         SignalHandler(checkpoint, plan.batch, plan.logging, report.to_resume),
         report,
     ]

@@ -26,6 +26,8 @@ ONLY_IN = {  # libraries that one file alone may import
     "faiss": {"evaluation/kmeans.py"},
     "umap": {"evaluation/pictures.py"},
     "wandb": {"runs/dashboard.py"},
+    "torch.utils.tensorboard": {"runs/tensorboard.py"},
+    "yaml": {"cli/config.py"},
 }
 OWN_WORDS = {  # words that only these rooms may use in a string: commands, and flags that a room defines
     "main_contrastive": set(),

@@ -103,13 +103,19 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class DashboardConfig:
-    """Settings of Weights & Biases; name is that of the run on the dashboard."""
+    """Settings of Weights & Biases and TensorBoard; name is that of the run on the dashboard."""
 
     wandb: bool
     name: str
     project: str
     entity: str | None
     offline: bool
+    tensorboard: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a dashboard."""
+        return self.wandb or self.tensorboard
 
 
 @dataclass(frozen=True)
@@ -127,9 +133,19 @@ class LoggingConfig:
     on_alarm: str = "warn"
 
 
+def is_logged_step(step: int, log_every: int, total_steps: int) -> bool:
+    """Whether an optimizer step (counted from 1) is a row of metrics.csv: every few steps, the first and the last."""
+    return step % log_every == 0 or step in (1, total_steps)
+
+
 def is_evaluated(epoch: int, every: int, total_epochs: int) -> bool:
-    """Whether kNN evaluates an epoch (counted from 1): every few epochs and the last one; every: 0 for none."""
+    """Whether an epoch is evaluated (counted from 1): every few epochs and the last one; every: 0 for none."""
     return bool(every) and (epoch % every == 0 or epoch == total_epochs)
+
+
+def is_evaluation(name: str) -> bool:
+    """Whether a metric is that of an evaluation, which only some epochs have."""
+    return name.startswith(("knn_", "quality/"))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ doi:10.1145/2714064.2660195). The number of processes, of workers and of restart
 """
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -68,3 +69,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 def _signed(x: int) -> int:
     """The int64 number with these 64 bits."""
     return x - 2**64 if x >= 2**63 else x
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch, for libraries that draw from them, as for initial weights."""
+    pl.seed_everything(seed, verbose=False)

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import start, words
+from tests.helpers.dashboard_files import history, records, scalars, summary
 from tests.torture.launch import run_to_end
+from utils.files import read_metrics
 
+GROUPS = {"train", "val", "knn", "quality", "time"}
 pytestmark = pytest.mark.usefixtures("no_embedding")
 
 
@@ -19,12 +22,23 @@ def test_wandb_offline_gets_numbers_and_pictures(tmp_path, few, monkeypatch):
     """The dashboard gets the numbers and the pictures, without a network and without leaving the run folder."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     argv = ["custom", *words("simclr", tmp_path, *few)[1:], "--wandb", "--offline", "--run_id", "r", "--name", "mine"]
+    argv += ["--tensorboard"]
     ended = run_to_end([*argv, "--project", "p"], tmp_path)
     assert ended.statuses == [0], ended.text
     (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*-r")
     logged = {p.name.split("_")[0] for p in (offline / "files" / "media" / "images").glob("*.png")}
     assert logged == {"curves", "neighbours", "embedding"}
-    assert b"val_probe_acc" in next(offline.glob("*.wandb")).read_bytes()
+    rows = history(offline)
+    assert {name.partition("/")[0] for row in rows.values() for name in row} >= GROUPS
+    assert [step for step, row in sorted(rows.items()) if "curves/path" in row] == [9, 14], "at each evaluation"
+    assert summary(offline).keys() >= {"best/knn/5", "last/knn/5", "best/train/loss"}
+    assert [record.artifact.name for record in records(offline) if record.HasField("artifact")] == ["backbone-r"]
+    events = scalars(tmp_path / "r" / "tensorboard")
+    assert events.keys() >= {"train/loss", "knn/5", "val/probe_acc", "quality/rankme", "picture curves"}
+    losses = {
+        int(row["step"]): float(row["loss"]) for row in read_metrics(tmp_path / "r" / "metrics.csv") if row["loss"]
+    }
+    assert events["train/loss"] == pytest.approx(losses)
 
 
 @pytest.fixture

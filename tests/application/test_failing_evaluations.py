@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import main_contrastive
-from evaluation.callbacks import OnlineKNN
+from evaluation.callbacks import OnlineEvaluation
 from evaluation.knn import knn_accuracy
 from tests.helpers.commands import words
 from tests.helpers.runs import checkpoint, equal
@@ -56,7 +56,7 @@ def test_knn_and_pictures_that_fail_leave_the_run_as_it_is(tmp_path, monkeypatch
 
 def test_run_that_is_killed_in_an_evaluation_resumes_with_the_next_epoch_to_the_same_end(tmp_path, monkeypatch, argv):
     """The copy of the folder is what kill -9 leaves."""
-    evaluate, copy = OnlineKNN.on_train_epoch_end, tmp_path / "killed" / "r"
+    evaluate, copy = OnlineEvaluation.on_train_epoch_end, tmp_path / "killed" / "r"
 
     def on_train_epoch_end(self, trainer, module):
         if trainer.current_epoch == 1:
@@ -64,7 +64,7 @@ def test_run_that_is_killed_in_an_evaluation_resumes_with_the_next_epoch_to_the_
         evaluate(self, trainer, module)
 
     with monkeypatch.context() as m:
-        m.setattr(OnlineKNN, "on_train_epoch_end", on_train_epoch_end)
+        m.setattr(OnlineEvaluation, "on_train_epoch_end", on_train_epoch_end)
         main_contrastive.main([*argv, "--run_id", "r"])
     assert checkpoint(copy)["global_step"] == 10
     assert list(knn(copy)) == [4]

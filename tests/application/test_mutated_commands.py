@@ -115,7 +115,7 @@ def pretrain(argv: list[str], output: Path) -> None:
     pl.seed_everything(plan.seed, verbose=False)
     describe(plan, "", "", vars(method_args(args, METHODS)), 1, 1), notes(plan, args)
     json.dumps([dataclasses.asdict(plan), vars(args)], default=str).encode()
-    run_id = new_run_id(args.run_id, plan.logging.dashboard.name, args.dataset, args.backbone, args.wandb)
+    run_id = new_run_id(args.run_id, args.name or args.method, args.dataset, args.backbone, args.wandb)
     folder = create_run_folder(str(output), run_id, automatic=not args.run_id)
     assert folder.parent == output
 

@@ -69,7 +69,49 @@ def test_help_shows_every_default_in_plain_form():
     text = " ".join(parser().format_help().split())
     assert "compile (default: off)" in text
     assert "scale (default: 0.1 1.0)" in text
-    assert "GPU ids --lr" in text, "no default is shown where there is none"
+    assert "GPU ids (default: none)" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--compile=true"], "compile", True),
+        (["--compile=True", "--compile=False"], "compile", False),
+        (["--compile=false", "--compile"], "compile", True),
+        (["--no_cache=true"], "cache", False),
+        (["--no_cache=false"], "cache", True),
+        (["--scale=[0.2, 1.0]"], "scale", [0.2, 1.0]),
+        (["--gpus=[0,1]"], "gpus", [0, 1]),
+        (["--gpus=[2]"], "gpus", [2]),
+        (["--gpus=3"], "gpus", [3]),
+    ],
+)
+def test_switches_and_lists_may_be_written_as_sweeps_write_them(argv, name, value):
+    p = parser()
+    p.add_argument("--no_cache", dest="cache", action="store_false", help="no cache")
+    assert vars(p.parse_strictly(argv, {}))[name] == value
+    assert p.typed_flags(argv) == {name}
+
+
+def test_words_after_a_list_in_brackets_are_not_of_the_list():
+    p = parser()
+    p.add_argument("dataset")
+    args = p.parse_strictly(["--gpus=[0, 1]", "digits", "--lr", "1"], {})
+    assert (args.dataset, args.gpus, args.lr) == ("digits", [0, 1], 1.0)
+
+
+def test_switch_with_another_value_is_refused():
+    assert "--compile: got 'maybe', needs true or false" in refused("--compile=maybe")
+
+
+def test_words_of_typed_values_are_read_as_the_same_values():
+    argv = ["--gpus", "0", "1", "--lr=1e-4", "--compile=false", "--optimizer", "adamw"]
+    values, unknown = parser().typed_values([*argv, "--other"])
+    assert (values, unknown) == (
+        {"gpus": ["0", "1"], "lr": "1e-4", "compile": False, "optimizer": "adamw"},
+        ["--other"],
+    )
+    assert parser().typed_values(parser().words_of(values))[0] == values
 
 
 def test_line_breaks_in_arguments_do_not_break_the_line():

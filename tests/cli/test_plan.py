@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from backbones.build import build_backbone
-from cli.plan import describe, notes
+from cli.plan import describe, disk_bytes, notes
 from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from methods import METHODS
@@ -123,6 +123,19 @@ def test_describe_names_the_teacher_and_the_stem_of_its_weights():
         "distill", "--batch_size", "8"
     )
     assert "frozen" not in text_of("simclr")
+
+
+def test_plan_tells_the_disk_that_checkpoints_take(monkeypatch):
+    words = ("--epochs", "10", "--keep_every", "3")
+    built = build_method("simclr", Flat(12), 6, *words)
+    needed = disk_bytes(built.plan, built.checkpoint_bytes())
+    assert needed == (3 + 3) * built.checkpoint_bytes()
+    assert f"about {needed / 2**20:.1f} MiB for checkpoints" in text_of("simclr", *words)
+    args = parse_pretraining([*TINY, *words], METHODS, DATASETS)
+    assert notes(built.plan, args, built) == []
+    monkeypatch.setattr("cli.plan._free_bytes", lambda folder: needed - 1)
+    (note,) = notes(built.plan, args, built)
+    assert "the disk of trained_models has" in note
 
 
 def test_describe_shows_the_settings_of_each_view():

@@ -5,8 +5,10 @@ import shlex
 
 import pytest
 
-from cli.pretrain import changed_pretraining_flags, method_args, parse_pretraining
+from cli.evaluate import _parser as evaluation_parser
+from cli.pretrain import _parser, changed_pretraining_flags, method_args, parse_pretraining
 from data.datasets import DATASETS
+from evaluation.evaluations import EVALUATIONS
 from methods import METHODS
 from methods.base import Method
 from tests.helpers.commands import flags_of, small
@@ -167,6 +169,15 @@ def test_help_shows_the_flags_and_defaults_of_each_method(capsys):
         assert f"method {name}" in shown
         assert all(flag in shown for flag in flags_of(name))
         assert re.search(r"--large_size .*default:\s+32", shown, re.DOTALL)
+
+
+def test_help_shows_a_default_for_every_flag_of_every_method():
+    parsers = {name: _parser(name, METHODS, DATASETS, {}) for name in METHODS}
+    parsers["evaluation"] = evaluation_parser(list(DATASETS), EVALUATIONS)
+    for name, parser in parsers.items():
+        flags = [action for action in parser._actions if action.option_strings and not action.required]
+        texts = {action.dest: parser._get_formatter()._expand_help(action) for action in flags if action.dest != "help"}
+        assert [flag for flag, text in texts.items() if "default" not in text] == [], name
 
 
 def test_a_flag_has_one_type_over_all_methods():

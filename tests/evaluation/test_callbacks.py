@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluation.callbacks import FeatureCache, OnlineKNN, Pictures, ReportImages, attempt, evaluation_callbacks
+from evaluation.callbacks import FeatureCache, OnlineEvaluation, Pictures, ReportImages, attempt, evaluation_callbacks
 from evaluation.features import extract
 from evaluation.knn import knn_accuracy
+from evaluation.quality import quality_of
 from tests.helpers.commands import plan_of
 from tests.helpers.disk import largest_file
 from tests.helpers.evaluation import CPU, Pixels, digits_module
@@ -52,22 +53,54 @@ def test_feature_cache_extracts_once_per_step():
 
 def test_online_knn_logs_at_its_epochs_and_after_the_last(tmp_path):
     module, cache = Module(), FeatureCache()
-    callback = OnlineKNN(cache, 2, [5], 10, 5, tmp_path)
+    callback = OnlineEvaluation(cache, 2, [5], 10, 5, tmp_path)
     for epoch in range(5):
         callback.on_train_epoch_end(trainer_at(epoch + 1, epoch), module)
     assert len(module.logged) == 3, "after epochs 2, 4 and 5"
     expected = knn_accuracy(*cache.get(trainer_at(5), module), [5], 10)[5]
-    assert module.logged[-1] == {"knn_5": expected}
+    quality = quality_of(cache.get(trainer_at(5), module)[1].x)
+    assert module.logged[-1] == {"knn_5": expected, **quality}
+    assert quality.keys() == {"quality/rankme", "quality/alpha_req", "quality/uniformity", "quality/std"}
 
 
-@pytest.mark.parametrize(("knn_every", "classes", "has_val"), [("0", 10, True), ("1", 0, True), ("1", 10, False)])
-def test_no_knn_without_labels_or_validation_images(tmp_path, knn_every, classes, has_val):
+def test_features_that_are_not_finite_have_no_quality_and_end_nothing(tmp_path, monkeypatch):
+    module = Module()
+    monkeypatch.setattr(Module, "forward", lambda self, x: Pixels.forward(self, x) * float("nan"))
+    OnlineEvaluation(FeatureCache(), 1, [], 0, 5, tmp_path).on_train_epoch_end(trainer_at(1), module)
+    assert module.logged == [{}]
+
+
+def test_evaluations_of_a_plan(tmp_path):
+    """Without labels or validation images there is no kNN, and with very many unlabelled images no quality either."""
     _, plan = plan_of("simclr", "--knn_every", "1")
-    plan = replace(plan, logging=replace(plan.logging, knn_every=int(knn_every)),
-                   training_set=replace(plan.training_set, num_classes=classes))  # fmt: skip
-    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, has_val, print)] == [ReportImages, Pictures]
-    _, plan = plan_of("simclr")
-    assert [type(c) for c in evaluation_callbacks(plan, tmp_path, True, print)] == [OnlineKNN, ReportImages, Pictures]
+
+    def evaluated(classes=10, has_val=True, **logging):
+        changed = replace(plan, logging=replace(plan.logging, **logging),
+                          training_set=replace(plan.training_set, num_classes=classes))  # fmt: skip
+        *first, images, pictures = evaluation_callbacks(changed, tmp_path, has_val, print)
+        assert (type(images), type(pictures)) == (ReportImages, Pictures)
+        return [callback.ks for callback in first], pictures.every
+
+    assert evaluated() == ([[20, 200]], 0)
+    assert evaluated(classes=0) == evaluated(has_val=False) == ([[]], 0)
+    assert evaluated(knn_every=0) == ([], 0)
+    board = replace(plan.logging.dashboard, tensorboard=True)
+    assert evaluated(dashboard=board)[1] == 1, "dashboards get the pictures of each evaluation"
+    many = replace(plan, training_set=replace(plan.training_set, num_classes=0, images=100_001))
+    assert len(evaluation_callbacks(many, tmp_path, True, print)) == 2
+
+
+def test_pictures_are_drawn_at_each_evaluation_where_there_is_a_dashboard(tmp_path, monkeypatch):
+    shown = []
+    callback = Pictures(FeatureCache(), tmp_path, 0, lambda *args: shown.append(args[2]), every=2, total_epochs=4)
+    monkeypatch.setattr(callback, "_curves", lambda: tmp_path / "curves.png")
+    monkeypatch.setattr("evaluation.callbacks.MOST_IMAGES", 0)
+    for epoch in range(4):
+        trainer = trainer_at(10 * (epoch + 1), epoch)
+        trainer.is_global_zero, trainer.loggers = True, []
+        callback.on_train_epoch_end(trainer, Module())
+    callback.on_train_end(trainer, Module())
+    assert shown == [19, 39], "with the last optimizer step before, from 0"
 
 
 def test_pictures_are_drawn_when_training_ends(tmp_path, monkeypatch):
@@ -75,7 +108,7 @@ def test_pictures_are_drawn_when_training_ends(tmp_path, monkeypatch):
     (tmp_path / "metrics.csv").write_text("step,loss,knn_20\n0,2.0,\n5,1.0,80\n")
     trainer, shown = trainer_at(1), []
     trainer.is_global_zero, trainer.loggers = True, []
-    callback = Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths: shown.extend(paths))
+    callback = Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths, step: shown.extend(paths))
     callback.on_train_end(trainer, Module())
     assert [path.name for path in shown] == ["curves.png", "neighbours.png", "embedding.png"]
     assert all(path.is_file() for path in shown)
@@ -93,12 +126,12 @@ def test_knn_that_fails_costs_a_line_and_not_the_run(tmp_path, monkeypatch, caps
     trainer.logged_metrics = {"knn_5": 1.0, "loss": 2.0}
     with monkeypatch.context() as m:
         m.setattr("evaluation.callbacks.knn_accuracy", fail)
-        OnlineKNN(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer, module)
+        OnlineEvaluation(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer, module)
     line = "  warning: kNN of epoch 3 failed: RuntimeError: CUDA error: out of luck; the run goes on\n"
     assert capsys.readouterr().out == line
     assert not module.logged
     assert trainer.logged_metrics == {"loss": 2.0}, "the accuracy of an earlier epoch is not shown as that of this one"
-    OnlineKNN(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer_at(4, epoch=3), module)
+    OnlineEvaluation(cache, 1, [5], 10, 5, tmp_path).on_train_epoch_end(trainer_at(4, epoch=3), module)
     assert len(module.logged) == 1
 
 
@@ -137,7 +170,9 @@ def test_picture_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("evaluation.pictures.embedding", lambda path, *args: path.write_bytes(b"x"))
     trainer, shown = trainer_at(1), []
     trainer.is_global_zero, trainer.loggers = True, []
-    Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths: shown.extend(paths)).on_train_end(trainer, Module())
+    Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths, step: shown.extend(paths)).on_train_end(
+        trainer, Module()
+    )
     assert [path.name for path in shown] == ["embedding.png"]
     assert "No space left on device; the run goes on" in capsys.readouterr().out
 
@@ -148,7 +183,7 @@ def test_picture_that_cannot_be_written_is_one_line_and_the_others_are_drawn(tmp
     trainer.is_global_zero, trainer.loggers = True, []
     (tmp_path / "metrics.csv").write_text("step,loss\n0,2.0\n")
     with largest_file(1000):
-        Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths: shown.extend(paths)).on_train_end(
+        Pictures(FeatureCache(), tmp_path, 0, lambda loggers, paths, step: shown.extend(paths)).on_train_end(
             trainer, Module()
         )
     assert [path.name for path in shown] == ["embedding.png"]

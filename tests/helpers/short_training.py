@@ -187,7 +187,8 @@ def train(
     training, throughput = Training(method, state_of(method)), Throughput(1)
     callbacks = [
         LearningRateOfPlan(), NonFiniteLossCheck(plan.logging.log_every, folder), Alarms(plan, folder, throughput),
-        throughput, ExpectedEnd(plan.schedule.total_steps), ProgressBar(plan.schedule, plan.logging),
+        throughput, ExpectedEnd(plan.schedule.total_steps),
+        ProgressBar(plan.schedule, plan.logging, plan.batch.global_batch),
         Record(training, device, len(batches), overflow, at_end),
     ]  # fmt: skip
     if pipeline:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runs.callbacks import ExpectedEnd, ProgressBar, Throughput
+from runs.callbacks import ExpectedEnd, LogFirstAndLastStep, ProgressBar, Throughput
 
 
 def trainer(step, **more):
@@ -14,7 +14,7 @@ def trainer(step, **more):
 
 def test_progress_bar_shows_a_knn_accuracy_only_in_the_epoch_that_it_belongs_to(capsys):
     schedule, logging = SimpleNamespace(total_epochs=5), SimpleNamespace(log_every=1, knn_every=2)
-    callback = ProgressBar(schedule, logging)
+    callback = ProgressBar(schedule, logging, 8)
     metrics = {"loss": torch.tensor(1.0), "knn_20": torch.tensor(50.0)}
     for epoch in range(5):
         callback.on_train_epoch_end(trainer(epoch, current_epoch=epoch, logged_metrics=metrics), None)
@@ -48,3 +48,37 @@ def test_throughput_counts_source_images_and_waiting_time(monkeypatch):
     callback.on_train_epoch_end(None, module)
     assert logged["images_per_second"] == pytest.approx(2 * 10 / 6)
     assert logged["data_wait_fraction"] == pytest.approx(2 / 6)
+
+
+def test_run_without_a_terminal_prints_a_line_a_minute(monkeypatch, capsys):
+    now = 1_000.0
+    monkeypatch.setattr("runs.callbacks.time.monotonic", lambda: now)
+    schedule, logging = SimpleNamespace(total_steps=100, total_epochs=1), SimpleNamespace(log_every=10, knn_every=0)
+    callback = ProgressBar(schedule, logging, global_batch=30)
+    for step in range(1, 13):
+        callback.on_train_batch_end(trainer(step, logged_metrics={"loss": torch.tensor(2.5), "lr": 1.0}), None)
+        now += 15.0
+    assert capsys.readouterr().out.splitlines() == [
+        "step 5/100  loss 2.500  2 images/s  24 min left",
+        "step 9/100  loss 2.500  2 images/s  23 min left",
+    ]
+
+
+def test_other_processes_print_no_lines(monkeypatch, capsys):
+    now = 1_000.0
+    monkeypatch.setattr("runs.callbacks.time.monotonic", lambda: now)
+    callback = ProgressBar(SimpleNamespace(total_steps=9), SimpleNamespace(log_every=1, knn_every=0), 8)
+    for step in range(1, 4):
+        callback.on_train_batch_end(trainer(step, is_global_zero=False), None)
+        now += 100
+    assert capsys.readouterr().out == ""
+
+
+def test_first_and_last_step_are_rows_too():
+    callback = LogFirstAndLastStep(log_every=4, total_steps=10)
+    rows = []
+    for step in range(1, 11):
+        run = trainer(step - 1)
+        callback.on_train_batch_start(run, None, None, 0)
+        rows += [step] * (step % run.log_every_n_steps == 0)
+    assert rows == [1, 4, 8, 10]

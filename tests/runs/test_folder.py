@@ -89,6 +89,18 @@ def test_new_run_id_is_requested_or_describes_the_run():
     assert len(new_run_id(None, "\u00e9" * 100, "imagenet100", "timm/resnet18").encode()) < 200
 
 
+def test_new_run_id_is_that_which_a_sweep_gives(monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "ab12")
+    assert new_run_id(None, "nnclr", "digits", "resnet18", wandb=True) == "ab12"
+    assert new_run_id("ab12", "nnclr", "digits", "resnet18", wandb=True) == "ab12"
+    assert new_run_id("mine", "nnclr", "digits", "resnet18") == "mine", "without the dashboard nothing is given"
+    with pytest.raises(UserError, match="--run_id mine and WANDB_RUN_ID ab12 name one run differently"):
+        new_run_id("mine", "nnclr", "digits", "resnet18", wandb=True)
+    monkeypatch.setenv("WANDB_RUN_ID", "../ab12")
+    with pytest.raises(UserError, match="WANDB_RUN_ID: got '../ab12', needs the name of one folder"):
+        new_run_id(None, "nnclr", "digits", "resnet18", wandb=True)
+
+
 def test_create_run_folder_refuses_one_that_holds_a_run(tmp_path):
     folder = create_run_folder(str(tmp_path), "mine")
     create_run_folder(str(tmp_path), "mine")  # an empty folder holds no run

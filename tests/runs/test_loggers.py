@@ -7,6 +7,9 @@ from tests.helpers.disk import full_disk, largest_file
 from utils.errors import UserError
 from utils.files import read_metrics
 from utils.plan import DashboardConfig
+from utils.scores import ResultRow, Score
+
+ROWS = [ResultRow("run", "resnet18", "nnclr", "digits", [Score("knn_20", 50.0)])]
 
 
 def test_metrics_csv_has_a_row_per_point_and_a_column_per_metric(tmp_path):
@@ -84,6 +87,6 @@ def test_rows_that_a_resumed_run_makes_again_are_dropped_as_soon_as_there_is_roo
 def test_final_numbers_that_cannot_be_written_are_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(UserError, match=r"cannot write .*metrics.csv \(No space left on device\)"):
-        log_results(DashboardConfig(False, "n", "p", None, False), {}, tmp_path, {"knn_20": 50.0})
+        log_results(DashboardConfig(False, "n", "p", None, False), {"name": "n"}, tmp_path, ROWS)
     assert not any(tmp_path.iterdir())
     assert capsys.readouterr().out == ""
