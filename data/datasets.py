@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from data.folder import FolderImages, preview, read_folder
+from data.encoded import preview
+from data.folder import FolderImages, read_folder
 from data.images import ArrayImages, Images
 from data.scan import unread_note
 from utils.distributed import all_equal

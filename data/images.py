@@ -1,10 +1,13 @@
-"""Images with labels, in a fixed order: in memory, or decoded from files on demand."""
+"""Images with labels, in a fixed order: in memory, or decoded on demand."""
 
 import errno
 import hashlib
+import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
+from data.file_list import RowNames
 from utils.errors import UserError
 from utils.names import shown
 
@@ -22,6 +26,10 @@ class Images(Protocol):
 
     labels: Tensor
     classes: list[str]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of each image: a path below the root, a member of an archive, or a row number."""
 
     def __len__(self) -> int: ...
 
@@ -44,6 +52,10 @@ class ArrayImages:
     def __init__(self, pixels: Tensor, labels: Tensor):
         self.pixels, self.labels = pixels, labels
         self.classes: list[str] = []
+
+    @property
+    def names(self) -> Sequence[str]:
+        return RowNames(range(len(self)))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -115,28 +127,32 @@ def _foreign(source: str | BinaryIO) -> str:
     return next((name for name, (at, mark) in FOREIGN.items() if start[at:].startswith(mark)), "")
 
 
-def decode_file(path: str) -> Tensor:
-    """An image file as (3, H, W) uint8; a file that cannot be decoded is an error that says what to do."""
+def decode_file(source: str | bytes, name: str = "") -> Tensor:
+    """An image file, or its bytes, as (3, H, W) uint8; one that cannot be decoded is an error that says what to do.
+
+    name: what the error calls it; by default its path.
+    """
     try:
-        return pixels_of(path)
+        return pixels_of(source)
     except DAMAGED as e:
         remedy = REPAIR.get(getattr(e, "errno", None) or 0, "repair or remove it")
         raise UserError(
-            f"{shown(path)} is not a readable image ({reason(e)}); {remedy}; a run that it stopped can only be "
-            f"resumed with the file as it was"
+            f"{shown(name or str(source))} is not a readable image ({reason(e)}); {remedy}; a run that it stopped can "
+            f"only be resumed with the file as it was"
         ) from e
 
 
-def pixels_of(path: str) -> Tensor:
-    """An image file as (3, H, W) uint8: gray is repeated, CMYK and palettes converted, transparency dropped.
+def pixels_of(source: str | bytes) -> Tensor:
+    """A file or its bytes as (3, H, W) uint8: gray is repeated, CMYK and palettes converted, transparency dropped.
 
     Deviation from Pillow's convert("RGB"), which clips 16-bit grays at 255: they are scaled to 8 bits.
     """
-    if path.lower().endswith((".jpg", ".jpeg")):
-        pixels = _decode_jpeg(path)
+    jpeg = source.startswith(b"\xff\xd8") if isinstance(source, bytes) else source.lower().endswith((".jpg", ".jpeg"))
+    if jpeg:
+        pixels = _decode_jpeg(source)
         if pixels is not None:
             return pixels
-    return _decode_with_pillow(path)
+    return _decode_with_pillow(source)
 
 
 def reason(e: Exception) -> str:
@@ -146,14 +162,13 @@ def reason(e: Exception) -> str:
     return " ".join(str(getattr(e, "strerror", None) or e).split()) or type(e).__name__
 
 
-def _decode_jpeg(path: str) -> Tensor | None:
+def _decode_jpeg(source: str | bytes) -> Tensor | None:
     """A gray or colour JPEG decoded by simplejpeg: Pillow's pixels in 0.7 of its time, without Python's lock.
 
     None for every other file, and for a damaged one: Pillow then decides whether it is an image.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
         height, width, colors, _ = decode_jpeg_header(data)
         if colors not in ("Gray", "YCbCr"):  # other colour spaces are converted in several ways
             return None
@@ -165,8 +180,8 @@ def _decode_jpeg(path: str) -> Tensor | None:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _decode_with_pillow(path: str) -> Tensor:
-    with open_image(path) as file:
+def _decode_with_pillow(source: str | bytes) -> Tensor:
+    with open_image(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
         image: Image.Image = file
         if image.mode.startswith("I"):
             image = Image.fromarray(_to_8_bit(np.asarray(image)))

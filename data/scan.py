@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from data.file_list import FileList, ImageFile
 from data.images import reason
 from utils.errors import UserError
 from utils.names import shown
@@ -15,19 +16,14 @@ Entry = os.DirEntry  # of text
 Place = frozenset[tuple[int, int]]  # device and number of a folder and of those that hold it
 
 
-class ImageFile(NamedTuple):
-    """A found file: its path relative to the root, its bytes, and when it was last written."""
-
-    name: str
-    size: int
-    mtime_ns: int
-
-
 class Found(NamedTuple):
     """The image files below a folder, and the paths of images in formats that are not read; both sorted."""
 
-    files: list[ImageFile]
+    files: FileList
     unread: list[str]
+
+
+NO_FILES = Found(FileList.of([]), [])
 
 
 def entries(folder: str | Path) -> list["Entry[str]"]:
@@ -79,7 +75,7 @@ def find_images(root: Path, name: str) -> Found:
                 files.append(_describe(entry, path))
             elif is_unread(entry):
                 unread.append(path)
-    return Found(sorted(files), sorted(unread))
+    return Found(FileList.of(sorted(files)), sorted(unread))
 
 
 def unread_note(unread: list[str], root: Path) -> str:

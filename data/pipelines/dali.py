@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from data.datasets import Data
-from data.folder import CHECKED, FolderImages
+from data.encoded import CHECKED
+from data.folder import FolderImages
 from data.images import DAMAGED, Images, open_image, reason
 from data.pipelines.base import DataModule
 from data.pipelines.loaders import BatchDataset, BatchKey, BatchKeys, ResumableLoader, UnfinishedBatch, without_flip

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from data.datasets import read_dataset
-from data.folder import preview, read_folder
+from data.encoded import preview
+from data.folder import read_folder
 from tests.helpers.dali import WITH_DALI
 from tests.helpers.images import class_folders, write_image
 from tests.helpers.pipelines import EVERY_PIPELINE, build, training_batches
