@@ -39,6 +39,7 @@ class EncodedImages:
     ):
         self.root, self.names, self.lengths, self.classes = root, names, lengths, list(classes)
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
+        self.notes: list[str] = []  # what a user may not expect of these images
         self._sizes: NDArray | None = None
         self._fingerprint = ""
 

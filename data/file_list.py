@@ -79,7 +79,6 @@ class FileList(Sequence[ImageFile]):
         """The list of these files; `files` itself where it is a FileList."""
         if isinstance(files, FileList):
             return files
-        none = np.zeros(0, np.int64)
         sizes, mtimes = (np.array([file[k] for file in files], dtype=np.int64) for k in (1, 2))
         return FileList(Names(file.name for file in files), sizes, mtimes)
 

@@ -1,6 +1,7 @@
 """Image files in class folders, or in an unlabelled folder."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from data.file_list import FileList, ImageFile
 from data.scan import ENDINGS, NO_FILES, entries, find_images, is_folder, is_image, is_unread, unread_note
 from utils.errors import UserError
 from utils.names import escaped, shown
+
+DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}")  # names such as 2019, 2019-07 and 20190731
 
 
 class FolderImages(EncodedImages):
@@ -59,14 +62,17 @@ class FolderImages(EncodedImages):
             )
 
 
-def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
+def read_folder(root: Path, classes: list[str] | None = None, unlabelled: bool = False) -> FolderImages:
     """Read the image files below `root`: labelled by their class folder, or -1 when images lie in `root` itself.
 
     classes: the class names of another split, to which the labels refer; by default the sorted sub-folders.
+    unlabelled: all labels are -1, wherever the images lie.
     """
     top = entries(root)
-    if any(is_image(entry) for entry in top):
+    if unlabelled or any(is_image(entry) for entry in top):
         files, unread = find_images(root, "")
+        if not files:
+            raise UserError(f"{shown(root)} has no images ({_read_formats(unread, root)}); name another folder")
         return FolderImages(root, files, [-1] * len(files), [], unread)
     folders = {escaped(entry.name): entry.name for entry in top if is_folder(entry)}
     if classes is not None and (unknown_classes := sorted(set(folders) - set(classes))):
@@ -78,7 +84,25 @@ def read_folder(root: Path, classes: list[str] | None = None) -> FolderImages:
     images = _read_classes(root, folders, sorted(folders) if classes is None else classes, unread, classes is None)
     if not images.names:
         raise UserError(f"{shown(root)} has no images and no class folders with images ({_read_formats(unread, root)})")
+    images.notes += _class_notes(images) if classes is None else []
     return images
+
+
+def _class_notes(images: FolderImages) -> list[str]:
+    """What a user may not expect of the classes: one for all images, and names that are dates."""
+    root, notes = shown(images.root), []
+    if len(images.classes) == 1:
+        folder = shown(os.path.join(images.root, os.path.dirname(images.names[0]).split(os.sep)[0]))
+        notes.append(
+            f"{root} has one sub-folder, so all {len(images):,} images have one class; if its sub-folders "
+            f"are the classes, or if the images have no labels, name {folder} instead"
+        )
+    if all(DATE.fullmatch(name) for name in images.classes):
+        notes.append(
+            f"the classes are the folders {preview(images.classes)} of {root}, which look like dates; if they are no "
+            f"classes, pass --unlabelled"
+        )
+    return notes
 
 
 def _read_classes(
