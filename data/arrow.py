@@ -131,9 +131,7 @@ def _split(loaded: Any, split: str | None, validation: bool, where: str) -> Any:
     """One split of what was loaded, which may be the only one; None where there is no validation split."""
     if not isinstance(loaded, dict):
         if split is not None:
-            raise UserError(
-                f"{where} is a data set without splits, {split} is not one; remove --train_dir and --val_dir"
-            )
+            raise UserError(f"{where} has no splits, so {split} is none of them; remove --train_dir and --val_dir")
         return None if validation else loaded
     if split is None:
         usual = VALIDATION if validation else ("train", *(loaded if len(loaded) == 1 else ()))
@@ -172,11 +170,9 @@ def _load(place: str) -> Any:
 SAVED = ("dataset_dict.json", "state.json")  # files of a data set that was saved with save_to_disk
 
 
-def is_data_set(folder: Path) -> bool:
-    """Whether a folder was written by save_to_disk, or holds Parquet files, also in a sub-folder data."""
-    if any((folder / name).is_file() for name in SAVED):
-        return True
-    return any(next(part.glob("*.parquet"), None) for part in (folder, folder / "data"))
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by save_to_disk."""
+    return any((folder / name).is_file() for name in SAVED)
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -4,15 +4,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import arrow
+from data.arrays import read_array
 from data.folder import read_folder
 from data.images import Images
+from data.scan import ENDINGS, entries
+from data.shards import PACKED, read_shards
 from data.tables import Columns, read_table
 from utils.errors import UserError
 from utils.files import typed_path
 from utils.names import shown
 
 TABLES = (".csv", ".tsv", ".parquet")
-FILES = TABLES
+ARRAYS = (".npy", ".npz")
+FILES = (*TABLES, *ARRAYS, ".tar")
 
 
 class Place(NamedTuple):
@@ -29,14 +33,39 @@ def read_place(place: Place, columns: Columns, classes: list[str] | None = None)
     classes: the class names of the training images, to which the labels of validation images refer.
     """
     path = place.path
-    if isinstance(path, str) or (path.is_dir() and arrow.is_data_set(path)):
+    if isinstance(path, str) or _is_data_set(path):
         return arrow.read_data_set(path, place.split, place.validation, columns, classes)
-    if path.suffix.lower() in TABLES and path.is_file():
+    ending = path.suffix.lower() if path.is_file() else ""
+    if ending in TABLES:
         return read_table(path, columns, classes)
+    if ending in ARRAYS:
+        return read_array(path, place.split, place.validation, columns, classes)
+    if ending == ".tar" or _holds(path, (".tar", *PACKED)):
+        return read_shards(path, columns, classes)
     if columns.image or columns.label:
         flag = "--image_column" if columns.image else "--label_column"
         raise UserError(f"{flag} has no effect on {shown(path)}, whose images are not in a table; remove it")
     return read_folder(path, classes, columns.unlabelled)
+
+
+def _is_data_set(path: Path) -> bool:
+    """Whether a folder is a saved data set, or holds Parquet files, perhaps in its sub-folder data."""
+    return path.is_dir() and (
+        arrow.is_saved(path)
+        or _holds(path, (".parquet",))
+        or ((path / "data").is_dir() and _holds(path / "data", (".parquet",)))
+    )
+
+
+def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
+    """Whether a folder has files with these endings, and neither images nor folders, which would come first."""
+    found = False
+    for entry in entries(folder):
+        name = entry.name.lower()
+        if entry.is_dir() or name.endswith(tuple(ENDINGS)):
+            return False
+        found = found or name.endswith(endings)
+    return found
 
 
 def find_places(
@@ -95,4 +124,4 @@ def _readable(path: Path) -> Path:
 
 def _has_splits(path: Path) -> bool:
     """Whether a path holds several splits by itself."""
-    return path.is_dir() and arrow.is_data_set(path)
+    return _is_data_set(path) or (path.is_file() and path.suffix.lower() == ".npz")
