@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.encoded import PUT_BACK, EncodedImages, preview
 from data.file_list import FileList, ImageFile
-from data.scan import ENDINGS, NO_FILES, entries, find_images, is_folder, is_image, is_unread, unread_note
+from data.scan import NO_FILES, entries, find_images, is_folder, is_image, is_unread, read_endings, unread_note
 from utils.errors import UserError
 from utils.names import escaped, shown
 
@@ -123,4 +123,4 @@ def _read_classes(
 
 
 def _read_formats(unread: list[str], root: Path) -> str:
-    return unread_note(unread, root) if unread else ", ".join(sorted(ENDINGS))
+    return unread_note(unread, root) if unread else ", ".join(sorted(read_endings()))

@@ -1,6 +1,7 @@
 """Images with labels, in a fixed order: in memory, or decoded on demand."""
 
 import errno
+import functools
 import hashlib
 import io
 import struct
@@ -12,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
@@ -75,7 +76,14 @@ class ArrayImages:
 
 # Pillow would also open formats that start another program (EPS starts Ghostscript), whatever a file is called.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # MPO is opened as JPEG
-FOREIGN = {"PostScript": (0, b"%!PS"), "HEIC or AVIF": (4, b"ftyp")}  # name -> where these bytes stand
+CONVERT = "convert it to JPEG or PNG"
+HEIF = "pip install -r requirements-heif.txt"
+FOREIGN = (  # position of some bytes, the bytes, and what is said of a file with them that cannot be opened
+    (0, b"%!PS", f"it is a PostScript file, which is not read; {CONVERT}"),
+    (4, b"ftyp", f"it is a HEIC or AVIF file, which is damaged or not read here; {HEIF}, or {CONVERT}"),
+    *((0, mark, "it is a TIFF file that is damaged or has other channels than one or three of 8 or 16 bits; keep these")
+      for mark in (b"II*\0", b"MM\0*")),
+)  # fmt: skip
 MAX_PIXELS = 89_478_485  # a quarter of a GiB of RGB; above it Pillow warns, and refuses twice as many
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels; make it smaller"
@@ -91,16 +99,28 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """FORMATS, AVIF where Pillow was built with it, and HEIF (.heic) where pillow-heif is installed."""
+    avif = ("AVIF",) if features.check("avif") else ()
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return FORMATS + avif
+    register_heif_opener()
+    return (*FORMATS, *avif, "HEIF")
+
+
 def open_image(source: str | BinaryIO) -> Image.Image:
     """Open an image of one of FORMATS and at most MAX_PIXELS; its pixels are not decoded yet.
 
     Of an animation only the first frame is ever decoded.
     """
     try:
-        image = Image.open(source, formats=FORMATS)
+        image = Image.open(source, formats=readable_formats())
     except UnidentifiedImageError:
-        if kind := _foreign(source):
-            raise ValueError(f"it is a {kind} file, which is not read; convert it to JPEG or PNG") from None
+        if what := _foreign(source):
+            raise ValueError(what) from None
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Image.DecompressionBombError(TOO_LARGE) from None
@@ -118,13 +138,13 @@ def _tile_pixels(image: Image.Image) -> int:
 
 
 def _foreign(source: str | BinaryIO) -> str:
-    """The name of a format that is not read, or '' when the first bytes are those of none in FOREIGN."""
+    """What is said in FOREIGN about a file with these first bytes, or ''."""
     if isinstance(source, str):
         with open(source, "rb") as file:
             return _foreign(file)
     source.seek(0)
     start = source.read(16)
-    return next((name for name, (at, mark) in FOREIGN.items() if start[at:].startswith(mark)), "")
+    return next((what for at, mark, what in FOREIGN if start[at:].startswith(mark)), "")
 
 
 def decode_file(source: str | bytes, name: str = "") -> Tensor:

@@ -1,17 +1,17 @@
 """Search a folder for image files; what cannot be searched ends in an error of one line."""
 
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from data.file_list import FileList, ImageFile
-from data.images import reason
+from data.images import HEIF, readable_formats, reason
 from utils.errors import UserError
 from utils.names import shown
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-UNREAD = {".avif", ".heic", ".heif"}  # endings of images that are not read: they are named, not passed over in silence
-CONVERT = "convert them to JPEG or PNG"
+ENDINGS_OF = {"AVIF": {".avif"}, "HEIF": {".heic", ".heif"}}  # formats that are read where a library is present
 Entry = os.DirEntry  # of text
 Place = frozenset[tuple[int, int]]  # device and number of a folder and of those that hold it
 
@@ -24,6 +24,18 @@ class Found(NamedTuple):
 
 
 NO_FILES = Found(FileList.of([]), [])
+
+
+@functools.cache
+def read_endings() -> set[str]:
+    """The endings of images that are read."""
+    return ENDINGS.union(*(endings for name, endings in ENDINGS_OF.items() if name in readable_formats()))
+
+
+@functools.cache
+def unread_endings() -> set[str]:
+    """The endings of images that are not read here."""
+    return set().union(*ENDINGS_OF.values()) - read_endings()
 
 
 def entries(folder: str | Path) -> list["Entry[str]"]:
@@ -52,12 +64,12 @@ def is_folder(entry: "Entry[str]") -> bool:
 
 def is_image(entry: "Entry[str]") -> bool:
     """Whether an entry is a file with the ending of an image that is read."""
-    return _ending(entry) in ENDINGS and not is_folder(entry) and entry.is_file()
+    return _ending(entry) in read_endings() and not is_folder(entry) and entry.is_file()
 
 
 def is_unread(entry: "Entry[str]") -> bool:
-    """Whether an entry is a file with the ending of an image that is not read."""
-    return _ending(entry) in UNREAD and not is_folder(entry) and entry.is_file()
+    """Whether an entry is a file with the ending of an image that is not read here, and that a note names."""
+    return _ending(entry) in unread_endings() and not is_folder(entry) and entry.is_file()
 
 
 def find_images(root: Path, name: str) -> Found:
@@ -82,7 +94,7 @@ def unread_note(unread: list[str], root: Path) -> str:
     """The words about images that are not read."""
     endings = ", ".join(sorted({os.path.splitext(name)[1].lower() for name in unread}))
     first = shown(os.path.join(root, unread[0]))
-    return f"{len(unread):,} {endings} files are not read (the first is {first}); {CONVERT}"
+    return f"{len(unread):,} {endings} files are not read here (the first is {first}); {HEIF}, or convert them to JPEG"
 
 
 def _ending(entry: "Entry[str]") -> str:

@@ -22,7 +22,7 @@ from data.encoded import PUT_BACK, EncodedImages
 from data.file_list import Names
 from data.images import reason
 from data.labels import UNLABELLED, class_positions
-from data.scan import ENDINGS, entries
+from data.scan import entries, read_endings
 from data.tables import Columns
 from utils.errors import UserError
 from utils.files import replaced_atomically
@@ -139,7 +139,7 @@ def read_shards(path: Path, columns: Columns, classes: list[str] | None) -> Shar
     index, note = _load_or_make(kept, about, root, list(facts), columns)
     where = shown(path)
     if not len(index["lengths"]):
-        raise UserError(f"{where} has no images ({', '.join(sorted(ENDINGS))}); name another folder")
+        raise UserError(f"{where} has no images ({', '.join(sorted(read_endings()))}); name another folder")
     found: tuple[list[int], list[str]] = ([UNLABELLED] * len(index["lengths"]), [])
     if not columns.unlabelled:
         found = class_positions(_labels(index, columns, where), f"the labels in {where}", classes)
@@ -277,7 +277,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _is_image(ending: str, named: str | None) -> bool:
-    return ending == named.lower().lstrip(".") if named else os.path.splitext(f".x.{ending}")[1] in ENDINGS
+    return ending == named.lower().lstrip(".") if named else os.path.splitext(f".x.{ending}")[1] in read_endings()
 
 
 def _refuse_outside(name: str, where: str) -> None:

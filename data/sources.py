@@ -7,7 +7,7 @@ from data import arrow
 from data.arrays import read_array
 from data.folder import read_folder
 from data.images import Images
-from data.scan import ENDINGS, entries
+from data.scan import entries, read_endings
 from data.shards import PACKED, read_shards
 from data.tables import Columns, read_table
 from utils.errors import UserError
@@ -62,7 +62,7 @@ def _holds(folder: Path, endings: tuple[str, ...]) -> bool:
     found = False
     for entry in entries(folder):
         name = entry.name.lower()
-        if entry.is_dir() or name.endswith(tuple(ENDINGS)):
+        if entry.is_dir() or name.endswith(tuple(read_endings())):
             return False
         found = found or name.endswith(endings)
     return found

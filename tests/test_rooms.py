@@ -26,6 +26,8 @@ ONLY_IN = {  # libraries that one file alone may import
     "faiss": {"evaluation/kmeans.py"},
     "umap": {"evaluation/pictures.py"},
     "wandb": {"runs/dashboard.py"},
+    "datasets": {"data/arrow.py"},
+    "pillow_heif": {"data/images.py"},
 }
 OWN_WORDS = {  # words that only these rooms may use in a string: commands, and flags that a room defines
     "main_contrastive": set(),

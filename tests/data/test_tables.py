@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from data.datasets import read_dataset
-from data.labels import class_positions
 from tests.helpers.images import class_folders, write_image
 from utils.errors import UserError
 
@@ -123,13 +122,6 @@ def test_missing_columns_and_files_that_are_no_tables_are_one_line(root):
 def test_parquet_lists_of_labels_are_refused(root):
     with pytest.raises(UserError, match="is several labels of one image"):
         read_dataset("custom", table(root, [("a/1.png", [1, 2])], name="train.parquet"), None, None)
-
-
-def test_class_positions_takes_whole_floats_and_missing_values():
-    assert class_positions([2.0, None, float("nan"), 10.0, -1], "x") == ([0, -1, -1, 1, -1], ["2", "10"])
-    assert class_positions(["02", "1", " 1 "], "x") == ([1, 0, 0], ["1", "2"])
-    assert class_positions([True, False], "x") == ([1, 0], ["False", "True"])
-    assert class_positions([], "x") == ([], [])
 
 
 def test_skip_leaves_out_the_bad_files_of_a_table(root):
