@@ -32,9 +32,7 @@ def class_positions(values: Sequence[Any], where: str, classes: list[str] | None
         found = {value: "" if name == str(UNLABELLED) else name for value, name in found.items()}
         names = [str(number) for number in sorted(set(numbers.values()) - {UNLABELLED})]
         if names and int(names[0]) < 0:
-            raise UserError(
-                f"{where}: the label {names[0]} is negative; labels begin at 0, and only -1 means unlabelled"
-            )
+            raise UserError(f"{where}: the label {names[0]} is negative; only -1 may be, for unlabelled: {REMEDY}")
     if classes is not None:
         if unknown := [name for name in names if name not in set(classes)]:
             shown_names = ", ".join(map(shown, unknown[:3]))

@@ -75,17 +75,20 @@ def is_unread(entry: "Entry[str]") -> bool:
 def find_images(root: Path, name: str) -> Found:
     """Search root/name and all folders below it."""
     files, unread = [], []
-    stack = [(os.path.join(root, name), _holders(root) if name else _holders(root.resolve().parent))]
+    read, not_read = read_endings(), unread_endings()
+    start = _holders(root) if name else _holders(root.resolve().parent)
+    stack = [(os.path.join(root, name), f"{name}/" if name else "", start)]
     while stack:
-        folder, holders = stack.pop()
+        folder, prefix, holders = stack.pop()
         place = _enter(folder, holders)
         for entry in entries(folder):
-            path = os.path.relpath(entry.path, root)
+            path = prefix + entry.name
+            ending = _ending(entry)
             if is_folder(entry):
-                stack.append((entry.path, place))
-            elif is_image(entry):
+                stack.append((entry.path, f"{path}/", place))
+            elif ending in read and entry.is_file():
                 files.append(_describe(entry, path))
-            elif is_unread(entry):
+            elif ending in not_read and entry.is_file():
                 unread.append(path)
     return Found(FileList.of(sorted(files)), sorted(unread))
 
