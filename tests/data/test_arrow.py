@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.datasets import read_dataset
-from data.folder import read_folder
+from tests.helpers.forms import data_set
 from tests.helpers.images import class_folders
 from tests.helpers.pipelines import build, equal_views, training_batches
 from utils.errors import UserError
@@ -23,22 +23,6 @@ def folders(tmp_path):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
-
-
-def data_set(folders, labels=("cat", "dog"), **columns):
-    """A data set of the images of class folders."""
-    images = read_folder(folders)
-    features = {
-        "image": datasets.Image(),
-        "label": datasets.ClassLabel(names=list(labels)),
-        "other": datasets.Value("string"),
-    }
-    content = []
-    for i in range(len(images)):
-        with open(images.path(i), "rb") as file:
-            content.append({"bytes": file.read(), "path": None})
-    rows = {"image": content, "label": images.labels.tolist(), "other": ["x"] * len(images)} | columns
-    return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
 
 def read(path, train_dir=None, val_dir=None, **flags):

@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import tarfile
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,8 +14,8 @@ import torch
 
 import data.shards
 from data.datasets import read_dataset
-from data.folder import read_folder
 from data.shards import INDEX, MemberReader
+from tests.helpers.forms import write_shards
 from tests.helpers.images import class_folders
 from tests.helpers.pipelines import build, equal_views, training_batches
 from utils.errors import UserError
@@ -25,22 +24,6 @@ from utils.errors import UserError
 @pytest.fixture
 def folders(tmp_path):
     return class_folders(tmp_path / "folders", classes=2, each=8)
-
-
-def write_shards(folders, to, per_shard=6):
-    """The images of class folders as the library webdataset writes them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import webdataset
-
-    to.mkdir(exist_ok=True)
-    images = read_folder(folders)
-    with webdataset.ShardWriter(str(to / "%03d.tar"), maxcount=per_shard, verbose=0) as writer:
-        for i, label in enumerate(images.labels.tolist()):
-            with open(images.path(i), "rb") as file:
-                sample = {"__key__": f"{i:04}", "png": file.read(), "cls": label, "json": {"kind": f"k{label}"}}
-            writer.write(sample)
-    return to
 
 
 def read(path, **flags):
