@@ -46,7 +46,7 @@ def test_a_run_is_resumed_and_is_the_run_on_folders(tmp_path, monkeypatch, form)
         shared = words("nnclr", tmp_path, *few, "--pipeline", "stream", "--data_folder", str(data_folder))[1:]
         return ["custom", *shared, "--run_id", run]
 
-    main_contrastive.main(argv(folders, "folders"))
+    main_contrastive.main(argv(folders, "plain"))
     main_contrastive.main(argv(place, "whole"))
     with monkeypatch.context() as m:
         interrupt_at(m, 8)
@@ -54,6 +54,6 @@ def test_a_run_is_resumed_and_is_the_run_on_folders(tmp_path, monkeypatch, form)
             main_contrastive.main(argv(place, "stopped"))
     main_contrastive.main(["--resume", str(tmp_path / "stopped")])
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
-    assert equal(checkpoint(tmp_path / "whole")["state_dict"], checkpoint(tmp_path / "folders")["state_dict"])
+    assert equal(checkpoint(tmp_path / "whole")["state_dict"], checkpoint(tmp_path / "plain")["state_dict"])
     main_linear.main(["custom", TINY[1], "--data_folder", str(place), "--pretrained_feature_extractor",
                       str(tmp_path / "stopped"), "--evaluation", "quality", "--output", str(tmp_path)])  # fmt: skip
