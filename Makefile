@@ -23,7 +23,7 @@ $(VENV)/.installed: requirements.txt requirements.lock | $(PY)
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements.txt -c requirements.lock
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-umap.txt requirements-faiss.txt requirements-dali.txt requirements-parquet.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-onnx.txt requirements-umap.txt requirements-faiss.txt requirements-dali.txt requirements-parquet.txt requirements-tensorboard.txt requirements-datasets.txt requirements-heif.txt $(VENV)/.installed
 	$(PY) -m pip install --disable-pip-version-check -q -r requirements-dev.txt -c requirements.lock
 	@touch $@
 

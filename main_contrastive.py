@@ -12,7 +12,7 @@ from dataclasses import asdict
 from backbones.build import build_backbone, choose_stem
 from backbones.load import backbone_metadata, load_pretrained
 from backbones.teacher import with_teacher
-from cli.plan import describe, notes, resolve
+from cli.plan import data_source, describe, notes, resolve
 from cli.pretrain import (
     changed_pretraining_flags,
     method_args,
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         recorded, argv = resume_argv(resume, argv)
         flags, argv = parse_resumed(recorded.argv, argv, METHODS, DATASETS)
     args = parse_pretraining(argv, METHODS, DATASETS)
-    data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
+    data = read_dataset(**data_source(args))
     plan = resolve(args, training_set(args.dataset, data), choose_stem(args.stem, args.backbone, args.large_size))
     if resume:
         plan = continued_plan(recorded, flags, args, plan)

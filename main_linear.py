@@ -12,7 +12,7 @@ from backbones.build import at_layer, build_backbone, part_name
 from backbones.export import check_target, export_backbone, run_card
 from backbones.match_keys import key_flags
 from cli.evaluate import DEFAULT_RUN_NAME, changed_evaluation_flags, evaluation_words, parse_evaluation
-from cli.plan import dashboard_config
+from cli.plan import dashboard_config, data_source
 from data.datasets import DATASETS, read_dataset
 from data.pipelines.evaluation_modules import evaluation_modules
 from evaluation.evaluations import EVALUATIONS, evaluate, resolve_settings
@@ -46,7 +46,7 @@ def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> N
 
 def evaluate_all(args: Namespace, argv: list[str], sources: list[load.Weights], networks: Networks, size: int) -> Rows:
     """A row per network; the table is printed and written to a new run folder."""
-    data = read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
+    data = read_dataset(**data_source(args))
     for note in data.notes:
         rank_zero_print(f"  note: {note}")
     for weights in sources:

@@ -57,7 +57,7 @@ def _words_of_yaml(path: Path) -> tuple[dict[str, str], list[str]]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        import yaml
+        import yaml  # type: ignore[import-untyped]
     except ModuleNotFoundError as e:
         raise UserError(f"--config needs PyYAML ({e}): pip install -r requirements.txt") from e
     try:

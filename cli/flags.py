@@ -31,11 +31,13 @@ def add_common_flags(group: FlagGroup) -> None:
     """The flags that most commands need."""
     group.add_argument("--config", metavar="FILE", help="flags of a YAML file, or of the args.json of a run; those of "
                        "the command line win")  # fmt: skip
-    group.add_argument("--data_folder", default="datasets", help="folder of data sets; downloads go there")
-    group.add_argument("--train_dir", help="training images (class folders or an unlabelled folder), relative to "
-                       "--data_folder; default: the data set's own")  # fmt: skip
-    group.add_argument("--val_dir", help="validation images (class folders), relative to --data_folder; default: the "
-                       "data set's own")  # fmt: skip
+    group.add_argument("--data_folder", default="datasets",
+                       help="folder of data sets, to which downloads go; of custom the images themselves: a folder, a "
+                       ".csv or .parquet table, .tar shards, an .npy or .npz file, a saved data set, or "
+                       "hf://datasets/NAME")  # fmt: skip
+    group.add_argument("--train_dir", help="training images, relative to --data_folder: class folders, an unlabelled "
+                       "folder, a table, shards, an array, or a split's name (default: its own)")  # fmt: skip
+    group.add_argument("--val_dir", help="validation images, in one of these forms (default: the data set's own)")
     group.add_argument("--batch_size", type=positive_int, default=256, help="images per process and forward pass")
     group.add_argument("--num_workers", type=count, default=4,
                        help="worker processes (torchvision) or threads (other pipelines); 0 loads in the main "
@@ -58,6 +60,15 @@ def add_loading_flags(parser: ArgumentParser) -> None:
                    help="data pipeline: images decoded once and kept in memory; decoded at every step by threads "
                    "(stream), by NVIDIA DALI, or by torchvision in worker processes")  # fmt: skip
     g.add_argument("--cache", metavar="DIR", help="directory for decoded images of --pipeline memory; shared by runs")
+    g.add_argument("--unlabelled", action="store_true",
+                   help="no image has a label: sub-folders are no classes, and labels of tables and shards are not "
+                   "read")  # fmt: skip
+    g.add_argument("--image_column", metavar="NAME",
+                   help="column of the images in a table or data set, array in an .npz file, or file ending in tar "
+                   "shards (default: found by type and name)")  # fmt: skip
+    g.add_argument("--label_column", metavar="NAME",
+                   help="column of the labels, found likewise; in tar shards a file ending or a key of the .json files "
+                   "(default there: cls)")  # fmt: skip
     g.add_argument("--on_bad_image", choices=["stop", "skip"], default="stop",
                    help="corrupt or truncated images: abort or exclude")  # fmt: skip
 

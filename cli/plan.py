@@ -59,6 +59,12 @@ def resolve(args: Namespace, training_set: TrainingSet, stem: tuple[str, str]) -
     )
 
 
+def data_source(args: Namespace) -> dict[str, Any]:
+    """The flags that say which images to read, by the names of `read_dataset`'s arguments."""
+    names = ("data_folder", "train_dir", "val_dir", "on_bad_image", "unlabelled", "image_column", "label_column")
+    return {"name": args.dataset} | {name: getattr(args, name) for name in names}
+
+
 def dashboard_config(args: Namespace, default_name: str) -> DashboardConfig:
     """The settings of Weights & Biases and of TensorBoard."""
     name = args.name or default_name

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from data.folder import FolderImages, preview, read_folder
+from data.encoded import EncodedImages, preview
+from data.folder import FolderImages
 from data.images import ArrayImages, Images
 from data.scan import unread_note
+from data.sources import find_places, read_place
+from data.tables import Columns
 from utils.distributed import all_equal
 from utils.errors import UserError
 from utils.files import typed_path
@@ -27,8 +30,8 @@ NO_COLOR_JITTER = {"jitter_strengths": [0.4, 0.4, 0.0, 0.0], "gray": [0.0]}
 class DatasetInfo:
     """Facts about a data set that are known before it is read.
 
-    load: (folder, split) -> images, for split "train" (which may hold unlabelled images) or "val"; None for class
-    folders. classes: None where only the folder knows. folder: default --data_folder/<folder>/{train,val}.
+    load: (folder, split) -> images, for split "train" (which may hold unlabelled images) or "val"; None for images in
+    the user's own form. classes: None where only the folder knows. folder: default --data_folder/<folder>/{train,val}.
     views: this data set's defaults of the view flags.
     """
 
@@ -132,7 +135,7 @@ class Data:
 
     def check_ranks(self) -> None:
         """Refuse when the processes, each of which reads the folders by itself, found different images."""
-        found = [f"{len(i)} {i.fingerprint()}" for i in self.splits().values() if isinstance(i, FolderImages)]
+        found = [f"{len(i)} {i.fingerprint()}" for i in self.splits().values() if not isinstance(i, ArrayImages)]
         if not all_equal(" ".join(found)):
             raise UserError(
                 "the processes have read different images; give every machine the same folder, and do not change files "
@@ -147,60 +150,68 @@ def training_set(name: str, data: Data) -> TrainingSet:
 
 
 def read_dataset(
-    name: str, data_folder: str, train_dir: str | None, val_dir: str | None, on_bad_image: str = "stop"
-) -> Data:
-    """Read the data set `name`: from class folders when a directory is named or the data set has no loader of its own.
+    name: str, data_folder: str, train_dir: str | None, val_dir: str | None, on_bad_image: str = "stop",
+    unlabelled: bool = False, image_column: str | None = None, label_column: str | None = None,
+) -> Data:  # fmt: skip
+    """Read the data set `name`: from where a directory is named or the data set has no loader of its own.
 
-    on_bad_image: corrupt and truncated files are an error ("stop"), or they are left out ("skip"); here and nowhere
-    else, before anything is derived from the number of images.
+    on_bad_image: corrupt and truncated images are an error ("stop"), or they are left out ("skip"); here and nowhere
+    else, before anything is derived from the number of images. unlabelled: no image gets a label.
     """
-    info, root = DATASETS[name], typed_path(data_folder)
+    info, columns = DATASETS[name], Columns(image_column, label_column, unlabelled)
     notes: list[str] = []
     if info.load and not (train_dir or val_dir):
-        if on_bad_image == "skip":
-            raise UserError(
-                f"--on_bad_image skip has no effect on {name}, which is not read from image files; remove it"
-            )
+        _refuse_flags(name, on_bad_image, columns)
+        root = typed_path(data_folder)
         loaded = Data(info.load(root, "train"), info.load(root, "val"), info.classes or 0, info.mean, info.std, notes)
         _check_labels(name, loaded)
         return loaded
-    train_folder, val_folder = _folders(name, info, root, train_dir, val_dir)
-    train, val = read_folder(train_folder), None
-    if val_folder and train.classes:
-        val = read_folder(val_folder, train.classes)
-    elif val_folder:
-        unused = f"so the validation images in {shown(val_folder)} are not used"
-        notes.append(f"{shown(train_folder)} is an unlabelled folder, {unused}")
-    notes += _folder_notes(train, val)
+    train_place, val_place = find_places(name, info.folder, data_folder, train_dir, val_dir)
+    train, val = read_place(train_place, columns), None
+    assert train is not None, "only validation images may be absent"
+    where = shown(train_place.path)
+    if val_place and train.classes:
+        val = read_place(val_place, columns, train.classes)
+    elif val_place and not val_place.validation:
+        unused = f"so the validation images in {shown(val_place.path)} are not used"
+        notes.append(f"{where} is an unlabelled folder, {unused}")
+    notes += _source_notes(train, val)
     bad: dict[str, str] = {}
     train = _without_bad(train, on_bad_image, notes, bad)
     val = _without_bad(val, on_bad_image, notes, bad) if val else None
     classes = len(train.classes)
     if info.classes and classes != info.classes:
-        notes.append(f"{name} usually has {info.classes} classes; {shown(train_folder)} has {classes}")
+        notes.append(f"{name} usually has {info.classes} classes; {where} has {classes}")
     if not classes:
-        notes.append(
-            f"{shown(train_folder)} is an unlabelled folder of {len(train):,} images: whatever needs labels is skipped"
-        )
+        kind = "folder" if isinstance(train, FolderImages) else "data set"
+        notes.append(f"{where} is an unlabelled {kind} of {len(train):,} images: whatever needs labels is skipped")
     return Data(train, val, classes, info.mean, info.std, notes, bad)
 
 
-def _folder_notes(train: FolderImages, val: FolderImages | None) -> list[str]:
-    """What a user may not expect of the folders: images that are not read, and one class for all images."""
-    notes = []
-    if unread := [os.path.join(images.root, name) for images in (train, val) if images for name in images.unread]:
-        notes.append(unread_note(unread, Path()))
-    if len(train.classes) == 1:
-        folder = shown(os.path.join(train.root, os.path.dirname(train.names[0]).split(os.sep)[0]))
-        notes.append(
-            f"{shown(train.root)} has one sub-folder, so all {len(train):,} images have one class; if its sub-folders "
-            f"are the classes, or if the images have no labels, name {folder} instead"
-        )
-    return notes
+def _refuse_flags(name: str, on_bad_image: str, columns: Columns) -> None:
+    """Refuse flags that have no effect on a data set that is not read from the user's own files."""
+    given = {
+        "--on_bad_image skip": on_bad_image == "skip", "--unlabelled": columns.unlabelled,
+        "--image_column": columns.image, "--label_column": columns.label,
+    }  # fmt: skip
+    for flag in (flag for flag, typed in given.items() if typed):
+        raise UserError(f"{flag} has no effect on {name}, which is not read from image files; remove it")
 
 
-def _without_bad(images: FolderImages, on_bad_image: str, notes: list[str], bad: dict[str, str]) -> FolderImages:
+def _source_notes(train: Images, val: Images | None) -> list[str]:
+    """What a user may not expect of the images; those that are not read are counted over both splits."""
+    splits = [images for images in (train, val) if isinstance(images, EncodedImages)]
+    unread = [os.path.join(i.root, name) for i in splits if isinstance(i, FolderImages) for name in i.unread]
+    notes = [unread_note(unread, Path())] if unread else []
+    return notes + [note for images in splits for note in images.notes]
+
+
+def _without_bad(images: Images, on_bad_image: str, notes: list[str], bad: dict[str, str]) -> Images:
     """Check the images; with "skip", return the readable ones, note the others and add them to `bad`."""
+    if not isinstance(images, EncodedImages):
+        if on_bad_image == "skip":
+            raise UserError("--on_bad_image skip has no effect on arrays, which are not image files; remove it")
+        return images
     if on_bad_image == "stop":
         images.check()
         return images
@@ -208,8 +219,8 @@ def _without_bad(images: FolderImages, on_bad_image: str, notes: list[str], bad:
     if found:
         names = preview([os.path.relpath(path, escaped(images.root)) for path in found])
         notes.append(
-            f"{len(found):,} of {len(images):,} files in {shown(images.root)} are not readable images and are left out "
-            f"({names}); bad_images.txt in the run folder lists them"
+            f"{len(found):,} of {len(images):,} {images.ITEMS} in {shown(images.root)} are not readable images and are "
+            f"left out ({names}); bad_images.txt in the run folder lists them"
         )
         bad |= found
     return readable
@@ -224,24 +235,3 @@ def _check_labels(name: str, data: Data) -> None:
                 f"the {split} images of {name} have labels up to {largest}, but its entry in DATASETS says "
                 f"{data.classes} classes, 0 to {data.classes - 1}; correct the labels or the entry"
             )
-
-
-def _folders(
-    name: str, info: DatasetInfo, root: Path, train_dir: str | None, val_dir: str | None
-) -> tuple[Path, Path | None]:
-    """(training folder, validation folder or None): those of the flags, or else the default ones."""
-    if not root.is_dir():
-        raise UserError(f"--data_folder {root} is not a folder; name the folder that holds {name}")
-    base = root / info.folder if not train_dir and (root / info.folder).is_dir() else root
-    train = typed_path(root / train_dir) if train_dir else base / "train"
-    if not train_dir and not train.is_dir() and name == "custom":
-        train = root  # the folder itself holds the images
-    if not train.is_dir():
-        given = "" if train_dir else "; name it with --train_dir, relative to --data_folder"
-        raise UserError(f"no training images of {name}: {train} is not a folder{given}")
-    if val_dir:
-        if not typed_path(root / val_dir).is_dir():
-            raise UserError(f"no validation images of {name}: --val_dir {root / val_dir} is not a folder")
-        return train, root / val_dir
-    default = [base / "val", base / "test"] if not train_dir and train != root else []
-    return train, next((folder for folder in default if folder.is_dir()), None)

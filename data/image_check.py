@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -18,33 +19,37 @@ BLOCK = 64  # files per task of a thread
 NOT_THE_FILE = {errno.EIO, errno.EMFILE, errno.ENAMETOOLONG, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, *REPAIR}
 
 
-def inspect(path: str) -> tuple[int, int]:
-    """(height, width) of an image file; raises one of DAMAGED when its header or its pixels cannot be read.
+def inspect(source: str | BinaryIO) -> tuple[int, int]:
+    """(height, width) of an image file, by name or open; raises one of DAMAGED when header or pixels cannot be read.
 
     A truncated file keeps its header but not its end. A file that does not end as its format does is decoded, and the
     decoder decides: bytes after a complete image do no harm.
     """
-    with open(path, "rb") as file, open_image(file) as image:
+    with open(source, "rb") if isinstance(source, str) else source as file, open_image(file) as image:
         size, end = (image.height, image.width), ENDS.get(image.format or "")
         if end:
             file.seek(-len(end), os.SEEK_END)
         whole = end is not None and file.read(len(end)) == end
-    if not whole:
-        pixels_of(path)
+        if not whole:
+            file.seek(0)
+            pixels_of(source if isinstance(source, str) else file.read())
     return size
 
 
-def check_files(path: Callable[[int], str], n: int) -> tuple[np.ndarray, dict[int, str]]:
+def check_files(
+    path: Callable[[int], str], n: int, opened: Callable[[int], str | BinaryIO] | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
     """(N, 2) heights and widths, and the reason for each bad file (its size is 0 x 0), in order.
 
-    path: file name of image i. An error of the disk or of the network says nothing about an image and ends the check:
+    path: file name of image i, or what messages call it. opened: image i where it is no file of its own. An error of
+    the disk or of the network says nothing about an image and ends the check:
     the error might pass, and another process or a resumed run would see other images.
     """
     sizes, bad = np.zeros((n, 2), dtype=np.int64), {}
 
     def check(i: int) -> None:
         try:
-            sizes[i] = inspect(path(i))
+            sizes[i] = inspect((opened or path)(i))
         except DAMAGED as e:
             if isinstance(e, OSError) and e.errno in NOT_THE_FILE:
                 remedy = REPAIR.get(e.errno, "try again")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.datasets import Data
-from data.folder import CHECKED, FolderImages
+from data.encoded import CHECKED, EncodedImages
+from data.folder import FolderImages
 from data.image_alarms import MOST, NEAR, image_name, read_blocks
 from data.image_check import check_files
 from data.images import Images
@@ -128,10 +129,10 @@ def _class_counts(labels: Tensor, data: Data) -> dict[str, int]:
 
 def _sizes(images: Images) -> NDArray:
     """Heights and widths (M, 2), of some files of a very large folder."""
-    if not isinstance(images, FolderImages) or len(images) <= CHECKED:
+    if not isinstance(images, EncodedImages) or len(images) <= CHECKED:
         return images.sizes()
     rows = np.linspace(0, len(images) - 1, HEADERS).astype(int)
-    sizes, bad = check_files(lambda i: images.path(int(rows[i])), len(rows))
+    sizes, bad = check_files(lambda i: images.opened(int(rows[i])), len(rows))
     return np.delete(sizes, list(bad), axis=0)
 
 

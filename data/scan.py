@@ -1,33 +1,41 @@
 """Search a folder for image files; what cannot be searched ends in an error of one line."""
 
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-from data.images import reason
+from data.file_list import FileList, ImageFile
+from data.images import HEIF, readable_formats, reason
 from utils.errors import UserError
 from utils.names import shown
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-UNREAD = {".avif", ".heic", ".heif"}  # endings of images that are not read: they are named, not passed over in silence
-CONVERT = "convert them to JPEG or PNG"
+ENDINGS_OF = {"AVIF": {".avif"}, "HEIF": {".heic", ".heif"}}  # formats that are read where a library is present
 Entry = os.DirEntry  # of text
 Place = frozenset[tuple[int, int]]  # device and number of a folder and of those that hold it
-
-
-class ImageFile(NamedTuple):
-    """A found file: its path relative to the root, its bytes, and when it was last written."""
-
-    name: str
-    size: int
-    mtime_ns: int
 
 
 class Found(NamedTuple):
     """The image files below a folder, and the paths of images in formats that are not read; both sorted."""
 
-    files: list[ImageFile]
+    files: FileList
     unread: list[str]
+
+
+NO_FILES = Found(FileList.of([]), [])
+
+
+@functools.cache
+def read_endings() -> set[str]:
+    """The endings of images that are read."""
+    return ENDINGS.union(*(endings for name, endings in ENDINGS_OF.items() if name in readable_formats()))
+
+
+@functools.cache
+def unread_endings() -> set[str]:
+    """The endings of images that are not read here."""
+    return set().union(*ENDINGS_OF.values()) - read_endings()
 
 
 def entries(folder: str | Path) -> list["Entry[str]"]:
@@ -56,37 +64,40 @@ def is_folder(entry: "Entry[str]") -> bool:
 
 def is_image(entry: "Entry[str]") -> bool:
     """Whether an entry is a file with the ending of an image that is read."""
-    return _ending(entry) in ENDINGS and not is_folder(entry) and entry.is_file()
+    return _ending(entry) in read_endings() and not is_folder(entry) and entry.is_file()
 
 
 def is_unread(entry: "Entry[str]") -> bool:
-    """Whether an entry is a file with the ending of an image that is not read."""
-    return _ending(entry) in UNREAD and not is_folder(entry) and entry.is_file()
+    """Whether an entry is a file with the ending of an image that is not read here, and that a note names."""
+    return _ending(entry) in unread_endings() and not is_folder(entry) and entry.is_file()
 
 
 def find_images(root: Path, name: str) -> Found:
     """Search root/name and all folders below it."""
     files, unread = [], []
-    stack = [(os.path.join(root, name), _holders(root) if name else _holders(root.resolve().parent))]
+    read, not_read = read_endings(), unread_endings()
+    start = _holders(root) if name else _holders(root.resolve().parent)
+    stack = [(os.path.join(root, name), f"{name}/" if name else "", start)]
     while stack:
-        folder, holders = stack.pop()
+        folder, prefix, holders = stack.pop()
         place = _enter(folder, holders)
         for entry in entries(folder):
-            path = os.path.relpath(entry.path, root)
+            path = prefix + entry.name
+            ending = _ending(entry)
             if is_folder(entry):
-                stack.append((entry.path, place))
-            elif is_image(entry):
+                stack.append((entry.path, f"{path}/", place))
+            elif ending in read and entry.is_file():
                 files.append(_describe(entry, path))
-            elif is_unread(entry):
+            elif ending in not_read and entry.is_file():
                 unread.append(path)
-    return Found(sorted(files), sorted(unread))
+    return Found(FileList.of(sorted(files)), sorted(unread))
 
 
 def unread_note(unread: list[str], root: Path) -> str:
     """The words about images that are not read."""
     endings = ", ".join(sorted({os.path.splitext(name)[1].lower() for name in unread}))
     first = shown(os.path.join(root, unread[0]))
-    return f"{len(unread):,} {endings} files are not read (the first is {first}); {CONVERT}"
+    return f"{len(unread):,} {endings} files are not read here (the first is {first}); {HEIF}, or convert them to JPEG"
 
 
 def _ending(entry: "Entry[str]") -> str:

@@ -13,8 +13,8 @@ def image_name(images: Images, split: str, i: int) -> str:
 
     It holds no folder of this machine. Line breaks and bytes that are not UTF-8 are written as escapes.
     """
-    names = getattr(images, "names", None)
-    return f"{split}/{i}" if names is None else escaped(names[i])
+    name = images.names[i]
+    return f"{split}/{name}" if name.isdecimal() else escaped(name)
 
 
 def image_names(images: Images, split: str) -> list[str]:
@@ -22,9 +22,15 @@ def image_names(images: Images, split: str) -> list[str]:
     return [image_name(images, split, i) for i in range(len(images))]
 
 
+def display_name(images: Images, i: int) -> str:
+    """The name of an image beside a picture of it: its path, or "image 7" without files."""
+    name = images.names[i]
+    return f"image {name}" if name.isdecimal() else escaped(name)
+
+
 def has_file_names(images: Images) -> bool:
-    """Whether the images have names of their own, and not only numbers."""
-    return getattr(images, "names", None) is not None
+    """Whether the images have names of their own, and not only row numbers."""
+    return len(images) > 0 and not images.names[0].isdecimal()
 
 
 def caption(name: str) -> str:

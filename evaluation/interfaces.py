@@ -19,8 +19,9 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def name(self, i: int) -> str:
-        """The name of image i for people."""
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of each image: a path below the root of the split, or a row number where there are no files."""
         ...
 
     def decode(self, i: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from evaluation.features import FeatureSet, evaluation_mode
-from evaluation.image_names import caption, has_file_names
+from evaluation.image_names import caption, display_name, has_file_names
 from evaluation.interfaces import Data, EvaluationData, Images
 from evaluation.knn import neighbours as nearest
 from evaluation.report_data import Cell, Grid, cell, class_name, write_grid, write_points
@@ -323,8 +323,9 @@ def _draw_thumbnails(axes: Axes, flat: NDArray, rows: list[int], images: Images)
         axes.add_artist(AnnotationBbox(OffsetImage(pixels, zoom=0.5), flat[i], frameon=False))
         if has_file_names(images):
             below = (0, -len(pixels) / 4 - 1)
-            axes.annotate(caption(images.name(rows[i])), flat[i], below, textcoords="offset points", ha="center",
-                          va="top", fontsize=5, parse_math=False)  # fmt: skip
+            text = caption(display_name(images, rows[i]))
+            axes.annotate(text, flat[i], below, textcoords="offset points", ha="center", va="top", fontsize=5,
+                          parse_math=False)  # fmt: skip
 
 
 def _shrunk(pixels: Tensor) -> NDArray:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from evaluation.image_names import display_name
 from evaluation.interfaces import Data, Images
 from utils.batch import Batch
 from utils.files import write_json
@@ -46,7 +47,7 @@ class Grid:
 def cell(images: Images, i: int, label: str | None = None, matches: bool | None = None) -> Cell:
     """Image i with its name and class; label: a class by which to replace it."""
     own = class_name(images, int(images.labels[i]))
-    return Cell(pixels_of(images, i), images.name(i), own if label is None else label, matches)
+    return Cell(pixels_of(images, i), display_name(images, i), own if label is None else label, matches)
 
 
 def pixels_of(images: Images, i: int) -> NDArray:
@@ -85,7 +86,7 @@ def write_points(
         "y": scaled[:, 1].tolist(),
         "label": labels.tolist(),
         "classes": list(classes),
-        "name": [images.name(i) for i in rows],
+        "name": [display_name(images, i) for i in rows],
     }
     write_json(path, content | sheet([pixels_of(images, i) for i in rows], POINT_SIDE))
 

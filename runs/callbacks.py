@@ -38,7 +38,7 @@ class LogFirstAndLastStep(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step + 1
-        trainer.log_every_n_steps = 1 if is_logged_step(step, self.log_every, self.total_steps) else self.log_every
+        trainer.log_every_n_steps = 1 if is_logged_step(step, self.log_every, self.total_steps) else self.log_every  # type: ignore[attr-defined]
 
 
 class ProgressBar(Callback):

@@ -28,6 +28,8 @@ ONLY_IN = {  # libraries that one file alone may import
     "wandb": {"runs/dashboard.py"},
     "torch.utils.tensorboard": {"runs/tensorboard.py"},
     "yaml": {"cli/config.py"},
+    "datasets": {"data/arrow.py"},
+    "pillow_heif": {"data/images.py"},
 }
 OWN_WORDS = {  # words that only these rooms may use in a string: commands, and flags that a room defines
     "main_contrastive": set(),

@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from data.datasets import Data
-from data.folder import CHECKED, FolderImages
+from data.encoded import CHECKED
+from data.folder import FolderImages
 from data.images import DAMAGED, Images, open_image, reason
 from data.pipelines.base import DataModule
 from data.pipelines.loaders import BatchDataset, BatchKey, BatchKeys, ResumableLoader, UnfinishedBatch, without_flip
@@ -66,8 +67,8 @@ class Headers:
     def __init__(self, images: Images):
         if not isinstance(images, FolderImages):
             raise UserError(
-                "--pipeline dali reads image files and this data set is in memory; "
-                "choose --pipeline memory, or read class folders with --train_dir and --val_dir"
+                "--pipeline dali reads image files, and these images are in memory or inside of other files; "
+                "choose --pipeline memory or stream, or read class folders with --train_dir and --val_dir"
             )
         self.images = images
         self.sizes, self.decode_on_host = np.zeros((len(images), 2), np.int64), np.zeros(len(images), bool)

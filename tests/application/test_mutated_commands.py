@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from backbones.build import choose_stem
 from backbones.load import find_weights
 from cli.evaluate import parse_evaluation
-from cli.plan import dashboard_config, describe, notes, resolve
+from cli.plan import dashboard_config, data_source, describe, notes, resolve
 from cli.pretrain import method_args, parse_pretraining, parse_resumed
 from data.datasets import DATASETS, read_dataset
 from evaluation.evaluations import EVALUATIONS, resolve_settings
@@ -108,7 +108,7 @@ def pretrain(argv: list[str], output: Path) -> None:
         _, argv = parse_resumed(recorded.argv, argv, METHODS, DATASETS)
     args = parse_pretraining(argv, METHODS, DATASETS)
     if args.dataset == "custom" and not Path(args.data_folder).exists():
-        read_dataset(args.dataset, args.data_folder, args.train_dir, args.val_dir, args.on_bad_image)
+        read_dataset(**data_source(args))
     if args.pretrained_feature_extractor:
         find_weights(args.pretrained_feature_extractor)
     plan = resolve(args, FACTS, stem(args.stem, args.backbone, args.large_size))

@@ -5,9 +5,10 @@ import os
 import pytest
 
 from data.datasets import read_dataset
-from data.folder import preview, read_folder
+from data.encoded import preview
+from data.folder import read_folder
 from tests.helpers.dali import WITH_DALI
-from tests.helpers.images import class_folders, read, write_image
+from tests.helpers.images import class_folders, write_image
 from tests.helpers.pipelines import EVERY_PIPELINE, build, training_batches
 from utils.errors import UserError
 
@@ -27,14 +28,6 @@ def test_read_folder_takes_the_classes_of_another_split(tmp_path):
     assert sorted(set(images.labels.tolist())) == [1, 2, 3]
     with pytest.raises(UserError, match="c2"):
         read_folder(tmp_path, ["c0", "c1"])
-
-
-def test_name_is_that_of_the_file_below_the_folder_in_printable_characters(tmp_path):
-    class_folders(tmp_path, classes=1, each=2)
-    (tmp_path / "c0" / "0.png").rename(tmp_path / "c0" / "a\nb.png")
-    images = read_folder(tmp_path)
-    assert [images.name(i) for i in range(2)] == ["c0/1.png", "c0/a\\nb.png"]
-    assert read().train.name(7) == "image 7", "an image that was no file"
 
 
 def test_preview_shows_three_names():

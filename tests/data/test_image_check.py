@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-import data.folder
+import data.encoded
 import data.image_check
 from data.datasets import read_dataset
 from data.folder import read_folder
@@ -171,7 +171,7 @@ def test_read_dataset_refuses_skip_for_images_in_memory():
 
 
 def test_read_dataset_looks_only_for_empty_files_in_a_very_large_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.folder, "CHECKED", 5)
+    monkeypatch.setattr(data.encoded, "CHECKED", 5)
     root = class_folders(tmp_path / "train")
     (root / "c0" / "1.png").write_bytes(b"text")
     assert len(read_dataset("custom", str(tmp_path), None, None).train) == 12

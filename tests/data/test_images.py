@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from data.folder import FolderImages, read_folder
 from data.image_check import inspect
-from data.images import _decode_jpeg, _decode_with_pillow, decode_file, pixels_of
+from data.images import _decode_jpeg, _decode_with_pillow, decode_file, pixels_of, readable_formats
 from data.pipelines.dali import Headers
 from data.scan import find_images
 from tests.helpers.commands import ROOT
@@ -111,17 +111,48 @@ def test_an_eps_file_called_jpg_starts_no_process(tmp_path, monkeypatch, name):
         Headers(FolderImages(tmp_path, find_images(tmp_path, "").files, [-1], []))
 
 
-@pytest.mark.parametrize("form", ["ICO", "PCX", "TGA", "PDF", "JPEG2000", "SGI", "AVIF"])
+@pytest.mark.parametrize("form", ["ICO", "PCX", "TGA", "PDF", "JPEG2000", "SGI"])
 def test_formats_that_are_not_documented_are_not_opened(tmp_path, form):
     Image.new("RGB", (20, 16)).save(tmp_path / "x", form)
-    with pytest.raises(UserError, match="HEIC or AVIF file" if form == "AVIF" else "cannot identify it"):
+    with pytest.raises(UserError, match="cannot identify it"):
         decode_file(str(tmp_path / "x"))
 
 
 def test_an_heic_file_called_jpg_is_named(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    with pytest.raises(UserError, match="it is a HEIC or AVIF file, which is not read; convert it"):
+    with pytest.raises(UserError, match="it is a HEIC or AVIF file, which is damaged or not read here; pip install"):
         decode_file(str(tmp_path / "x.jpg"))
+
+
+@pytest.mark.parametrize("form", ["HEIF", "AVIF"])
+def test_photographs_of_telephones_are_read(tmp_path, form):
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif", reason="pillow-heif is in requirements-heif.txt")
+    assert form in readable_formats()
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((64, 48))
+    path = tmp_path / {"HEIF": "x.HEIC", "AVIF": "x.avif"}[form]
+    small.save(path, form, quality=95)
+    images = read_folder(tmp_path)
+    images.check()
+    assert (images.names[:], images.unread, images.sizes().tolist()) == ([path.name], [], [[48, 64]])
+    difference = images.decode(0).permute(1, 2, 0).numpy().astype(float) - np.array(small)
+    assert np.abs(difference).mean() < 6
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(UserError, match=rf"1 of 1 files in .* are not readable images .{path.name}"):
+        read_folder(tmp_path).check()
+
+
+def test_without_pillow_heif_its_formats_are_not_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert "HEIF" not in readable_formats.__wrapped__()
+
+
+def test_a_tiff_file_of_many_channels_says_what_to_keep(tmp_path):
+    entries = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (273, 122), (277, 13), (278, 4), (279, 208)]
+    tags = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in entries)
+    (tmp_path / "x.tif").write_bytes(b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + bytes(4 + 208))
+    with pytest.raises(UserError, match="it is a TIFF file that is damaged or has other channels than one or three"):
+        decode_file(str(tmp_path / "x.tif"))
 
 
 def png_of(width, height):

@@ -13,6 +13,13 @@ from tests.helpers.images import class_folders, write_image
 from utils.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def no_library(monkeypatch):
+    """As where neither AVIF nor HEIF can be read."""
+    monkeypatch.setattr(scan, "read_endings", lambda: scan.ENDINGS)
+    monkeypatch.setattr(scan, "unread_endings", lambda: {".avif", ".heic", ".heif"})
+
+
 def refused(root):
     """The message, of one line, with which a folder is refused."""
     with pytest.raises(UserError) as e:
@@ -123,16 +130,16 @@ def test_read_dataset_counts_the_images_that_are_not_read_in_one_note(tmp_path):
     data = read_dataset("custom", str(tmp_path), None, None)
     assert len(data.train) == 12
     (note,) = data.notes
-    assert note.startswith(f"4 .avif, .heic, .heif files are not read (the first is {tmp_path}/train/3.avif); convert")
+    assert note.startswith(f"4 .avif, .heic, .heif files are not read here (the first is {tmp_path}/train/3.avif); pip")
 
 
 def test_read_folder_of_nothing_but_unread_images_says_so(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "1.heic").write_bytes(b"")
-    assert "has no images and no class folders with images (1 .heic files are not read" in refused(tmp_path / "x")
+    assert "has no images and no class folders with images (1 .heic files are not read here" in refused(tmp_path / "x")
     class_folders(tmp_path / "y")
     (tmp_path / "y" / "c2").mkdir()
     (tmp_path / "y" / "c2" / "1.avif").write_bytes(b"")
     assert "class folder" in (message := refused(tmp_path / "y"))
-    assert "c2 has no images (1 .avif files are not read" in message
-    assert "convert them to JPEG or PNG); fill or remove it" in message
+    assert "c2 has no images (1 .avif files are not read here" in message
+    assert "convert them to JPEG); fill or remove it" in message

@@ -1,0 +1,68 @@
+"""Labels as a table, a shard or a data set writes them -> positions among sorted classes, -1 where there is none."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from utils.errors import UserError
+from utils.names import shown
+
+UNLABELLED = -1
+SEPARATORS = ("|", ";")  # between several labels of an image, as tables write them
+REMEDY = "name another column with --label_column, or pass --unlabelled"
+
+
+def class_positions(values: Sequence[Any], where: str, classes: list[str] | None = None) -> tuple[list[int], list[str]]:
+    """(labels, class names): whole numbers sorted by value, or else text; empty and -1 are unlabelled.
+
+    values: one per image: text, numbers or None. where: what messages call them. classes: those of another split, to
+    which the labels refer; a label that is not among them is an error, and so are several labels of one image and
+    numbers that are not whole.
+    """
+    lists = [value for value in values if isinstance(value, list | tuple | dict)]
+    if lists:
+        raise _several(where, lists[0])
+    found = {value: _plain(value) for value in set(values)}
+    numbers = _numbers([name for name in found.values() if name], where)
+    if numbers is None:
+        if several := next((name for name in sorted(found.values()) if any(s in name for s in SEPARATORS)), None):
+            raise _several(where, several)
+        names = sorted({name for name in found.values() if name})
+    else:
+        found = {value: str(numbers[name]) if name else "" for value, name in found.items()}
+        found = {value: "" if name == str(UNLABELLED) else name for value, name in found.items()}
+        names = [str(number) for number in sorted(set(numbers.values()) - {UNLABELLED})]
+        if names and int(names[0]) < 0:
+            raise UserError(f"{where}: the label {names[0]} is negative; only -1 may be, for unlabelled: {REMEDY}")
+    if classes is not None:
+        if unknown := [name for name in names if name not in set(classes)]:
+            shown_names = ", ".join(map(shown, unknown[:3]))
+            raise UserError(f"{where}: labels that the training images lack ({shown_names}); remove or rename them")
+        names = classes
+    position = {name: i for i, name in enumerate(names)} | {"": UNLABELLED}
+    return [position[found[value]] for value in values], names
+
+
+def _plain(value: Any) -> str:
+    """A label as text; '' for one that is absent."""
+    return "" if value is None or value != value else str(value).strip()
+
+
+def _numbers(names: list[str], where: str) -> dict[str, int] | None:
+    """Whole numbers of the names; None where some name is no number."""
+    numbers = {}
+    for name in names:
+        try:
+            number = int(name) if name.lstrip("+-").isdigit() else float(name)
+            numbers[name] = int(number)
+        except (ValueError, OverflowError):
+            return None
+        if numbers[name] != number:
+            raise UserError(f"{where}: the label {shown(name)} is not a whole number, so it is no class; {REMEDY}")
+    return numbers
+
+
+def _several(where: str, value: Any) -> UserError:
+    return UserError(
+        f"{where}: {shown(str(value))} is several labels of one image, which are not supported; keep one of them, "
+        f"or {REMEDY}"
+    )

@@ -1,0 +1,30 @@
+"""Labels of tables, shards and data sets -> positions among their classes."""
+
+import pytest
+
+from data.labels import class_positions
+from utils.errors import UserError
+
+
+def test_whole_floats_and_missing_values_are_labels():
+    assert class_positions([2.0, None, float("nan"), 10.0, -1], "x") == ([0, -1, -1, 1, -1], ["2", "10"])
+    assert class_positions(["02", "1", " 1 "], "x") == ([1, 0, 0], ["1", "2"])
+    assert class_positions([True, False], "x") == ([1, 0], ["False", "True"])
+    assert class_positions([], "x") == ([], [])
+
+
+def test_text_is_sorted_and_one_word_makes_all_labels_text():
+    assert class_positions(["10", "9", "b", ""], "x") == ([0, 1, 2, -1], ["10", "9", "b"])
+
+
+def test_labels_of_another_split_refer_to_its_classes():
+    assert class_positions([3, 1], "x", ["1", "2", "3"]) == ([2, 0], ["1", "2", "3"])
+    with pytest.raises(UserError, match=r"^x: labels that the training images lack \(4\); remove or rename them"):
+        class_positions([4], "x", ["1"])
+
+
+@pytest.mark.parametrize("value", [0.5, "1.5", [1, 2], {"a": 1}, "cat|dog", "cat;dog", -3])
+def test_what_is_no_class_is_one_line(value):
+    with pytest.raises(UserError, match="or pass --unlabelled$") as e:
+        class_positions([1, value] if not isinstance(value, str) or value[0] == "1" else ["cat", value], "x")
+    assert len(str(e.value).splitlines()) == 1
