@@ -13,13 +13,7 @@ from backbones.build import build_backbone, choose_stem
 from backbones.load import backbone_metadata, load_pretrained
 from backbones.teacher import with_teacher
 from cli.plan import data_source, describe, notes, resolve
-from cli.pretrain import (
-    changed_pretraining_flags,
-    method_args,
-    parse_pretraining,
-    parse_resumed,
-    pretraining_words,
-)
+from cli.pretrain import changed_pretraining_flags, method_args, parse_pretraining, parse_resumed, pretraining_words
 from data.datasets import DATASETS, read_dataset, training_set
 from data.pipelines.choose import build_pipeline, choose_pipeline, data_notes
 from data.views import view_specs

@@ -132,7 +132,8 @@ def _sizes(images: Images) -> NDArray:
     if not isinstance(images, EncodedImages) or len(images) <= CHECKED:
         return images.sizes()
     rows = np.linspace(0, len(images) - 1, HEADERS).astype(int)
-    sizes, bad = check_files(lambda i: images.opened(int(rows[i])), len(rows))
+    names, opened = (lambda i: images.path(int(rows[i]))), (lambda i: images.opened(int(rows[i])))
+    sizes, bad = check_files(names, len(rows), opened)
     return np.delete(sizes, list(bad), axis=0)
 
 
