@@ -26,7 +26,7 @@ from utils.files import last_value, read_json, read_metrics, write_text_atomical
 from utils.ledger import Images
 from utils.names import escaped
 from utils.plan import DashboardConfig, Plan, is_evaluated
-from utils.scores import Rows
+from utils.scores import Rows, slug
 
 REPORT = "report.html"
 PICTURES_BYTES = 8_000_000  # of pictures and their data in a page; what comes after is named and left out
@@ -109,7 +109,8 @@ def report_page(folder: Path, program: str, changed: Changed) -> str:
         rows = []
         problems.append(str(e))
     summary, death = _read(folder / "summary.json"), _read(folder / "post_mortem.json")
-    pictures, left_out = _pictures(folder, bool(rows))
+    networks = {slug(title): title for title, row in summary.items() if isinstance(row, dict)}
+    pictures, left_out = _pictures(folder, bool(rows), networks)
     alarms = _read(folder / "alarms.json").get("alarms", [])
     curves = panels(rows) if "plan" in args or not summary else []
     context = {
@@ -205,20 +206,21 @@ def _table(folder: Path, summary: Mapping[str, Any]) -> list[list[str]]:
     return [["", *keys], *cells] if cells else []
 
 
-def _pictures(folder: Path, has_curves: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def _pictures(folder: Path, has_curves: bool, networks: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The pictures of the page in their order, and the names of those that it has no room for.
 
-    Of a picture whose data are a JSON file beside it, the data are shown.
+    networks: beginning of file names -> title of the network, in the order of the table. Of a picture whose data are a
+    JSON file beside it, the data are shown.
     """
     shown: list[dict[str, Any]] = []
     left_out, room = [], PICTURES_BYTES
-    for path in sorted(_picture_files(folder, has_curves), key=_order):
+    for path in sorted(_picture_files(folder, has_curves), key=lambda p: _order(p, list(networks))):
         if (size := path.stat().st_size * (4 if path.suffix == ".png" else 3) // 3) > room:
             left_out.append(escaped(path.name))
             continue
         if picture := _picture(path):
             room -= size
-            shown.append({"id": f"picture-{len(shown) + 1}", "title": _picture_title(path), **picture})
+            shown.append({"id": f"picture-{len(shown) + 1}", "title": _picture_title(path, networks), **picture})
     return shown, left_out
 
 
@@ -230,16 +232,17 @@ def _picture_files(folder: Path, has_curves: bool) -> Iterator[Path]:
             yield path
 
 
-def _order(path: Path) -> tuple[str, int, str]:
+def _order(path: Path, networks: list[str]) -> tuple[int, str, int, str]:
     """By network, then as in PICTURES."""
     network, _, kind = path.stem.rpartition("_")
-    return network, list(PICTURES).index(kind) if kind in PICTURES else len(PICTURES), path.name
+    place = networks.index(network) if network in networks else len(networks)
+    return place, network, list(PICTURES).index(kind) if kind in PICTURES else len(PICTURES), path.name
 
 
-def _picture_title(path: Path) -> str:
+def _picture_title(path: Path, networks: Mapping[str, str]) -> str:
     network, _, kind = path.stem.rpartition("_")
     title = PICTURES.get(kind, kind)
-    return escaped(f"{title}: {network.replace('_', ' ')}" if network else title)
+    return escaped(f"{title}: {networks.get(network, network)}" if network else title)
 
 
 def _picture(path: Path) -> dict[str, Any] | None:

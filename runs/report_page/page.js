@@ -9,7 +9,7 @@ const make = (tag, attributes = {}, text = "") => {
   return node;
 };
 const color = (n, count) => `--color: oklch(var(--lightness) var(--chroma) ${Math.round(255 + (360 * n) / Math.max(count, 4)) % 360})`;
-const short = (v) => (v === 0 ? "0" : Math.abs(v) >= 1e5 || Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(4)));
+const short = (v) => (v === 0 ? "0" : Math.abs(v) >= 1e5 || Math.abs(v) < 1e-4 ? v.toExponential(1) : String(+v.toPrecision(4)));
 const clamp = (v, low, high) => Math.min(Math.max(v, low), high);
 
 // ---- the image under the pointer or the focus, with its name ----
@@ -70,7 +70,7 @@ const charts = [...document.querySelectorAll("[data-chart]")].map((figure) => ({
 const steps = [...new Set(data.curves.flatMap((p) => p.series.flatMap((s) => s.points.map((q) => q[0]))))].sort((a, b) => a - b);
 const whole = [steps[0] ?? 0, Math.max(steps.at(-1) ?? 1, (steps[0] ?? 0) + 1)];
 let range = whole, cursor = null;
-const MARGIN = { left: 46, right: 10, top: 8, bottom: 24 }, HEIGHT = 220;
+const MARGIN = { left: 52, right: 10, top: 8, bottom: 24 }, HEIGHT = 220;
 
 const niceTicks = (low, high, count) => {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));

@@ -119,7 +119,7 @@ def test_parse_evaluation_accepts_the_flags_of_a_named_evaluation(text, flag, va
 
 
 def test_changed_flags_of_an_evaluation():
-    argv = shlex.split("digits resnet18 --pretrained_feature_extractor w --evaluation knn --knn_k 20 200 --seed 3")
+    argv = shlex.split("digits resnet18 --pretrained_feature_extractor w --evaluation knn --seed 3")
     changed = changed_evaluation_flags(argv, list(DATASETS), EVALUATIONS)
     expected = {"--pretrained_feature_extractor": (["w"], None), "--evaluation": (["knn"], None), "--seed": (3, 0)}
     assert changed == expected

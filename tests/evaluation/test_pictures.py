@@ -40,7 +40,7 @@ def test_every_picture_is_drawn(tmp_path):
     pictures.confusion(tmp_path / "m100.png", torch.arange(100), torch.arange(100), [])
     maps = torch.rand(2, 3, 4, 4)
     pictures.attention_maps(tmp_path / "a.png", torch.rand(2, 3, 32, 32), maps, ["cat", "dog"])
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("*.png"):
         assert_drawn(path)
 
 
