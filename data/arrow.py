@@ -156,8 +156,7 @@ def _load(place: str) -> Any:
             return datasets.load_dataset(place.removeprefix(HUB))
         if place.endswith(".parquet"):
             return datasets.load_dataset("parquet", data_files={"train": place})["train"]
-        saved = any(os.path.exists(os.path.join(place, name)) for name in SAVED)
-        return datasets.load_from_disk(place) if saved else datasets.load_dataset(place)
+        return datasets.load_from_disk(place) if is_saved(Path(place)) else datasets.load_dataset(place)
     except Exception as e:  # the libraries raise many kinds, those of the network among them
         remedy = (
             "check the name and the network, or download it and name its folder"
@@ -167,12 +166,12 @@ def _load(place: str) -> Any:
         raise UserError(f"{shown(place)} cannot be loaded by datasets ({reason(e)}); {remedy}") from e
 
 
-SAVED = ("dataset_dict.json", "state.json")  # files of a data set that was saved with save_to_disk
+SAVED = (("dataset_dict.json",), ("state.json", "dataset_info.json"))  # files of what save_to_disk wrote: either these
 
 
 def is_saved(folder: Path) -> bool:
     """Whether a folder was written by save_to_disk."""
-    return any((folder / name).is_file() for name in SAVED)
+    return any(all((folder / name).is_file() for name in names) for names in SAVED)
 
 
 def _pyarrow() -> tuple[Any, Any]:

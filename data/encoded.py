@@ -27,7 +27,8 @@ Source = TypeVar("Source", bound="EncodedImages")
 class EncodedImages:
     """Encoded images in a fixed order; an implementation of `data.images.Images`.
 
-    A source says with `content` how one is read; worker processes and threads call it at once. root: the folder or
+    A source says with `content` how one is read; worker processes and threads call it at once. names: of the images: a
+    path below the root, a member of a shard, or the number of a row. root: the folder or
     file that messages name. lengths: (N,) bytes of each image. PER_IMAGE: attributes with an entry per image.
     """
 

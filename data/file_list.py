@@ -15,6 +15,14 @@ class Names(Sequence[str]):
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         self._text = b"".join(encoded)
 
+    @staticmethod
+    def concatenate(lists: Sequence["Names"]) -> "Names":
+        """The names of all lists, one after the other."""
+        names, lengths = Names([]), [np.diff(x._ends) for x in lists]
+        names._text = b"".join(x._text for x in lists)
+        names._ends = np.cumsum(np.concatenate([names._ends, *lengths]))
+        return names
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
@@ -89,7 +97,7 @@ class FileList(Sequence[ImageFile]):
             return lists[0]
         none = np.zeros(0, np.int64)
         sizes, mtimes = (np.concatenate([none, *(getattr(x, name) for x in lists)]) for name in ("sizes", "mtimes"))
-        return FileList(Names(name for files in lists for name in files.names), sizes, mtimes)
+        return FileList(Names.concatenate([x.names for x in lists]), sizes, mtimes)
 
     def __len__(self) -> int:
         return len(self.sizes)

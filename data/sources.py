@@ -49,12 +49,14 @@ def read_place(place: Place, columns: Columns, classes: list[str] | None = None)
 
 
 def _is_data_set(path: Path) -> bool:
-    """Whether a folder is a saved data set, or holds Parquet files, perhaps in its sub-folder data."""
-    return path.is_dir() and (
-        arrow.is_saved(path)
-        or _holds(path, (".parquet",))
-        or ((path / "data").is_dir() and _holds(path / "data", (".parquet",)))
-    )
+    """Whether a folder is a saved data set, or holds Parquet files, perhaps in its only sub-folder, data."""
+    if not path.is_dir():
+        return False
+    if arrow.is_saved(path) or _holds(path, (".parquet",)):
+        return True
+    inner = path / "data"
+    alone = inner.is_dir() and [entry.name for entry in entries(path) if entry.is_dir()] == ["data"]
+    return alone and _holds(inner, (".parquet",))
 
 
 def _holds(folder: Path, endings: tuple[str, ...]) -> bool:

@@ -1,5 +1,6 @@
 """Tables of image files and labels (CSV, TSV, Parquet), and how the columns of any table are found."""
 
+import contextlib
 import csv
 import os
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,9 @@ from utils.names import shown
 
 IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "img")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")
+
+FILES_PER_TASK = 1000  # of a thread that looks at files
+ABSENT = -1  # length of a file that does not exist
 
 
 class Columns(NamedTuple):
@@ -135,19 +139,19 @@ def _files(table: Path, paths: Sequence[Any]) -> FileList:
         if (earlier := first.setdefault(os.path.normpath(path), row)) != row:
             raise UserError(f"rows {earlier} and {row} of {where} name one file, {shown(path)}; remove one of them")
 
-    def describe(path: str) -> tuple[int, int] | None:
-        try:
-            facts = os.stat(os.path.join(table.parent, path))
-        except (OSError, ValueError):
-            return None
-        return facts.st_size, facts.st_mtime_ns
+    facts = np.full((len(paths), 2), ABSENT, dtype=np.int64)
+
+    def describe(first: int) -> None:
+        for row in range(first, min(first + FILES_PER_TASK, len(paths))):
+            with contextlib.suppress(OSError, ValueError):
+                found = os.stat(os.path.join(table.parent, paths[row]))
+                facts[row] = found.st_size, found.st_mtime_ns
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(describe, paths, chunksize=1000))
-    if missing := [path for path, facts in zip(paths, found, strict=True) if facts is None]:
+        list(pool.map(describe, range(0, len(paths), FILES_PER_TASK)))
+    if missing := [paths[row] for row in np.flatnonzero(facts[:, 0] == ABSENT)]:
         raise UserError(
             f"{len(missing):,} of {len(paths):,} files that {where} names cannot be found ({preview(missing)}); paths "
             f"are relative to {shown(table.parent)}: correct them, or remove the rows"
         )
-    facts = np.array(found, dtype=np.int64)
     return FileList(Names(paths), facts[:, 0], facts[:, 1])

@@ -41,6 +41,14 @@ def test_flags_that_have_no_effect_are_refused(tmp_path):
         read(tmp_path, label_column="a")
 
 
+def test_class_folders_beside_a_folder_of_parquet_files_are_read(tmp_path):
+    class_folders(tmp_path / "train")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.parquet").write_bytes(b"")
+    (tmp_path / "state.json").write_text("{}")
+    assert read(tmp_path).train.classes == ["c0", "c1"]
+
+
 def test_a_file_has_no_training_folder_and_its_validation_lies_beside_it(tmp_path):
     write_image(tmp_path / "1.png")
     for name in ("train.csv", "dev.csv"):
