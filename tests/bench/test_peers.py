@@ -35,8 +35,8 @@ def folder(tmp_path):
 
 
 def test_main_trains_saves_evaluates_and_records(folder):
-    argv = ["simclr", "--epochs", "2", "--batch_size", "110", "--seed", "4", "--data_folder", str(folder), "--precision",
-            "32", "--output", str(folder / "runs"), "--record", str(folder / "ledger")]  # fmt: skip
+    argv = ["simclr", "--epochs", "2", "--batch_size", "110", "--seed", "4", "--data_folder", str(folder),
+            "--precision", "32", "--output", str(folder / "runs"), "--record", str(folder / "ledger")]  # fmt: skip
     peers.main(argv)
     weights = open_weights(str(folder / "runs" / "lightly-simclr-4"))
     facts = {"dataset": "cifar10", "backbone": NETWORK, "stem": "imagenet", "large_size": "32", "seed": "4"}
