@@ -61,8 +61,8 @@ def train_lightly(args: argparse.Namespace, data: Data) -> Peer:
     pl.seed_everything(args.seed, verbose=False)
     config = BackboneConfig(args.backbone, *choose_stem("auto", args.backbone, SIZE))
     backbone, dim = build_backbone(config, SIZE)
-    transform, module, *head_and_loss = parts(args.method, dim, SIZE, data)
-    model = module(backbone, *head_and_loss, args.epochs, args.batch_size)
+    transform, module, head, criterion = parts(args.method, dim, SIZE, data)
+    model = module(backbone, head, criterion, args.epochs, args.batch_size)
     views = ViewsInMemory(data.train, transform)
     batches = DataLoader(views, args.batch_size, shuffle=True, drop_last=True, num_workers=args.num_workers,
                          persistent_workers=args.num_workers > 0)  # fmt: skip
