@@ -137,6 +137,20 @@ def test_main_refuses_too_few_images_and_names_what_is_not_installed(folder, mon
 
 
 @pytest.mark.slow
+def test_every_method_trains_in_bf16(folder):
+    """A fast test would build the heads of 2,048 and 4,096 rows, and step them in bf16, once for each method."""
+    data = read_dataset("cifar10", str(folder), "train", "test")
+    for method in peers.METHODS:
+        words = [method, "--epochs", "1", "--batch_size", "110", "--precision", "bf16-mixed", "--data_folder", "unread"]
+        args = peers.parse([*words, "--output", str(folder), "--run_id", method])
+        (folder / method).mkdir()
+        model = peers.train_lightly(args, data)
+        assert np.isfinite(model.numbers["loss"])
+        assert open_weights(str(folder / method)).metadata["method"].startswith(f"{method} (Lightly ")
+        load_backbone(open_weights(str(folder / method)), build_backbone(BackboneConfig(NETWORK, "imagenet"), 32)[0])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_simclr_of_a_peer_lifts_knn(tmp_path, peer):
     """2,000 training images of CIFAR-10 from $CIFAR10_FOLDERS, four epochs."""
