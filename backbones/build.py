@@ -29,7 +29,7 @@ TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "re
 
 
 def build_backbone(
-    config: BackboneConfig, size: int, small_size: int | None = None, tokens_for: str | None = None
+    config: BackboneConfig, size: int, small_size: int | None = None, *, tokens_for: str | None = None
 ) -> tuple[nn.Module, int]:
     """Build a randomly initialized network without classifier and return (network, width D of its features).
 

@@ -94,7 +94,7 @@ def application(settings: Settings, task: Task) -> tuple[Plan, Method, str, Data
 
 def build_method(args: Namespace, plan: Plan, data: Data, task: Task) -> Method:
     """The method of a task; its teacher is a whole ResNet-18 with random weights, its clusters are random."""
-    teacher = {}
+    teacher: dict[str, Any] = {}
     if "teacher" in args:
         teacher["teacher"] = FrozenNetwork(*build_backbone(BackboneConfig("resnet18", "small"), task.size))
     with tempfile.TemporaryDirectory() as folder:
@@ -124,8 +124,12 @@ def whole(settings: Settings, task: Task) -> Work:
     return waiting(once, {"precision": plan.hardware.precision, "pipeline": pipeline})
 
 
-def bare(settings: Settings, task: Task, compile_mode: str | None = None) -> Work:
-    """Rounds of the bare step on ready tensors; compile_mode: compiled in this mode of torch.compile."""
+def bare(settings: Settings, task: Task, compile_mode: str | None = None, cpu_time: bool = False) -> Work:
+    """Rounds of the bare step on ready tensors.
+
+    compile_mode: compiled in this mode of torch.compile. cpu_time: without a GPU, count the time of the process on the
+    CPU, which other work on the machine hardly changes, in place of the time that passes.
+    """
     args, plan, data = read(settings, task)
     keep_freed_memory()  # as the whole run does
     hardware = plan.hardware
@@ -135,6 +139,7 @@ def bare(settings: Settings, task: Task, compile_mode: str | None = None) -> Wor
     views = [torch.randn(n, 3, size, size, device=device) for _ in range(method.large_views)]
     ready = Batch(torch.arange(n, device=device), views, torch.zeros(n, dtype=torch.long, device=device))
     optimizer = method.build_optimizer()
+    clock = time.process_time if cpu_time and hardware.accelerator == "cpu" else time.perf_counter
     if compile_mode:
         method.compile_losses(compile_mode)
 
@@ -149,6 +154,6 @@ def bare(settings: Settings, task: Task, compile_mode: str | None = None) -> Wor
         method.after_optimizer_step()
 
     def once() -> float:
-        return task.steps * n / steady(itertools.repeat(ready), WARM, task.steps, step)[0]
+        return task.steps * n / steady(itertools.repeat(ready), WARM, task.steps, step, clock)[0]
 
     return Work(once, lambda: {"precision": hardware.precision})
