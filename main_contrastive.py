@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     accelerator = plan.hardware.accelerator
     pipeline, reason = choose_pipeline(args.pipeline, data, args.large_size, args.cache, accelerator)
     seed_everything(plan.seed)
-    backbone, dim = build_backbone(plan.backbone, *plan.views.sizes)
+    backbone, dim = build_backbone(plan.backbone, *plan.views.sizes, tokens_for=METHODS[plan.method].transformer_name)
     if not resume:
         load_pretrained(args, backbone)
         if args.dry_run:

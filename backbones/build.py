@@ -17,6 +17,7 @@ from utils.vision_transformer import (
     has_drop_path,
     is_vision_transformer,
     pool_tokens,
+    require_vision_transformer,
     run_last_blocks,
     with_prefix,
 )
@@ -28,19 +29,24 @@ TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "re
                "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2")  # fmt: skip
 
 
-def build_backbone(config: BackboneConfig, size: int, small_size: int | None = None) -> tuple[nn.Module, int]:
+def build_backbone(
+    config: BackboneConfig, size: int, small_size: int | None = None, *, tokens_for: str | None = None
+) -> tuple[nn.Module, int]:
     """Build a randomly initialized network without classifier and return (network, width D of its features).
 
     The network maps (N, 3, size, size), and views of small_size if there are any, to (N, D).
     config.name: a torchvision ResNet, else any timm model name. config.stem: "small" replaces the first layers of a
     ResNet by a 3x3 convolution without max-pool (SimCLR, app. B.9); "imagenet" keeps them.
     config.zero_init_residual: see `zero_init_residual`. config.patch_size, .drop_path and .pool: see `BackboneConfig`.
+    tokens_for: name of a method that needs a vision transformer, for the error if the network is another one.
     """
     name = config.name
     views = {"--large_size": size} | ({} if small_size is None else {"--small_size": small_size})
     if config.patch_size:
         _check_patch_size(config, views)
     network = _torchvision(name) if name in TORCHVISION else _timm(config, size, mixed_sizes=small_size is not None)
+    if tokens_for:  # first: the pooling of tokens may be its default
+        require_vision_transformer(network, tokens_for)
     _check_options(network, config, views)
     if config.zero_init_residual:
         zero_init_residual(network)

@@ -106,20 +106,23 @@ def rate(work: Callable[[], int], seconds: float) -> float:
     return done / (time.perf_counter() - start)
 
 
-def steady(batches: Iterable, warm: int, steps: int, step: Callable[[Any], None] = lambda batch: None) -> list[float]:
-    """[seconds, share of the seconds before a step] of `steps` steps after `warm` others.
+def steady(
+    batches: Iterable, warm: int, steps: int, step: Callable[[Any], None] = lambda batch: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:  # fmt: skip
+    """[seconds, share of the seconds before a step] of `steps` steps after `warm` others, by this clock.
 
     batches: more than warm + steps, so that a loader has as many batches ready at the end as at the beginning.
     """
     wait = start = last = 0.0
     for done, batch in enumerate(batches, start=1):
-        ready = time.perf_counter()
+        ready = clock()
         step(batch)
         if done in (warm, warm + steps):
             synchronize()
         if done > warm:
             wait += ready - last
-        last = time.perf_counter()
+        last = clock()
         if done == warm:
             start = last
         if done == warm + steps:

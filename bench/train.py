@@ -13,10 +13,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback
 
-from backbones.build import choose_stem
+from backbones.build import build_backbone, choose_stem
 from bench.sides import Settings, Work, note_workers, waiting
 from bench.task import WARM, WORKERS, Task, autocast, steady, synchronize
 from cli.plan import resolve
@@ -32,7 +33,11 @@ from runs.callbacks import Throughput
 from runs.loggers import MetricsCSV
 from runs.trainer import build_trainer, expected_messages_hidden
 from utils.batch import Batch
-from utils.plan import Plan
+from utils.cluster_file import Clusters, write_clusters
+from utils.frozen import FrozenNetwork
+from utils.plan import BackboneConfig, Plan
+
+CLUSTERS = 1000  # of ClusterFit
 
 
 class Clock(Callback):
@@ -77,7 +82,7 @@ def application(settings: Settings, task: Task) -> tuple[Plan, Method, str, Data
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     args, plan, data = read(settings, task)
     accelerator, size = plan.hardware.accelerator, plan.views.large_size
-    method = METHODS[plan.method](args, plan, *task.backbone())
+    method = build_method(args, plan, data, task)
     if plan.hardware.compile:
         method.compile_losses()
     pipeline, _ = choose_pipeline("auto", data, size, None, accelerator)
@@ -85,6 +90,22 @@ def application(settings: Settings, task: Task) -> tuple[Plan, Method, str, Data
     batch_size, precision = plan.batch.batch_size, plan.hardware.precision
     module = build_pipeline(pipeline, data, specs, batch_size, plan.seed, WORKERS, None, accelerator, precision)
     return plan, method, pipeline, module
+
+
+def build_method(args: Namespace, plan: Plan, data: Data, task: Task) -> Method:
+    """The method of a task; its teacher is a whole ResNet-18 with random weights, its clusters are random."""
+    teacher: dict[str, Any] = {}
+    if "teacher" in args:
+        teacher["teacher"] = FrozenNetwork(*build_backbone(BackboneConfig("resnet18", "small"), task.size))
+    with tempfile.TemporaryDirectory() as folder:
+        if "cluster_file" in args:
+            args.cluster_file = str(Path(folder) / args.cluster_file)
+            ids = np.arange(len(data.train)) % CLUSTERS
+            images = plan.training_set
+            about = {"dataset": images.name, "images": images.images, "fingerprint": images.fingerprint}
+            none, centroids = np.zeros((0, 0), np.float32), np.zeros((CLUSTERS, 1), np.float32)
+            write_clusters(Path(args.cluster_file), Clusters(ids, ids[:0], centroids, none, none, about))
+        return METHODS[plan.method](args, plan, *task.backbone(), **teacher)
 
 
 def whole(settings: Settings, task: Task) -> Work:
@@ -103,17 +124,22 @@ def whole(settings: Settings, task: Task) -> Work:
     return waiting(once, {"precision": plan.hardware.precision, "pipeline": pipeline})
 
 
-def bare(settings: Settings, task: Task, compile_mode: str | None = None) -> Work:
-    """Rounds of the bare step on ready tensors; compile_mode: compiled in this mode of torch.compile."""
-    args, plan, _ = read(settings, task)
+def bare(settings: Settings, task: Task, compile_mode: str | None = None, cpu_time: bool = False) -> Work:
+    """Rounds of the bare step on ready tensors.
+
+    compile_mode: compiled in this mode of torch.compile. cpu_time: without a GPU, count the time of the process on the
+    CPU, which other work on the machine hardly changes, in place of the time that passes.
+    """
+    args, plan, data = read(settings, task)
     keep_freed_memory()  # as the whole run does
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
-    method = METHODS[plan.method](args, plan, *task.backbone()).to(device).train()
+    method = build_method(args, plan, data, task).to(device).train()
     n, size = plan.batch.batch_size, plan.views.large_size
     views = [torch.randn(n, 3, size, size, device=device) for _ in range(method.large_views)]
     ready = Batch(torch.arange(n, device=device), views, torch.zeros(n, dtype=torch.long, device=device))
     optimizer = method.build_optimizer()
+    clock = time.process_time if cpu_time and hardware.accelerator == "cpu" else time.perf_counter
     if compile_mode:
         method.compile_losses(compile_mode)
 
@@ -128,6 +154,6 @@ def bare(settings: Settings, task: Task, compile_mode: str | None = None) -> Wor
         method.after_optimizer_step()
 
     def once() -> float:
-        return task.steps * n / steady(itertools.repeat(ready), WARM, task.steps, step)[0]
+        return task.steps * n / steady(itertools.repeat(ready), WARM, task.steps, step, clock)[0]
 
     return Work(once, lambda: {"precision": hardware.precision})

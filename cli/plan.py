@@ -98,7 +98,7 @@ def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> Optimizer
         momentum=args.momentum,
         trust_coefficient=args.lars_eta,
         clip_trust_ratio=args.lars_clip,
-        clip_grad=args.clip_grad,
+        clip_grad=args.clip_grad or None,
         adam_betas=tuple(args.adam_betas),
         final_weight_decay=args.final_weight_decay,
         layer_decay=args.layer_decay,

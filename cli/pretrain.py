@@ -209,7 +209,8 @@ def _add_optimization_flags(g: FlagGroup) -> None:
     g.add_argument("--warmup_epochs", type=nonnegative_float,
                    help="epochs of linear warm-up; default: 10, or a tenth of a shorter run")  # fmt: skip
     g.add_argument("--accumulate", type=positive_int, default=1, help="batches per optimizer step")
-    g.add_argument("--clip_grad", type=positive_float, help="clip the gradient norm to this value; default: no limit")
+    g.add_argument("--clip_grad", type=nonnegative_float,
+                   help="clip the gradient norm to this value; 0 for no limit; default: no limit")  # fmt: skip
     g.add_argument("--probe_lr", type=positive_float,
                    help="learning rate of the online probe; default: 0.1, or 0.001 with adamw")  # fmt: skip
 

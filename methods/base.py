@@ -43,7 +43,7 @@ class Method(LightningModule):
     large_views: number of large views of an image that the method takes. supports_small_views: whether it takes small
     views too; no_small_views_reason: why not, for the error. num_choices: where the loss is a cross-entropy, among how
     many choices; a network that knows nothing has the logarithm of it. flag_rules: flags of the method that have no
-    effect without another one.
+    effect without another one. transformer_name: name in errors of a method that needs a vision transformer.
     """
 
     large_views = 2
@@ -51,6 +51,7 @@ class Method(LightningModule):
     no_small_views_reason: str = ""
     num_choices: int | None = None
     flag_rules: tuple[Rule, ...] = ()
+    transformer_name: str | None = None
 
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
@@ -177,8 +178,7 @@ class Method(LightningModule):
             self.log("val_probe_acc", self.probe.counted_accuracy())  # over all ranks
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        evaluated = self.eval_backbone()
-        checkpoint[EVAL_BACKBONE] = next(f"{name}." for name, m in self.named_modules() if m is evaluated)
+        checkpoint[EVAL_BACKBONE] = next(f"{k}." for k, m in self.named_modules() if m is self.eval_backbone())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.optimizer_steps = checkpoint["lr_schedulers"][0]["last_epoch"]  # steps that GradScaler skipped left out

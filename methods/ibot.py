@@ -49,6 +49,8 @@ class IBOT(Method):
     Deviation: DINOv2 centres its largest networks by Sinkhorn's algorithm; here the mean of the outputs is the centre.
     """
 
+    transformer_name = "ibot"
+
     @staticmethod
     def add_args(parser: FlagGroup) -> None:
         add_distillation_flags(parser, prototypes=8192, source="sec. 4.1")
@@ -60,7 +62,7 @@ class IBOT(Method):
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
         check_masks(args)
-        self.patch_side = patch_size(require_vision_transformer(backbone, "ibot"))
+        self.patch_side = patch_size(require_vision_transformer(backbone, self.transformer_name))
         self.head = DistillationHead(args, dim)
         self.teacher_backbone, self.teacher_head = EMA(backbone, args.tau), EMA(self.head, args.tau)
         disable_drop_path(self.teacher_backbone)
@@ -90,7 +92,6 @@ class IBOT(Method):
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(feats, MaskedFeatures)
-        assert feats.evaluated is not None
         student, teacher = [self.head(f) for f in feats.all], [self.teacher_head(f) for f in feats.evaluated]
         temperatures = self.args.student_temperature, self.teacher_temperature.value
         out = pairs_cross_entropy(student, teacher, self.center.value, *temperatures)
@@ -111,9 +112,8 @@ class IBOT(Method):
             self.patch_center.push(teacher_head.logits(targets.mean(dim=(0, 1))))
         center, (_, positions, weights) = self.patch_center.value, feats.mask
 
-        def of_images(student: Tensor, teacher: Tensor, weights: Tensor) -> tuple[Tensor]:
-            s, t = head.logits(student), teacher_head.logits(teacher)
-            return (patch_loss(s, t, weights, center, student_t, teacher_t),)
+        def of_images(s: Tensor, t: Tensor, weights: Tensor) -> tuple[Tensor]:
+            return (patch_loss(head.logits(s), teacher_head.logits(t), weights, center, student_t, teacher_t),)
 
         student, teacher = head.bottleneck(take_tokens(feats.patches, positions)), take_tokens(targets, positions)
         (losses,) = map_row_chunks(of_images, positions.shape[1] * self.args.num_prototypes, student, teacher, weights)

@@ -66,6 +66,7 @@ class IJEPA(Method):
 
     large_views = 1
     supports_small_views = False
+    transformer_name = "I-JEPA"
     no_small_views_reason = "I-JEPA predicts blocks of one view of each image"
     backbone: "VisionTransformer"
 
@@ -84,7 +85,7 @@ class IJEPA(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        grid = prepare_backbone(backbone, "I-JEPA")
+        grid = prepare_backbone(backbone, self.transformer_name)
         self.sampler = BlockSampler(grid, args.target_blocks, args.target_scale, args.context_scale)
         width = self.backbone.embed_dim
         init = functools.partial(nn.init.trunc_normal_, std=0.02)

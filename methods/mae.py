@@ -64,6 +64,7 @@ class MAE(Method):
 
     large_views = 1
     supports_small_views = False
+    transformer_name = "MAE"
     no_small_views_reason = "MAE reconstructs one view of each image"
     backbone: "VisionTransformer"
 
@@ -82,7 +83,7 @@ class MAE(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        grid = prepare_backbone(backbone, "MAE")
+        grid = prepare_backbone(backbone, self.transformer_name)
         self.patch, self.patches = patch_size(self.backbone), grid[0] * grid[1]
         self.visible = round(self.patches * (1 - args.mask_ratio))
         if not 0 < self.visible < self.patches:

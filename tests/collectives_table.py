@@ -55,7 +55,7 @@ def build(case: str) -> Method:
     name, *words = case.split()
     files = ["--teacher", TEACHER, "--teacher_weights", teacher_file()] if name == "distill" else []
     files += ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
-    vit = case_of(name).transformer
+    vit = METHODS[name].transformer_name is not None
     network = ["vit_small_patch16_224", "--large_size", "224"] if vit else ["resnet50", "--stem", "imagenet"]
     argv = ["digits", *network, "--batch_size", str(IMAGES), "--precision", "32"]
     args = parse_pretraining([*argv, "--method", name, *words, *files], METHODS, DATASETS)

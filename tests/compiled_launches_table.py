@@ -30,7 +30,6 @@ from methods.base import Method
 from tests.helpers.commands import TEACHER, clusters_file, construct, teacher_file
 from tests.helpers.generated_for_cuda import CountLaunches, Graphs, generate_for_cuda
 from tests.helpers.images import read
-from tests.helpers.method_cases import case_of
 from tests.helpers.python_backward import grad
 from utils.batch import Batch
 from utils.plan import TrainingSet
@@ -66,7 +65,7 @@ def build(case: str, backbone: tuple[nn.Module, int] | None, images: int) -> Met
     name, *words = case.split()
     files = ["--teacher", TEACHER, "--teacher_weights", teacher_file()] if name == "distill" else []
     files += ["--cluster_file", clusters_file(k=1000)] if name == "clusterfit" else []
-    network = ["vit_small_patch16_224", "--large_size", "224"] if case_of(name).transformer else ["resnet18"]
+    network = ["vit_small_patch16_224", "--large_size", "224"] if METHODS[name].transformer_name else ["resnet18"]
     argv = ["digits", *network, "--batch_size", str(images), "--precision", "bf16-mixed", "--gpus", "0"]
     args = parse_pretraining([*argv, "--method", name, *words, *files], METHODS, DATASETS)
     facts = TrainingSet("digits", 1438, 1438, 10, read().train.fingerprint())

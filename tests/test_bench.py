@@ -15,7 +15,7 @@ from bench.rows import all_rows
 from bench.sides import Settings, SideError
 from bench.table import attempt, draw_digits, main, markdown, parse
 from bench.task import Quarter, Task, steady
-from bench.train import read
+from bench.train import build_method, read
 from tests.helpers.commands import ROOT
 from tests.helpers.images import class_folders
 from tests.helpers.processes import CONTEXT, start_forkserver
@@ -98,6 +98,17 @@ def test_read_gives_the_run_that_the_baselines_train(tmp_path):
     assert (len(data.train), data.classes) == (1797, 10)
 
 
+@pytest.mark.parametrize("method", ["clusterfit", "distill"])
+def test_side_of_a_method_makes_the_files_that_the_method_requires(tmp_path, method):
+    task = all_rows()[f"step-{method}"].ours[1].keywords["task"]
+    args, plan, data = read(Settings(None, draw_digits(tmp_path), 0.0), task)
+    built = build_method(args, plan, data, task)
+    if method == "distill":
+        assert (built.teacher.dim, built.large_views) == (512, 1)
+    else:
+        assert (len(built.ids), int(built.ids.max()), built.head.out_features) == (1797, 999, 1000)
+
+
 @pytest.mark.slow
 def test_round_with_a_save_writes_a_checkpoint_and_tells_what_it_cost(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "MINUTE", 0.0)
@@ -132,6 +143,8 @@ def test_steady_takes_no_more_batches_than_it_counts():
     assert (seen, next(batches)) == ([0, 1, 2, 3, 4], 5)
     assert seconds > 0
     assert 0 <= wait <= 1
+    ticks = iter(range(100))
+    assert steady(iter(range(10)), 2, 3, clock=lambda: next(ticks)) == [6, 0.5]
 
 
 def test_markdown_of_the_results_is_the_table_of_the_docs():

@@ -44,6 +44,7 @@ class MaskedFeatures(ViewFeatures):
     view after the other. mask: of the same rows.
     """
 
+    evaluated: list[Tensor]
     patches: Tensor
     targets: Tensor
     mask: PatchMask

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from methods import METHODS
 from tests.helpers.commands import TINY, words
 from tests.helpers.images import class_folders, unlabelled_folder
 from tests.helpers.runs import refused
@@ -33,6 +34,14 @@ def test_mistakes_are_refused_before_training_and_leave_no_folder(tmp_path):
         assert "0.png" in message
     assert "no last.ckpt" in refused(["--resume", str(tmp_path)])
     assert not out.exists()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].transformer_name])
+def test_method_for_transformers_says_so_of_another_backbone_and_names_no_flag(tmp_path, method):
+    message = refused([*TINY, "--output", str(tmp_path / "runs"), "--method", method])
+    assert re.search(r"^(MAE|ibot|I-JEPA) works on the tokens of a vision transformer, and the backbone is a ", message)
+    assert "--" not in message
+    assert not (tmp_path / "runs").exists()
 
 
 def test_non_finite_loss_stops_the_run_with_advice(tmp_path):

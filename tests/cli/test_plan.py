@@ -157,6 +157,11 @@ def test_checkpoint_bytes_counts_parameters_buffers_and_moments():
     assert adamw.checkpoint_bytes() == state + 2 * trained
 
 
+def test_clip_grad_0_switches_the_clipping_of_a_method_off():
+    assert plan_of("dino")[1].optimizer.clip_grad == 3
+    assert plan_of("dino", "--clip_grad", "0")[1].optimizer.clip_grad is None
+
+
 def test_plan_has_the_options_of_the_backbone():
     words = ("--patch_size", "4", "--drop_path", "0.1", "--pool", "avg")
     backbone = plan_of("simclr", *words)[1].backbone

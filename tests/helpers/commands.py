@@ -37,7 +37,7 @@ TINY = ["digits", "test_resnet.r160_in1k", "--precision", "32", "--num_workers",
 
 def backbone_words(method: str, otherwise: str) -> list[str]:
     """The backbone of a command, with its flags: a small ViT where the method needs one."""
-    return ["test_vit", "--patch_size", "4"] if case_of(method).transformer else [otherwise]
+    return ["test_vit", "--patch_size", "4"] if METHODS[method].transformer_name else [otherwise]
 
 
 def tiny(method: str) -> list[str]:

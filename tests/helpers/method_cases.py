@@ -17,14 +17,13 @@ class MethodCase:
     """What a method needs in tests.
 
     sizes: flags that make it small, beside those of tests/helpers/commands.py. variants: flags of other objectives of
-    the method, which run wherever the method itself does. transformer: whether its backbone must be a ViT. frozen:
-    names of parameters that the method does not train, beside those of a teacher. local: the variants ("" for none) in
-    which no gradient passes from one process to another: losses that compare no images, of a ViT without batch norms.
+    the method, which run wherever the method itself does. frozen: names of parameters that
+    the method does not train, beside those of a teacher. local: the variants ("" for none) in which no gradient passes
+    from one process to another: losses that compare no images, of a ViT without batch norms.
     """
 
     sizes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
-    transformer: bool = False
     frozen: tuple[str, ...] = ()
     local: tuple[str, ...] = ()
 
@@ -34,12 +33,9 @@ CASES: dict[str, MethodCase] = {
     "deepclusterv2": MethodCase(sizes=("--num_centroids", "4")),
     "dino": MethodCase(sizes=("--num_prototypes", "12"), variants=("--head_norm",)),
     "distill": MethodCase(variants=("--regress",)),
-    "ibot": MethodCase(
-        sizes=("--num_prototypes", "12"), variants=("--untied_head --koleo 0.1",), transformer=True, local=("",)
-    ),
+    "ibot": MethodCase(sizes=("--num_prototypes", "12"), variants=("--untied_head --koleo 0.1",), local=("",)),
     "ijepa": MethodCase(
         sizes=("--target_blocks", "2", "--predictor_dim", "8", "--predictor_layers", "1", "--predictor_heads", "2"),
-        transformer=True,
         frozen=("backbone.pos_embed",),
         local=("",),
     ),
@@ -47,7 +43,6 @@ CASES: dict[str, MethodCase] = {
     "mae": MethodCase(
         sizes=("--decoder_dim", "8", "--decoder_layers", "1", "--decoder_heads", "2"),
         variants=("--no_norm_pixels",),
-        transformer=True,
         frozen=("backbone.pos_embed",),
         local=("", "--no_norm_pixels"),
     ),
@@ -93,7 +88,7 @@ def backbone_of(name: str, otherwise: Callable[[], nn.Module], size: int, patch:
 
     size: side of the images in pixels. patch: side of a patch. dim: width of the features.
     """
-    if not case_of(name).transformer:
+    if not METHODS[name].transformer_name:
         return otherwise()
     return VisionTransformer(img_size=size, patch_size=patch, embed_dim=dim, depth=1, num_heads=2, num_classes=0,
                              dynamic_img_size=True)  # fmt: skip
