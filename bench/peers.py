@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
         check_ledger(args.record)
         if not installed("lightly"):
             raise UserError(REMEDIES["lightly"])
-        data = read_dataset(DATASET, args.data_folder, *SPLITS[1::2])
+        data = read_dataset(DATASET, args.data_folder, SPLITS[1], SPLITS[3])
         if len(data.train) < args.batch_size:
             raise UserError(f"--batch_size {args.batch_size}: only {len(data.train)} images to train on; lower it")
         create_run_folder(args.output, args.run_id)

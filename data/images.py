@@ -7,6 +7,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError, features
 from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 
+from data.file_list import RowNames
 from utils.errors import UserError
 from utils.names import shown
 
@@ -25,6 +27,10 @@ class Images(Protocol):
 
     labels: Tensor
     classes: list[str]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The name of each image: a path below the root, a member of an archive, or a row number."""
 
     def __len__(self) -> int: ...
 
@@ -47,6 +53,10 @@ class ArrayImages:
     def __init__(self, pixels: Tensor, labels: Tensor):
         self.pixels, self.labels = pixels, labels
         self.classes: list[str] = []
+
+    @property
+    def names(self) -> Sequence[str]:
+        return RowNames(range(len(self)))
 
     def __len__(self) -> int:
         return len(self.pixels)
