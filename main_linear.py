@@ -71,9 +71,9 @@ def export(args: Namespace, source: load.Weights, net: torch.nn.Module, size: in
     """Write the backbone for another library, with a model card that has its scores."""
     config = load.requested_config(args, source, size)
     card = run_card(source, args.backbone, config.stem, scores, "python3 main_contrastive.py")
+    info = DATASETS.get(source.metadata.get("dataset", ""))
     card |= {"patch_size": str(config.patch_size), "pool": str(config.pool)}
-    if info := DATASETS.get(source.metadata.get("dataset", "")):
-        card |= {"mean": str(info.mean), "std": str(info.std)}
+    card |= {"mean": str(info.mean), "std": str(info.std)} if info else {}
     print(*export_backbone(args.export[0], args.export[1], net, card, size), sep="\n")
 
 
@@ -86,8 +86,7 @@ def main(argv: list[str]) -> None:
     init_process_group(local_device(hardware), hardware.processes)
     sources = load.open_all_weights(args.pretrained_feature_extractor)
     size = load.choose_size(args.large_size, sources, DATASETS[args.dataset].views.get("large_size", 224))
-    if args.export:
-        check_target(*args.export)
+    check_target(args.export)
     networks = build_networks(args, sources, size)
     if args.dry_run:
         return

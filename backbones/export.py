@@ -44,7 +44,7 @@ def export_backbone(kind: str, path: Path, network: nn.Module, card: Mapping[str
     changed. Raises UserError for a target that exists, for a network that the library does not have, and for a failed
     write, which leaves no file behind.
     """
-    check_target(kind, path)
+    check_target((kind, path))
     if kind == HUB:
         return export_hub(path, network, card, size)
     card_text = {**card, "size": str(size)}
@@ -138,8 +138,14 @@ def _onnx_code(file: str, size: int) -> str:
     )
 
 
-def check_target(kind: str, path: Path) -> None:
-    """Refuse an unknown kind of export, a wrong file ending and an existing file, before any work is done."""
+def check_target(target: tuple[str, Path] | None) -> None:
+    """Refuse an unknown kind of export, a wrong file ending and an existing file, before any work is done.
+
+    target: kind and file, None for no export.
+    """
+    if target is None:
+        return
+    kind, path = target
     if kind not in EXPORTS:
         raise UserError(f"unknown export {kind!r}{did_you_mean(kind, EXPORTS)}; choose one of {', '.join(EXPORTS)}")
     if kind == HUB:

@@ -249,9 +249,9 @@ def test_export_backbone_writes_the_card_into_safetensors_too(tmp_path):
 )
 def test_check_target_refuses(tmp_path, kind, file, message):
     (tmp_path / "there.onnx").touch()
-    check_target("onnx", tmp_path / "new.onnx")
+    check_target(("onnx", tmp_path / "new.onnx"))
     with pytest.raises(UserError, match=message):
-        check_target(kind, tmp_path / file)
+        check_target((kind, tmp_path / file))
 
 
 class Tiny(pl.LightningModule):

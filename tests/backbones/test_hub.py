@@ -96,7 +96,7 @@ def test_hub_refuses_what_timm_cannot_build(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
     with pytest.raises(UserError, match="full exists and is not overwritten"):
-        check_target("hub", tmp_path / "full")
+        check_target(("hub", tmp_path / "full"))
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 

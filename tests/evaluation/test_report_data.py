@@ -58,7 +58,7 @@ def test_neighbours_are_those_of_the_picture(tmp_path, monkeypatch):
     x = torch.randn(len(data.train), 4, generator=torch.Generator().manual_seed(0))
     bank, queries = FeatureSet(x, data.train.labels), FeatureSet(x[:50] + 0.01, data.val.labels[:50])
     pictures.neighbours(tmp_path / "n.png", bank, queries, data, seed=0)
-    ((_, shown, found, correct, labels),) = drawn
+    ((_, shown, found, correct, labels, _),) = drawn
     content = json.loads((tmp_path / "n.json").read_text())
     assert [row[0]["label"] for row in content["rows"]] == labels == content["labels"]
     assert [[c["matches"] for c in row[1:]] for row in content["rows"]] == correct.tolist()

@@ -51,7 +51,7 @@ def test_report_prints_the_table_and_writes_the_summary(tmp_path, capsys):
     assert "packages" in written
     lines = json.loads((tmp_path / "table.json").read_text())["lines"]
     assert lines[0] == ["", "kNN 5", "std", "5-shot (50 labels)"]
-    assert lines[2] == ["net", "60.0", "0.0123", "84.6 +- 3.1"]
+    assert lines[2] == [rows()[1].label, "60.0", "0.0123", "84.6 +- 3.1"]
 
 
 def test_report_prints_no_table_of_files(tmp_path, capsys):
