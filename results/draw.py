@@ -105,7 +105,8 @@ def methods_table() -> str:
         settings = chosen_settings(METHODS[name].settings or name) or {}
         line.append(", ".join(f"{value:g}" for value in settings.values()))
     head = ["", "seeds", *COLUMNS.values(), "seconds", "rate, decay"]
-    return markdown(head, [*lines, *([*line, "-"] for line in baselines(COLUMNS))])
+    text = markdown(head, [*lines, *([*line, "-"] for line in baselines(COLUMNS))])
+    return f"{text}\n![kNN of every method](images/methods.svg)\n"
 
 
 def short_table() -> str:

@@ -126,7 +126,7 @@ def _log_table(page: Any, rows: Rows) -> None:
     import wandb
 
     columns, cells = columns_and_cells(rows)
-    page.log({"evaluation": wandb.Table(columns=columns, data=cells)}, step=0)
+    page.log({"evaluation": wandb.Table(columns=[*columns], data=cells)}, step=0)
 
 
 def _log_backbone(page: Any, path: Path, name: str) -> None:

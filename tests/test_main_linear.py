@@ -103,7 +103,7 @@ def test_two_processes_evaluate_as_one(tmp_path, few):
     for row in one:
         assert one[row]["scores"] == pytest.approx(two[row]["scores"], abs=0.01)
     files = [{p.relative_to(tmp_path / r) for p in (tmp_path / r).rglob("*.*")} for r in ("one", "two")]
-    assert files[0] == files[1]
+    assert {p for p in files[0] if not p.match("*_*.json")} == files[1]  # forked commands draw no report's data
     assert sum(p.suffix == ".png" for p in files[0]) == 3
     a, b = (np.load(next((tmp_path / r).rglob("val/features.npy"))) for r in ("one", "two"))
     np.testing.assert_allclose(a, b, atol=1e-5)

@@ -7,7 +7,6 @@ from torch import nn
 from methods import METHODS, build_method
 from methods.build import Loop
 from tests.helpers.commands import construct, plan_of
-from tests.helpers.method_cases import case_of
 from utils.batch import Batch
 from utils.errors import UserError
 
@@ -17,7 +16,7 @@ def backbone():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-IN_A_LOOP = [name for name in METHODS if not case_of(name).transformer
+IN_A_LOOP = [name for name in METHODS if not METHODS[name].transformer_name
              and name not in ("clusterfit", "deepclusterv2", "distill")]  # fmt: skip
 
 
