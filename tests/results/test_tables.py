@@ -5,13 +5,14 @@ from collections import Counter
 import pytest
 
 import results.tables as tables
+from bench import peers
 from cli.evaluate import parse_evaluation
 from cli.pretrain import parse_pretraining
 from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
 from methods import METHODS
 from results.rows import METHODS as ROWS
-from results.tables import EVALUATE, PRETRAIN, TABLES, chosen_settings
+from results.tables import EVALUATE, PEER, PRETRAIN, TABLES, chosen_settings
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,8 @@ def test_every_command_is_parsed_and_recorded_under_its_own_name(table):
         words = list(command.words)
         if command.program == PRETRAIN:
             args = parse_pretraining(words, METHODS, DATASETS)
+        elif command.program == PEER:
+            args = peers.parse(words)
         else:
             assert command.program == EVALUATE
             args = parse_evaluation(words, list(DATASETS), EVALUATIONS)
