@@ -16,6 +16,7 @@ from torch import Tensor
 from data.file_list import Names, RowNames
 from data.image_check import check_files
 from data.images import decode_file
+from data.labels import LabelSets
 from utils.errors import UserError
 from utils.names import escaped, shown
 
@@ -28,12 +29,14 @@ class EncodedImages:
     """Encoded images in a fixed order; an implementation of `data.images.Images`.
 
     A source says with `content` how one is read; worker processes and threads call it at once. names: of the images: a
-    path below the root, a member of a shard, or the number of a row. root: the folder or
-    file that messages name. lengths: (N,) bytes of each image. PER_IMAGE: attributes with an entry per image.
+    path below the root, a member of a shard, or the number of a row. root: the folder or file that messages name.
+    lengths: (N,) bytes of each image. label_sets: where images have several labels; then `labels` are -1, and there are
+    no `classes`. PER_IMAGE: attributes with an entry per image.
     """
 
     PER_IMAGE: tuple[str, ...] = ("lengths",)
     ITEMS = "images"  # what messages call them
+    label_sets: LabelSets | None = None
 
     def __init__(
         self, root: Path | str, names: Names | RowNames, lengths: NDArray, labels: Sequence[int], classes: Sequence[str]
@@ -80,7 +83,9 @@ class EncodedImages:
 
     def fingerprint(self) -> str:
         if not self._fingerprint:
-            rows = zip(self.names, self.lengths.tolist(), self.labels.tolist(), strict=True)
+            sets = self.label_sets
+            labels = self.labels.tolist() if sets is None else np.packbits(sets.member.numpy(), axis=1).tolist()
+            rows = zip(self.names, self.lengths.tolist(), labels, strict=True)
             self._fingerprint = short_hash(f"{name} {length} {y}" for name, length, y in rows)
         return self._fingerprint
 
@@ -115,6 +120,7 @@ class EncodedImages:
         """The images of some rows."""
         images = copy.copy(self)
         images.names, images.labels, images._fingerprint = self.names.take(rows), self.labels[rows], ""
+        images.label_sets = self.label_sets and self.label_sets.take(rows)
         for name in self.PER_IMAGE:
             setattr(images, name, getattr(self, name)[rows])
         return images
