@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from utils.names import escaped, shown
 
 PUT_BACK = "put it back as it was and resume the run, or start a new one"
 CHECKED = 200_000  # images; with --on_bad_image stop, the images of a larger source are not checked before the run
+HASHED = 2**14  # lines at once
 Source = TypeVar("Source", bound="EncodedImages")
 
 
@@ -148,7 +150,11 @@ class EncodedImages:
 
 def short_hash(lines: Iterable[str]) -> str:
     """16 digits; names that are not UTF-8 count with their bytes."""
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    digest, rest, separator = hashlib.sha256(), iter(lines), ""
+    while part := list(itertools.islice(rest, HASHED)):  # a million lines at once take 140 MB
+        digest.update((separator + "\n".join(part)).encode("utf-8", "surrogateescape"))
+        separator = "\n"
+    return digest.hexdigest()[:16]
 
 
 def preview(names: Sequence[str]) -> str:
