@@ -186,6 +186,7 @@ def read_dataset(
     bad: dict[str, str] = {}
     train = _without_bad(train, on_bad_image, notes, bad)
     val = _without_bad(val, on_bad_image, notes, bad) if val else None
+    notes += _depth_notes(train, val)
     classes = len(train.classes)
     if info.classes and classes != info.classes and not sets:
         notes.append(f"{name} usually has {info.classes} classes; {where} has {classes}")
@@ -252,6 +253,18 @@ def _without_bad(images: Images, on_bad_image: str, notes: list[str], bad: dict[
         )
         bad |= found
     return readable
+
+
+def _depth_notes(train: Images, val: Images | None) -> list[str]:
+    """A remark on images of 16 bits, counted over both splits, where there are any."""
+    splits = [images for images in (train, val) if isinstance(images, EncodedImages) and images.deep[0]]
+    if not splits:
+        return []
+    deep, looked = (sum(images.deep[k] for images in splits) for k in (0, 1))
+    return [
+        f"{deep:,} of {looked:,} images in {' and '.join(shown(images.root) for images in splits)} have 16 bits per "
+        f"channel: 0 to 65535 becomes 0 to 255, so images of a smaller range get dark; stretch those to 16 bits first"
+    ]
 
 
 def _check_labels(name: str, data: Data) -> None:

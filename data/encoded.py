@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.file_list import Names, RowNames
-from data.image_check import check_files
+from data.image_check import Checked, check_files
 from data.images import decode_file
 from data.labels import LabelSets
 from utils.errors import UserError
@@ -23,6 +23,7 @@ from utils.names import escaped, shown
 
 PUT_BACK = "put it back as it was and resume the run, or start a new one"
 CHECKED = 200_000  # images; with --on_bad_image stop, the images of a larger source are not checked before the run
+HEADERS = 2000  # images of a larger source whose headers are read
 HASHED = 2**14  # lines at once
 Source = TypeVar("Source", bound="EncodedImages")
 
@@ -33,7 +34,8 @@ class EncodedImages:
     A source says with `content` how one is read; worker processes and threads call it at once. names: of the images: a
     path below the root, a member of a shard, or the number of a row. root: the folder or file that messages name.
     lengths: (N,) bytes of each image. label_sets: where images have several labels; then `labels` are -1, and there are
-    no `classes`. PER_IMAGE: attributes with an entry per image.
+    no `classes`. deep: how many images of 16 bits the check has found, among how many images. PER_IMAGE: attributes
+    with an entry per image.
     """
 
     PER_IMAGE: tuple[str, ...] = ("lengths",)
@@ -46,6 +48,7 @@ class EncodedImages:
         self.root, self.names, self.lengths, self.classes = root, names, lengths, list(classes)
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
         self.notes: list[str] = []  # what a user may not expect of these images
+        self.deep = 0, 0
         self._sizes: NDArray | None = None
         self._fingerprint = ""
 
@@ -97,9 +100,9 @@ class EncodedImages:
     def sizes(self) -> NDArray:
         """(N, 2) heights and widths from the images' headers; read once."""
         if self._sizes is None:
-            sizes, bad = check_files(self.path, len(self), self.opened)
-            self._refuse(bad)
-            self._sizes = sizes
+            found = check_files(self.path, len(self), self.opened)
+            self._refuse(found.bad)
+            self._sizes, self.deep = found.sizes, (len(found.deep), len(self))
         return self._sizes
 
     def check(self) -> None:
@@ -108,14 +111,20 @@ class EncodedImages:
             self.sizes()
         else:
             self._refuse(np.flatnonzero(self.lengths == 0).tolist())
+            self.deep = len(self.some_headers().deep), HEADERS
+
+    def some_headers(self) -> Checked:
+        """The headers of HEADERS images of a very large source, spread over all of them."""
+        rows = np.linspace(0, len(self) - 1, HEADERS).astype(int).tolist()
+        return check_files(lambda i: self.path(rows[i]), HEADERS, lambda i: self.opened(rows[i]))
 
     def readable(self: Source) -> tuple[Source, dict[str, str]]:
         """The images without the bad ones, after a check of every one; and path -> reason of the bad ones."""
-        sizes, bad = check_files(self.path, len(self), self.opened)
+        sizes, bad, deep = check_files(self.path, len(self), self.opened)
         kept = np.setdiff1d(np.arange(len(self)), list(bad))
         self._refuse_empty_classes(kept)
         images = self._take(kept)
-        images._sizes = sizes[kept]
+        images._sizes, images.deep = sizes[kept], (len(deep), len(kept))
         return images, {escaped(self.path(i)): why if self.lengths[i] else "zero bytes" for i, why in bad.items()}
 
     def _take(self: Source, rows: NDArray) -> Source:

@@ -43,7 +43,8 @@ def test_read_dataset_reads_a_table_in_the_order_of_its_rows(root, name):
     copy = pickle.loads(pickle.dumps(data.train))
     assert torch.equal(copy.decode(1), data.train.decode(1))
     assert copy.names == data.train.names
-    assert data.notes == []
+    assert len(data.notes) == 1
+    assert "1 of 4 images" in data.notes[0], "of 16 bits"
 
 
 def test_a_table_beside_folders_is_found_and_its_validation_refers_to_its_classes(root):
