@@ -13,7 +13,8 @@ COLOURS = 8  # of utils.html
 STYLE = """
 button { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line); border-radius: 0.3rem;
   padding: 0.3rem 0.7rem; margin: 0 0.4rem 0.4rem 0; text-align: left; cursor: pointer; }
-button[aria-pressed=false] { opacity: 0.45; text-decoration: line-through; }
+button { max-width: 100%; overflow-wrap: anywhere; }
+button[aria-pressed=false] { color: var(--muted); text-decoration: line-through; }
 path { fill: none; stroke-width: 1.6; }
 .grid { stroke: var(--line); stroke-width: 1; } .cursor { stroke: var(--muted); }
 output { display: block; font-size: 0.85rem; min-height: 1.3em; overflow-wrap: anywhere; white-space: pre-line; }
@@ -43,8 +44,8 @@ document.querySelectorAll('svg[data-last]').forEach(svg => {
     move((x - left) / (right - left) * last);
   });
   svg.addEventListener('keydown', e => {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
-    if (by) { move(step + by * Math.max(1, last / 50)); e.preventDefault(); }
+    const by = Math.max(1, last / 50), to = { ArrowLeft: step - by, ArrowRight: step + by, Home: 0, End: last }[e.key];
+    if (to !== undefined && !e.ctrlKey && !e.metaKey && !e.altKey) { move(to); e.preventDefault(); }
   });
 });
 """
