@@ -32,6 +32,9 @@ nav a { margin-right: 1rem; display: inline-block; padding: 0.2rem 0; } a { colo
 th, td { padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; } tbody th { min-width: 8rem; font-weight: 600; }
 caption { text-align: left; caption-side: top; padding-top: 0.75rem; }
+caption span { position: sticky; left: 0; display: inline-block; max-width: min(80ch, calc(100vw - 4.5rem)); }
+.numbers td, .numbers thead th { white-space: nowrap; text-align: right; padding: 0.25rem 0 0.25rem 1rem; }
+.numbers thead th:first-child { text-align: left; padding-left: 0; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.2rem, 1fr)); gap: 0.5rem;
   margin: 0.5rem 0; align-items: start; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
@@ -67,13 +70,16 @@ def items(texts: Iterable[object], css: str = "") -> Html:
     return element("ul", *(element("li", text) for text in texts), css=css)
 
 
-def table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), caption: str = "") -> Html:
-    """A table that scrolls by itself where the screen is narrow; the first cell of a row is its heading."""
-    parts = [element("caption", caption)] if caption else []
+def table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), caption: str = "", css: str = "") -> Html:
+    """A table that scrolls by itself where the screen is narrow; the first cell of a row is its heading.
+
+    css: "numbers" for cells that stay on one line and end at the same place.
+    """
+    parts = [element("caption", element("span", caption))] if caption else []
     if head:
         parts.append(element("thead", element("tr", *(element("th", cell, scope="col") for cell in head))))
     lines = [element("tr", element("th", row[0], scope="row"), *(element("td", c) for c in row[1:])) for row in rows]
-    whole = element("table", *parts, element("tbody", *lines))
+    whole = element("table", *parts, element("tbody", *lines), css=css)
     return element("div", whole, css="scroll", tabindex=0, role="region", **{"aria-label": caption or "table"})
 
 
