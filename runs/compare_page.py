@@ -15,7 +15,7 @@ button { font: inherit; color: inherit; background: var(--page); border: 1px sol
   padding: 0.3rem 0.7rem; margin: 0 0.4rem 0.4rem 0; text-align: left; cursor: pointer; }
 button { max-width: 100%; overflow-wrap: anywhere; }
 button[aria-pressed=false] { color: var(--muted); text-decoration: line-through; }
-svg text { font-size: 13px; } path { fill: none; stroke-width: 1.6; }
+path { fill: none; stroke-width: 1.6; }
 .grid { stroke: var(--line); stroke-width: 1; } .cursor { stroke: var(--muted); }
 output { display: block; font-size: 0.85rem; min-height: 1.3em; overflow-wrap: anywhere; white-space: pre-line; }
 """

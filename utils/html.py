@@ -35,13 +35,13 @@ caption { text-align: left; caption-side: top; padding-top: 0.75rem; }
 caption span { position: sticky; left: 0; display: inline-block; max-width: min(80ch, calc(100vw - 4.5rem)); }
 .numbers td, .numbers thead th { white-space: nowrap; text-align: right; padding: 0.25rem 0 0.25rem 1rem; }
 .numbers thead th:first-child { text-align: left; padding-left: 0; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.2rem, 1fr)); gap: 0.5rem;
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: 0.5rem;
   margin: 0.5rem 0; align-items: start; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
   margin-top: 0.75rem; }
 figure { margin: 0; min-width: 0; } figcaption { overflow-wrap: anywhere; } img { width: 100%; display: block; }
 .exact { image-rendering: pixelated; } .own { outline: 2px solid var(--c1); outline-offset: -2px; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--muted); font: 11px system-ui, sans-serif; }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--muted); font: 13px system-ui, sans-serif; }
 .bar { fill: var(--accent); } summary { color: var(--accent); cursor: pointer; font-size: 0.85rem; }
 figure .scroll { max-height: 18rem; overflow-y: auto; } .warn li { color: var(--warn); }
 """
