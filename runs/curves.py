@@ -10,6 +10,8 @@ WORDS = {
     "val_probe_acc": "probe, validation",
     "probe_acc": "probe, training",
     "nn_label_acc": "neighbours of the query's class",
+    "nn_similarity": "similarity to the nearest neighbour",
+    "nn_distinct": "share of distinct neighbours",
     "images_per_second": "images per second",
     "data_wait_fraction": "share of time waiting for data",
     "lr": "learning rate",

@@ -6,9 +6,9 @@ from runs.curves import MOST_POINTS, metric_title, panels, thinned
 
 
 def test_titles_of_charts_are_names_and_begin_with_a_capital_letter():
-    row = {"step": "0", "quality/rankme": "9", "quality/alpha_req": "3", "quality/std": "1", "queue_age": "1"}
+    row = {"step": "0", "quality/rankme": "9", "quality/alpha_req": "3", "quality/std": "1", "nn_distinct": "1"}
     titles = [chart["title"] for chart in panels([row])]
-    assert titles == ["RankMe", "Alpha-ReQ", "Standard deviation of the features", "Queue age"]
+    assert titles == ["RankMe", "Alpha-ReQ", "Standard deviation of the features", "Share of distinct neighbours"]
 
 
 def test_panels_put_the_loss_first_and_accuracies_together():
