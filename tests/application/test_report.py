@@ -60,7 +60,9 @@ def test_report_of_a_command_that_no_version_knows_any_more(tmp_path, capsys):
     main_report.main([str(folder)])
     assert "no_such_flag" in capsys.readouterr().out
     assert "--no_such_flag" in page_of(folder).text("code")
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="nowhere is no run: it has no args.json"):
         main_report.main([str(tmp_path / "nowhere")])
+    with pytest.raises(UserError, match="metrics.csv is no run: it has no args.json"):
+        main_report.main([str(folder / "metrics.csv")])
     with pytest.raises(UserError, match="unknown argument|unrecognized"):
         main_report.main([str(folder), "--fast"])
