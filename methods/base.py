@@ -18,7 +18,7 @@ from utils.batch import Batch
 from utils.distributed import mean_over_ranks, rank
 from utils.errors import UserError
 from utils.files import EVAL_BACKBONE
-from utils.memory_layout import channels_last, convolutions_channels_last
+from utils.memory_layout import channels_last, fastest_layers
 from utils.online_probe import OnlineProbe
 from utils.optim import (
     FlagGroup,
@@ -77,8 +77,8 @@ class Method(LightningModule):
         self.probe = OnlineProbe(dim, classes) if classes else None
 
     def setup(self, stage: str) -> None:
-        """Give the weights of convolutions the memory layout of the images, on a GPU."""
-        convolutions_channels_last(self, self.plan.hardware.accelerator)
+        """Give the layers the forms that are fastest on the device."""
+        fastest_layers(self, self.plan.hardware.accelerator, self.plan.hardware.precision)
 
     def transform_batch(self, batch: Batch) -> Batch:
         """Change the views before the backbone sees them.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, Row
-from results.tables import LEDGER, ROOT, SEEDS, chosen_settings, read_record
+from results.tables import LEDGER, PEER_METHODS, PEERS, ROOT, SEEDS, chosen_settings, read_record
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
 COLUMNS = {
     "knn_20": "kNN 20",
@@ -45,7 +45,7 @@ def values(table: str, name: str, suffixes: Sequence[str], network: str = "") ->
         for suffix in suffixes:
             for key, value in evaluated(read_record(table, f"{name}-s{seed}{suffix}"), network).items():
                 found.setdefault(key, []).append(value)
-        if run is not None and "plan" in run:
+        if run is not None and run["kind"] in ("pretraining", "peer"):
             found.setdefault("seconds", []).append(run["seconds"])
     return found
 
@@ -174,6 +174,22 @@ def transfer_table() -> str:
     return markdown(["", *TRANSFER_COLUMNS.values()], lines) if lines else nothing("transfer")
 
 
+def peers_table() -> str:
+    """Each method of the peers: ours with the settings of table 1, Lightly's, and ours with those of solo-learn."""
+    columns = {"knn_20": "kNN 20", "logistic": "logistic"}
+    lines = []
+    for name in PEER_METHODS:
+        sides = [("Lookalike", "methods", name), *((title, "peers", f"{peer}-{name}") for peer, title in PEERS.items())]
+        for title, table, row in sides:
+            found = values(table, row, ["-evaluated"])
+            if any(key in found for key in columns):
+                seeds = max(len(found[key]) for key in columns if key in found)
+                cells = [cell(found.get(key)) for key in columns]
+                lines.append([METHODS[name].title, title, str(seeds), *cells, cell(found.get("seconds"), 0)])
+    peers_ran = any(line[1] != "Lookalike" for line in lines)
+    return markdown(["", "", "seeds", *columns.values(), "seconds"], lines) if peers_ran else nothing("peers")
+
+
 def gpu_table() -> str:
     """ResNet-18 with 100 epochs on a CUDA device."""
     columns = {"knn_20": "kNN 20", "logistic": "logistic"}
@@ -183,7 +199,7 @@ def gpu_table() -> str:
 
 DRAWN: dict[str, Callable[[], str]] = {
     "methods": methods_table, "short": short_table, "search": search_table, "networks": networks_table,
-    "labels": labels_table, "claims": claims_table, "transfer": transfer_table, "gpu": gpu_table,
+    "labels": labels_table, "claims": claims_table, "transfer": transfer_table, "gpu": gpu_table, "peers": peers_table,
 }  # fmt: skip
 
 

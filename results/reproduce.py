@@ -9,7 +9,7 @@ from pathlib import Path
 from results.draw import evaluated
 from results.rows import MODELS
 from results.run import one_thread
-from results.tables import LEDGER, PRETRAIN, ROOT, TABLES, Run, read_record
+from results.tables import LEDGER, PEER, ROOT, TABLES, Run, read_record
 from utils.errors import UserError, did_you_mean
 
 AGAIN = "reproduced"
@@ -40,24 +40,28 @@ def reproduce(table: str, name: str) -> list[str]:
         reproduce(other, next(r.name for r in TABLES[other]() if needed in [c.run_id for c in r.commands]))
     lines = [f"{'':<28} {'recorded':>10} {'now':>10} {'difference':>11}"]
     for command in run.commands:
-        record = read_record(table, command.run_id) or {}
+        recorded = read_record(table, command.run_id)
+        assert recorded is not None  # find_run has seen it
         ledger = ROOT / MODELS / AGAIN / "ledger" / table
-        words = moved(record["argv"], ledger)
-        folder = ROOT / words[words.index("--output") + 1] / command.run_id
-        if not (ledger / f"{command.run_id}.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        # A peer trains by a command of its own, whose arguments the record has.
+        words = moved(list(command.words) if command.program == PEER else recorded["argv"], ledger)
+        folder = ROOT / words[words.index("--output") + 1]
+        if not all((ledger / f"{record}.json").exists() for record in command.records):
+            for record in command.records:
+                shutil.rmtree(folder / record, ignore_errors=True)
             os.makedirs(ledger, exist_ok=True)
-            subprocess.run([sys.executable, command.program, *words], cwd=ROOT, env=one_thread(), check=True)
-        lines += differences(command.program, table, command.run_id, ledger)
+            subprocess.run([sys.executable, *command.program.split(), *words], cwd=ROOT, env=one_thread(), check=True)
+        for record in command.records:
+            lines += differences(table, record, ledger)
     return lines
 
 
-def differences(program: str, table: str, name: str, ledger: Path) -> list[str]:
+def differences(table: str, name: str, ledger: Path) -> list[str]:
     """A line for each score of a record, beside that of the same run in another ledger."""
     before, now = read_record(table, name), read_record(str(ledger), name)
     if before is None or now is None:
         raise UserError(f"the run {name} left no record in {ledger.relative_to(LEDGER.parent)}; see its output above")
-    if program == PRETRAIN:
+    if before["kind"] != "evaluation":
         old, new = ({key: score["value"] for key, score in record["scores"].items() if key != "images_per_second"}
                     for record in (before, now))  # fmt: skip
         old.pop("data_wait_fraction", None)

@@ -110,6 +110,11 @@ METHODS: dict[str, Row] = {  # in the order of their value
         f"--crop_scale 0.3 1.0 {CROPS}",
         network=TRANSFORMER,
     ),
+    "ijepa": Row(
+        "I-JEPA",
+        "--method ijepa --predictor_dim 64 --predictor_layers 2 --predictor_heads 2 --tau 0.99 --target_scale 0.05 0.1",
+        network=TRANSFORMER,
+    ),
     "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace("--pred_hidden_mlp 512", "--no_predictor"), "nnclr"),
     "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
     "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from results.rows import MODELS
-from results.tables import EVALUATE, PRETRAIN, ROOT, Run, read_record
+from results.tables import PRETRAIN, ROOT, Run, read_record
 
 
 class Filling:
@@ -52,14 +52,15 @@ class Filling:
         folder = ROOT / MODELS / run.table
         folder.mkdir(parents=True, exist_ok=True)
         for command in run.commands:
-            if self.is_over or read_record(run.table, command.run_id):
+            if self.is_over or all(read_record(run.table, name) for name in command.records):
                 continue
-            if command.program == EVALUATE:  # what an evaluation left that was cut off is refused as another run's
-                shutil.rmtree(folder / command.run_id, ignore_errors=True)
+            if command.program != PRETRAIN:  # what it left when it was cut off is refused as another run's
+                for name in command.records:
+                    shutil.rmtree(folder / name, ignore_errors=True)
             resume = ["--resume", "auto"] if command.program == PRETRAIN else []
             log = folder / f"{run.name}.log"
             with log.open("a") as output:
-                words = [sys.executable, command.program, *command.words, *resume]
+                words = [sys.executable, *command.program.split(), *command.words, *resume]
                 process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output, env=one_thread(),
                                            start_new_session=True)  # fmt: skip  # Ctrl-C reaches it through us alone
                 code = self.wait(process)

@@ -8,22 +8,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.rows import CLAIMS, DATA, IMAGES, METHODS, MODELS, NETWORKS, QUEUE, SEARCHED, TRAINING, Row, record_flags
+from results.rows import (
+    CLAIMS,
+    DATA,
+    EPOCHS,
+    IMAGES,
+    METHODS,
+    MODELS,
+    NETWORKS,
+    QUEUE,
+    SEARCHED,
+    TRAINING,
+    Row,
+    record_flags,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = ROOT / "results"
-PRETRAIN, EVALUATE = "main_contrastive.py", "main_linear.py"
+PRETRAIN, EVALUATE, PEER = "main_contrastive.py", "main_linear.py", "-m bench.peers"
 SEEDS = (0, 1, 2)
 FINETUNED = "--evaluation finetune --epochs 50 --optimizer adamw --lr 0.002 --weight_decay 0.01 --batch_size 128"
 WEIGHTS = "--num_workers 1 --pretrained_feature_extractor"
 SEARCH_IMAGES = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"
 LINEAR = "--evaluation linear --epochs 10"
 GPU_EPOCHS = 100
+PEER_METHODS = ("simclr", "nnclr", "byol", "barlow_twins", "vicreg")
+PEERS = {"lightly": "Lightly", "solo-learn": "solo-learn's settings"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a run: program, its arguments, and the record that it leaves."""
+    """A command of a run: program, its arguments, and the records that it leaves."""
 
     program: str
     words: tuple[str, ...]
@@ -32,6 +47,11 @@ class Command:
     def run_id(self) -> str:
         """Name of the run folder and of the record."""
         return self.words[self.words.index("--run_id") + 1]
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """Names of the records, and of the run folders, that the command leaves: a peer is trained and evaluated."""
+        return (self.run_id, f"{self.run_id}-evaluated") if self.program == PEER else (self.run_id,)
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,7 @@ class Run:
 
     def is_done(self) -> bool:
         """Whether the ledger has a record of every command."""
-        return all(read_record(self.table, command.run_id) for command in self.commands)
+        return all(read_record(self.table, name) for command in self.commands for name in command.records)
 
 
 def command(program: str, arguments: str) -> Command:
@@ -146,6 +166,15 @@ def transfer_runs() -> Iterator[Run]:
         yield Run("transfer", run_id, (command(EVALUATE, words),), (f"methods/{run_id}",))
 
 
+def peer_runs() -> Iterator[Run]:
+    """Lightly's methods and solo-learn's settings with the images, network, length and seed of METHODS."""
+    for peer in PEERS:
+        for name in PEER_METHODS:
+            run_id = f"{peer}-{name}-s0"
+            words = f"{name} --peer {peer} --epochs {EPOCHS} --data_folder {DATA} {record_flags('peers', run_id)}"
+            yield Run("peers", run_id, (command(PEER, words),))
+
+
 def gpu_runs() -> Iterator[Run]:
     """ResNet-18 by the recipes in bash_files/cifar10 that are one command, with 100 epochs; for a CUDA device."""
     for name in METHODS:
@@ -174,5 +203,6 @@ TABLES: dict[str, Callable[[], Iterator[Run]]] = {
     "labels": label_runs,
     "claims": lambda: rows_of("claims", CLAIMS, SEEDS[:1]),
     "transfer": transfer_runs,
+    "peers": peer_runs,
     "gpu": gpu_runs,
 }

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from results import draw, tables
-from results.draw import BLOCK, DRAWN, PAGES, cell, drawn, ledger_files, methods_table, plot
+from results.draw import BLOCK, DRAWN, PAGES, cell, drawn, ledger_files, methods_table, peers_table, plot
 from results.tables import ROOT
 
 
@@ -51,7 +51,7 @@ def test_table_has_the_mean_and_deviation_of_each_row_best_first(tmp_path, monke
         for seed, knn in enumerate(scores):
             row = {"scores": {"knn_20": {"value": knn, "definition": "x"}}}
             pixels = {"scores": {"knn_20": {"value": 36.0, "definition": "x"}}}
-            write(tmp_path, f"{name}-s{seed}", {"plan": {}, "seconds": 600.0, "scores": {}})
+            write(tmp_path, f"{name}-s{seed}", {"kind": "pretraining", "seconds": 600.0, "scores": {}})
             write(tmp_path, f"{name}-s{seed}-evaluated", {"rows": {"raw pixels": pixels, f"b, {name}": row}})
     lines = methods_table().splitlines()
     assert [line.split("|")[1:5] for line in lines[2:5]] == [
@@ -61,6 +61,20 @@ def test_table_has_the_mean_and_deviation_of_each_row_best_first(tmp_path, monke
     ]
     plot(tmp_path / "plot.svg")
     assert "NNCLR" in (tmp_path / "plot.svg").read_text()
+
+
+def test_peers_stand_beside_the_rows_of_the_same_method(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LEDGER", tmp_path)
+    (tmp_path / "peers").mkdir()
+    scores = {"scores": {"knn_20": {"value": 50.0, "definition": "x"}}}
+    write(tmp_path, "nnclr-s0-evaluated", {"rows": {"b, nnclr": scores}})
+    assert "No run is in the ledger yet" in peers_table()
+    for name, record in (("", {"kind": "peer", "seconds": 9.0}), ("-evaluated", {"rows": {"b": scores}})):
+        (tmp_path / "peers" / f"lightly-nnclr-s0{name}.json").write_text(json.dumps(record))
+    assert peers_table().splitlines()[2:] == [
+        "| NNCLR | Lookalike | 1 | 50.0 | - | - |",
+        "| NNCLR | Lightly | 1 | 50.0 | - | 9 |",
+    ]
 
 
 def test_cell():

@@ -23,9 +23,10 @@ def test_differences_are_printed_per_score(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "LEDGER", tmp_path)
     for table, knn in (("t", 40.0), ("again", 41.5)):
         (tmp_path / table).mkdir()
-        record = {"scores": {"knn_20": {"value": knn}, "images_per_second": {"value": 5}}, "seconds": 9.0}
+        record = {"kind": "pretraining", "scores": {"knn_20": {"value": knn}, "images_per_second": {"value": 5}},
+                  "seconds": 9.0}  # fmt: skip
         (tmp_path / table / "run.json").write_text(json.dumps(record))
-    first, seconds = differences(PRETRAIN, "t", "run", tmp_path / "again")
+    first, seconds = differences("t", "run", tmp_path / "again")
     assert first.split() == ["knn_20", "40.000", "41.500", "+1.500"]
     assert seconds.split()[0] == "seconds"
 

@@ -59,6 +59,15 @@ def test_a_run_is_asked_to_stop_at_the_deadline(capsys):
     assert tables.read_record("t", "next") is None, "nothing new begins after the deadline"
 
 
+def test_a_peer_is_done_when_it_was_trained_and_evaluated(another_root):
+    peer = Run("t", "p", (Command(tables.PEER, ("--run_id", "p")),))
+    (another_root / "results" / "t").mkdir(parents=True)
+    for name in ("p", "p-evaluated"):
+        assert not peer.is_done()
+        (another_root / "results" / "t" / f"{name}.json").write_text('{"kind": "peer"}')
+    assert peer.is_done()
+
+
 def test_two_workers_never_take_the_same_run():
     filling = Filling(lambda: [one("a"), one("b")], time.time() + 60)
     assert [filling.take().name, filling.take().name, filling.take()] == ["a", "b", None]

@@ -1,9 +1,11 @@
 """Channels last: strides change, values do not."""
 
+import pytest
 import torch
+from timm import create_model
 from torch import nn
 
-from utils.memory_layout import channels_last, convolutions_channels_last
+from utils.memory_layout import channels_last, convolutions_channels_last, fastest_layers
 
 
 def test_channels_last_changes_the_strides_alone():
@@ -24,3 +26,17 @@ def test_convolutions_channels_last_changes_the_strides_of_convolutions_alone():
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
         assert value.is_contiguous() or name == "0.weight", name
+
+
+@pytest.mark.parametrize(("accelerator", "precision"), [("cpu", "bf16-mixed"), ("cpu", "32"), ("cuda", "bf16-mixed")])
+def test_attention_is_plain_on_a_cpu_in_bf16_alone_with_equal_gradients(accelerator, precision):
+    network = create_model("test_vit", num_classes=0)
+    x, gradients = torch.randn(2, 3, 160, 160), []
+    for _ in range(2):
+        network.zero_grad()
+        network(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+        fastest_layers(network, accelerator, precision)
+    fused = {block.attn.fused_attn for block in network.blocks}
+    assert fused == {(accelerator, precision) != ("cpu", "bf16-mixed")}
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
