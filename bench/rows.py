@@ -116,6 +116,7 @@ def train_rows(cuda: bool) -> dict[str, Row]:
     batch, queue, steps, more = (256, 65536, 200, 200) if cuda else (64, 4096, 8, 20)
     simclr = Task("--method simclr", batch, steps)
     quarter = Task("--method simclr", batch, more, quarter=True)
+    transformer = Task("--method simclr", 16, 6, network="vit_tiny_patch16_224", patch_size=4)
     large = Task("--method simclr", 16, 6, 224, "imagenet")
     large_quarter = Task("--method simclr", 16, 12, 224, "imagenet", quarter=True)
 
@@ -141,6 +142,7 @@ def train_rows(cuda: bool) -> dict[str, Row]:
         "train-32-step-nnclr": step(Task(f"--method nnclr --queue_size {queue}", batch, steps)),
         "train-32-step-stem": step(Task("--method simclr", batch, more, stem="imagenet")),
         "train-32-step-quarter": step(quarter),
+        "train-32-step-attention": attention_row(transformer),
         "train-32": loop(simclr),
         "train-32-quarter": loop(quarter),
         "train-32-lightly": other(simclr),
@@ -150,6 +152,14 @@ def train_rows(cuda: bool) -> dict[str, Row]:
         "train-224": loop(large),
         "train-224-quarter": loop(large_quarter),
     } | compiled_rows(simclr)
+
+
+def attention_row(task: Task) -> Row:
+    """A vision transformer's step with the attention that training chooses on the device, beside timm's own choice."""
+    ours, built = (partial(train.bare, task=task, cpu_time=True, as_built=as_built) for as_built in (False, True))
+    return Row(
+        "images/s", ("bare step", ours), ("with the attention that timm chooses", built), cores=1, reads=task.reads
+    )
 
 
 def compiled_rows(task: Task) -> dict[str, Row]:

@@ -124,17 +124,22 @@ def whole(settings: Settings, task: Task) -> Work:
     return waiting(once, {"precision": plan.hardware.precision, "pipeline": pipeline})
 
 
-def bare(settings: Settings, task: Task, compile_mode: str | None = None, cpu_time: bool = False) -> Work:
+def bare(
+    settings: Settings, task: Task, compile_mode: str | None = None, cpu_time: bool = False, as_built: bool = False
+) -> Work:
     """Rounds of the bare step on ready tensors.
 
     compile_mode: compiled in this mode of torch.compile. cpu_time: without a GPU, count the time of the process on the
-    CPU, which other work on the machine hardly changes, in place of the time that passes.
+    CPU, which other work on the machine hardly changes, in place of the time that passes. as_built: without the forms
+    of layers that are fastest on the device.
     """
     args, plan, data = read(settings, task)
     keep_freed_memory()  # as the whole run does
     hardware = plan.hardware
     device = torch.device(hardware.accelerator)
     method = build_method(args, plan, data, task).to(device).train()
+    if not as_built:
+        method.setup("fit")
     n, size = plan.batch.batch_size, plan.views.large_size
     views = [torch.randn(n, 3, size, size, device=device) for _ in range(method.large_views)]
     ready = Batch(torch.arange(n, device=device), views, torch.zeros(n, dtype=torch.long, device=device))

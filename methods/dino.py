@@ -16,6 +16,7 @@ from utils.self_distillation import (
     frozen_prototypes,
     pairs_cross_entropy,
     teacher_temperature,
+    view_logits,
 )
 from utils.step_modules import RunningMean
 from utils.view_features import ViewFeatures
@@ -62,7 +63,7 @@ class DINO(Method):
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         assert feats.evaluated is not None
-        student, teacher = [self.head(f) for f in feats.all], [self.teacher_head(f) for f in feats.evaluated]
+        student, teacher = view_logits(self.head, feats.all), view_logits(self.teacher_head.teacher, feats.evaluated)
         out = pairs_cross_entropy(
             student, teacher, self.center.value, self.args.student_temperature, self.teacher_temperature.value
         )

@@ -21,6 +21,7 @@ from utils.self_distillation import (
     frozen_prototypes,
     pairs_cross_entropy,
     teacher_temperature,
+    view_logits,
 )
 from utils.step_modules import RunningMean, epoch_number
 from utils.view_features import ViewFeatures
@@ -92,7 +93,7 @@ class IBOT(Method):
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         assert isinstance(feats, MaskedFeatures)
-        student, teacher = [self.head(f) for f in feats.all], [self.teacher_head(f) for f in feats.evaluated]
+        student, teacher = view_logits(self.head, feats.all), view_logits(self.teacher_head.teacher, feats.evaluated)
         temperatures = self.args.student_temperature, self.teacher_temperature.value
         out = pairs_cross_entropy(student, teacher, self.center.value, *temperatures)
         self.center.push(torch.cat(teacher).mean(dim=0))  # moves after this step: the loss takes the earlier mean

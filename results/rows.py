@@ -1,11 +1,13 @@
 """The rows of the tables of results: which flags make each, and what it builds on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 MODELS = "trained_models"
 EPOCHS = 20
 DATA = "datasets/cifar10-jpeg"  # class folders train/ and test/ of CIFAR-10 (JPEG), see results/data.py
 IMAGES = f"--data_folder {DATA} --train_dir train --val_dir test"
+SEARCH_IMAGES = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"  # 10,000 and 2,500 training images
 NETWORK = "test_resnet --stem imagenet"
 TRANSFORMER = "test_vit --patch_size 4"
 TRAINING = (
@@ -41,28 +43,17 @@ class Row:
     before: tuple[str, ...] = ()
 
 
-def clusters_of_rotnet(table: str, clusters: int) -> tuple[str, str]:
-    """(cluster file, arguments that write it): k-means of the features of the RotNet of METHODS, of the same seed."""
+def clusterfit(table: str, title: str, clusters: int, images: str, **settings: Any) -> Row:
+    """A row of ClusterFit: k-means of the features of the RotNet of a table, then the training; of the same seed."""
     run = f"rotnet-{clusters}-s{{seed}}-clusters"
     file = f"{MODELS}/{table}/{run}.npz"
     arguments = (
-        f"cifar10 {NETWORK} {IMAGES} --num_workers 1 --pretrained_feature_extractor {MODELS}/methods/rotnet-s{{seed}} "
+        f"cifar10 {NETWORK} {images} --num_workers 1 --pretrained_feature_extractor {MODELS}/{table}/rotnet-s{{seed}} "
         f"--evaluation cluster --num_clusters {clusters} --cluster_output {file} --seed {{seed}} "
         f"{record_flags(table, run)}"
     )
-    return file, arguments
-
-
-def clusterfit(table: str, title: str, clusters: int, flags: str = "") -> Row:
-    """A row of ClusterFit from the RotNet of METHODS."""
-    file, arguments = clusters_of_rotnet(table, clusters)
-    return Row(
-        title,
-        f"--method clusterfit --cluster_file {file} {flags}".strip(),
-        settings="rotnet",
-        needs=("methods/rotnet-s{seed}",),
-        before=(arguments,),
-    )
+    flags = f"--method clusterfit --cluster_file {file} {settings.pop('flags', '')}".strip()
+    return Row(title, flags, "rotnet", needs=(f"{table}/rotnet-s{{seed}}",), before=(arguments,), **settings)
 
 
 def record_flags(table: str, run_id: str) -> str:
@@ -90,7 +81,7 @@ METHODS: dict[str, Row] = {  # in the order of their value
     "deepclusterv2": Row("DeepCluster v2", f"--method deepclusterv2 {HEADS} --num_centroids 512 512 512 {CROPS}"),
     "ressl": Row("ReSSL", f"--method ressl {HEADS} --queue_size {QUEUE} --tau 0.99"),
     "lejepa": Row("LeJEPA", f"--method lejepa --hidden_mlp 512 --proj_dim 32 --directions 256 {CROPS}"),
-    "clusterfit": clusterfit("methods", "ClusterFit (of RotNet, 1,000 clusters)", 1000),
+    "clusterfit": clusterfit("methods", "ClusterFit (of RotNet, 1,000 clusters)", 1000, IMAGES),
     "distill": Row(
         "distilled (SEED, from the SimCLR row's network)",
         f"--method distill --teacher test_resnet --teacher_weights {MODELS}/methods/simclr-s{{seed}} "
@@ -134,23 +125,45 @@ NETWORKS = {  # candidates for the tables: title and the words of the command
 }  # fmt: skip
 SMALL = "--small_views 4 --small_size 16 --small_scale 0.08 0.4"  # as many pixels as one more view of 32 px
 NO_COLOR = "--jitter 0 --gray 0 --blur 0 --solarize 0"
-CLAIMS: dict[str, Row] = {  # what the papers claim, each beside its rows in METHODS
-    **{
-        f"nnclr_queue_{size}": Row(
-            f"NNCLR, queue of {size:,}", NNCLR.replace(f"--queue_size {QUEUE}", f"--queue_size {size}"), "nnclr"
-        )
-        for size in (1024, 4096, 49152)
-    },
-    "simclr_crops_only": Row("SimCLR, crops and flips only", SIMCLR.replace(CROPS, NO_COLOR), "simclr"),
-    "nnclr_crops_only": Row("NNCLR, crops and flips only", NNCLR.replace(CROPS, NO_COLOR), "nnclr"),
-    "rotnet_longer": Row("RotNet, twice the epochs", "--method rotnet", "rotnet", epochs=2 * EPOCHS),
-    "clusterfit_shuffled": clusterfit("claims", "ClusterFit, shuffled ids", 1000, "--shuffle_clusters"),
-    "clusterfit_100": clusterfit("claims", "ClusterFit, 100 clusters", 100),
-    "clusterfit_5000": clusterfit("claims", "ClusterFit, 5,000 clusters", 5000),
-    "simclr_small_views": Row("SimCLR, 2 + 4 views, equal compute", f"{SIMCLR} {SMALL}", "simclr", epochs=13),
-    "swav_small_views": Row("SwAV, 2 + 4 views, equal compute", f"{METHODS['swav'].flags} {SMALL}", "swav", epochs=13),
-    "simclr_batch_64": Row("SimCLR, batch 64", f"{SIMCLR} --batch_size 64", "simclr"),
-    "simclr_batch_1024": Row("SimCLR, batch 1,024", f"{SIMCLR} --batch_size 1024", "simclr"),
-    "nnclr_longer": Row("NNCLR, 60 epochs", NNCLR, "nnclr", epochs=3 * EPOCHS),
-    "simclr_longer": Row("SimCLR, 60 epochs", SIMCLR, "simclr", epochs=3 * EPOCHS),
+SHORT, LENGTH, LONG = 8, 24, 80  # epochs of the images of the search
+
+
+def claim(title: str, flags: str, settings: str, epochs: int = LENGTH) -> Row:
+    """A row of CLAIMS, with the queue of the search."""
+    return Row(title, flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}"), settings, epochs=epochs)
+
+
+def claim_of_clusterfit(title: str, clusters: int, flags: str = "") -> Row:
+    return clusterfit("claims", title, clusters, SEARCH_IMAGES, flags=flags, epochs=LENGTH)
+
+
+CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
+    "simclr": claim("SimCLR", SIMCLR, "simclr"),
+    "nnclr": claim("NNCLR, queue of 4,096", NNCLR, "nnclr"),
+    "simclr_crops_only": claim("SimCLR, crops and flips only", SIMCLR.replace(CROPS, NO_COLOR), "simclr"),
+    "nnclr_crops_only": claim("NNCLR, crops and flips only", NNCLR.replace(CROPS, NO_COLOR), "nnclr"),
+    "simclr_short": claim("SimCLR, 8 epochs", SIMCLR, "simclr", SHORT),
+    "nnclr_short": claim("NNCLR, 8 epochs", NNCLR, "nnclr", SHORT),
+    "simclr_long": claim("SimCLR, 80 epochs", SIMCLR, "simclr", LONG),
+    "nnclr_long": claim("NNCLR, 80 epochs", NNCLR, "nnclr", LONG),
+    "nnclr_queue_512": claim("NNCLR, queue of 512", NNCLR.replace(str(QUEUE), "512"), "nnclr"),
+    "nnclr_queue_9984": claim("NNCLR, queue of 9,984", NNCLR.replace(str(QUEUE), "9984"), "nnclr"),
+    "supcon": claim("SupCon (labels)", f"{SIMCLR} --supervised", "supcon"),
+    "rotnet": claim("RotNet", "--method rotnet", "rotnet"),
+    "rotnet_longer": claim("RotNet, twice the epochs", "--method rotnet", "rotnet", 2 * LENGTH),
+    "clusterfit_100": claim_of_clusterfit("ClusterFit of RotNet, 100 clusters", 100),
+    "clusterfit_500": claim_of_clusterfit("ClusterFit of RotNet, 500 clusters", 500),
+    "clusterfit_2000": claim_of_clusterfit("ClusterFit of RotNet, 2,000 clusters", 2000),
+    "clusterfit_shuffled": replace(
+        claim_of_clusterfit("ClusterFit of RotNet, 500 clusters, shuffled ids", 500, "--shuffle_clusters"),
+        before=(),
+        needs=("claims/rotnet-500-s{seed}-clusters",),
+    ),
+    "simclr_small_views": claim("SimCLR, 2 + 4 views, equal compute", f"{SIMCLR} {SMALL}", "simclr", LENGTH * 2 // 3),
+    "swav": claim("SwAV", METHODS["swav"].flags, "swav"),
+    "swav_small_views": claim(
+        "SwAV, 2 + 4 views, equal compute", f"{METHODS['swav'].flags} {SMALL}", "swav", LENGTH * 2 // 3
+    ),
+    "simclr_batch_64": claim("SimCLR, batch 64", f"{SIMCLR} --batch_size 64", "simclr"),
+    "simclr_batch_1024": claim("SimCLR, batch 1,024", f"{SIMCLR} --batch_size 1024", "simclr"),
 }

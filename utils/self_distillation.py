@@ -85,6 +85,13 @@ class DistillationHead(nn.Module):
         return self.logits(self.bottleneck(features))
 
 
+def view_logits(head: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
+    """Logits (n, K) of each view's features (n, dim) by a `DistillationHead`, whose prototypes are normalized once."""
+    assert isinstance(head, DistillationHead)
+    logits = head.logits(torch.cat([head.bottleneck(features) for features in views]))
+    return list(logits.split([len(features) for features in views]))
+
+
 @full_precision
 def cross_entropy(
     student: Tensor, teacher: Tensor, center: Tensor, student_t: float, teacher_t: Tensor | float

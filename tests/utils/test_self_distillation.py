@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.helpers.networks import random_views
-from utils.self_distillation import DistillationHead, cross_entropy, pairs_cross_entropy
+from utils.self_distillation import DistillationHead, cross_entropy, pairs_cross_entropy, view_logits
 
 HEAD = Namespace(hidden_mlp=16, proj_dim=8, proj_layers=3, num_prototypes=12, head_norm=False)
 
@@ -132,6 +132,17 @@ def test_head_gives_cosines_with_prototypes_of_unit_length():
     with torch.no_grad():
         weight *= 7
     assert_close(head(x), logits)
+
+
+def test_views_have_the_logits_of_the_head_and_normalize_the_prototypes_once():
+    torch.manual_seed(0)
+    head = DistillationHead(Namespace(**vars(HEAD) | {"head_norm": True}), 6)
+    views, calls = [torch.randn(4, 6), 3 + torch.randn(4, 6), torch.randn(2, 6)], []
+    head.prototypes.register_forward_hook(lambda *args: calls.append(args))
+    expected, _ = [head(view) for view in views], calls.clear()
+    for found, alone in zip(view_logits(head, views), expected, strict=True):
+        assert_close(found, alone)
+    assert len(calls) == 1
 
 
 def test_hidden_layers_of_the_head():
