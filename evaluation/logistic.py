@@ -135,18 +135,24 @@ def fit(train: FeatureSet, c: float, device: torch.device, start: Classifier | N
     factor = _curvature_factor(x, c, len(classes))
     v = torch.zeros(x.shape[1] + 1, len(classes), dtype=torch.double, device=device)  # the last row is the bias
     if start is not None:
-        v[:-1], v[-1] = factor.T @ start.weight.double(), start.bias
+        v[:-1], v[-1] = start.weight, start.bias
+        if factor is not None:
+            v[:-1] = factor.T @ v[:-1]
     w, v.grad = v.to(x.dtype), torch.zeros_like(v)
     gradient = v.grad
 
     def weights() -> Tensor:
-        w[:-1], w[-1] = torch.linalg.solve_triangular(factor.T, v[:-1], upper=True), v[-1]
+        w.copy_(v)
+        if factor is not None:
+            w[:-1] = torch.linalg.solve_triangular(factor.T, v[:-1], upper=True)
         return w
 
     @torch.no_grad()
     def objective() -> Tensor:
         loss, by_w = _objective(weights(), x, target, c)
-        gradient[:-1], gradient[-1] = torch.linalg.solve_triangular(factor, by_w[:-1].double(), upper=False), by_w[-1]
+        gradient.copy_(by_w)
+        if factor is not None:
+            gradient[:-1] = torch.linalg.solve_triangular(factor, gradient[:-1], upper=False)
         return loss
 
     optimizer = torch.optim.LBFGS(
@@ -157,15 +163,15 @@ def fit(train: FeatureSet, c: float, device: torch.device, start: Classifier | N
     return Classifier(mean, std, w[:-1], w[-1], classes)
 
 
-def _curvature_factor(x: Tensor, c: float, classes: int) -> Tensor:
+def _curvature_factor(x: Tensor, c: float, classes: int) -> Tensor | None:
     """Lower Cholesky factor L (D, D), float64, of the curvature of the objective of `fit` where all classes are equal.
 
     L L^T = p (1 - p) x^T x / N + 1 / (C N),  p = 1 / classes,  over some 4 D rows, as the sum need not be exact. With
-    fewer rows than coordinates the identity: steps are cheap there, and the factor is not.
+    fewer rows than coordinates None, for the identity: steps are cheap there, and the factor is not.
     """
     n, dim = x.shape
     if n < dim:
-        return torch.eye(dim, dtype=torch.double, device=x.device)
+        return None
     rows, p = x[:: max(1, n // (4 * dim))], 1 / classes
     curvature = (p * (1 - p) / len(rows)) * (rows.T @ rows).double()
     curvature.diagonal().add_(1 / (c * n) + 1e-6)  # the last term for coordinates that are sums of others

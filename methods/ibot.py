@@ -72,8 +72,7 @@ class IBOT(Method):
             self.teacher_patch_head = EMA(self.patch_head, args.tau)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.center, self.patch_center = (RunningMean((args.num_prototypes,), args.center_momentum) for _ in range(2))
-        self.teacher_temperature = teacher_temperature(args)
-        self.whole_epochs = epoch_number()
+        self.teacher_temperature, self.whole_epochs = teacher_temperature(args), epoch_number()
 
     @property
     def projector(self) -> nn.Module:

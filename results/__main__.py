@@ -3,6 +3,7 @@
 python3 -m results data                                  link the images of the search
 python3 -m results run search methods --minutes 60       run what the ledger lacks
 python3 -m results draw                                  write the tables and plots of README and docs
+python3 -m results show methods simclr-s0                print the commands of a row
 python3 -m results reproduce methods simclr-s0           run a row again and print the differences
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 from results.data import link_search_images
 from results.draw import draw
+from results.reproduce import commands as commands_of
 from results.reproduce import reproduce
 from results.run import fill
 from results.tables import TABLES
@@ -18,7 +20,7 @@ from utils.errors import run_cli
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse and do one of the four."""
+    """Parse and do one of the five."""
     parser = argparse.ArgumentParser(prog="python3 -m results", description="Fill, draw and reproduce the results.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="link the images of the search")
@@ -27,9 +29,13 @@ def main(argv: Sequence[str]) -> None:
     run.add_argument("--minutes", type=float, default=60, help="when to stop; what is running is resumed the next time")
     run.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
     commands.add_parser("draw", help="write the tables and plots of README and docs from the ledger")
-    again = commands.add_parser("reproduce", help="run a row again and print both numbers and the difference")
-    again.add_argument("table", choices=list(TABLES))
-    again.add_argument("row", help="a run's name, as simclr-s0")
+    for name, text in (
+        ("show", "print the commands of a row"),
+        ("reproduce", "run a row again, print the differences"),
+    ):
+        row = commands.add_parser(name, help=text)
+        row.add_argument("table", choices=list(TABLES))
+        row.add_argument("row", help="a run's name, as simclr-s0")
     args = parser.parse_args(argv)
     if args.command == "data":
         link_search_images()
@@ -38,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     elif args.command == "draw":
         draw()
     else:
-        print("\n".join(reproduce(args.table, args.row)))
+        print("\n".join((commands_of if args.command == "show" else reproduce)(args.table, args.row)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Run a row of the ledger again, on whatever commit this is, and print both numbers and their difference."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,13 +17,16 @@ AGAIN = "reproduced"
 
 
 def find_run(table: str, name: str) -> Run:
-    """The run of a table by its name ("simclr-s0"); one without records, or an unknown one, is a UserError."""
+    """The run of a table by its name ("simclr-s0"); an unknown one is a UserError."""
     runs = {run.name: run for run in TABLES[table]()}
     if name not in runs:
         raise UserError(f"table {table} has no row {name!r}{did_you_mean(name, runs)}; rows are {', '.join(runs)}")
-    if not runs[name].is_done():
-        raise UserError(f"the ledger has no record of {table}/{name} yet; `python3 -m results run {table}` makes it")
     return runs[name]
+
+
+def commands(table: str, name: str) -> list[str]:
+    """The command lines of a run, in their order."""
+    return [shlex.join(["python3", *c.program.split(), *c.words]) for c in find_run(table, name).commands]
 
 
 def moved(words: list[str], ledger: Path) -> list[str]:
@@ -35,13 +39,15 @@ def moved(words: list[str], ledger: Path) -> list[str]:
 def reproduce(table: str, name: str) -> list[str]:
     """Lines of a table: each score as recorded, as computed now, and the difference. Rows that it needs run first."""
     run = find_run(table, name)
+    if not run.is_done():
+        raise UserError(f"the ledger has no record of {table}/{name} yet; `python3 -m results run {table}` makes it")
     for need in run.needs:
         other, needed = need.split("/")
         reproduce(other, next(r.name for r in TABLES[other]() if needed in [c.run_id for c in r.commands]))
     lines = [f"{'':<28} {'recorded':>10} {'now':>10} {'difference':>11}"]
     for command in run.commands:
         recorded = read_record(table, command.run_id)
-        assert recorded is not None  # find_run has seen it
+        assert recorded is not None  # the run is done
         ledger = ROOT / MODELS / AGAIN / "ledger" / table
         # A peer trains by a command of its own, whose arguments the record has.
         words = moved(list(command.words) if command.program == PEER else recorded["argv"], ledger)

@@ -71,7 +71,7 @@ def test_correlated_features_take_few_steps_to_the_same_optimum(monkeypatch):
         calls.clear()
         monkeypatch.setattr("evaluation.logistic._objective", lambda *args: calls.append(1) or _objective(*args))
         if name == "identity":
-            monkeypatch.setattr("evaluation.logistic._curvature_factor", lambda *args: torch.eye(100).double())
+            monkeypatch.setattr("evaluation.logistic._curvature_factor", lambda *args: None)
         fits[name] = fit(train, 10.0, CPU), len(calls)
     assert fits["curvature"][1] < fits["identity"][1] / 5
     found, plain = ((train.x - f.mean) / f.std @ f.weight + f.bias for f, _ in fits.values())

@@ -6,7 +6,7 @@ import pytest
 
 from results import reproduce as module
 from results import tables
-from results.reproduce import differences, find_run, moved
+from results.reproduce import commands, differences, find_run, moved
 from results.tables import PRETRAIN, Run, command
 from utils.errors import UserError
 
@@ -31,10 +31,18 @@ def test_differences_are_printed_per_score(tmp_path, monkeypatch):
     assert seconds.split()[0] == "seconds"
 
 
+def test_commands_of_a_row_are_lines_for_a_shell():
+    (line,) = commands("search", "simclr-lr0.001-wd0.01")
+    assert line.startswith("python3 main_contrastive.py cifar10 test_resnet --stem imagenet ")
+    assert "--method simclr" in line
+    (line,) = commands("peers", "lightly-simclr-s0")
+    assert line.startswith("python3 -m bench.peers simclr --peer lightly ")
+
+
 def test_row_that_is_unknown_or_not_recorded_is_refused(monkeypatch):
     run = Run("methods", "simclr-s0", (command(PRETRAIN, "digits resnet18 --run_id nothing"),))
     monkeypatch.setitem(module.TABLES, "methods", lambda: iter([run]))
     with pytest.raises(UserError, match="no row 'simclr-s1'.*simclr-s0"):
         find_run("methods", "simclr-s1")
     with pytest.raises(UserError, match="no record of methods/simclr-s0 yet"):
-        find_run("methods", "simclr-s0")
+        module.reproduce("methods", "simclr-s0")
