@@ -15,6 +15,7 @@ from runs.report import REPORT, write_report
 from utils.distributed import rank_zero_print
 from utils.errors import UserError, run_cli
 from utils.files import read_json, typed_path
+from utils.names import shown
 
 
 def changed_flags(argv: list[str], pretraining: bool) -> dict[str, tuple[Any, Any]]:
@@ -34,6 +35,8 @@ def main(argv: list[str]) -> None:
     parser.usage = "python3 %(prog)s RUN [RUN ...]"
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of main_contrastive.py or main_linear.py")
     for folder in map(typed_path, parser.parse_args(argv).runs):
+        if not (folder / "args.json").is_file():
+            raise UserError(f"{shown(folder)} is no run: it has no args.json; name the folder of a run")
         args = read_json(folder / "args.json")
         pretraining = "plan" in args
         program = f"python3 {'main_contrastive.py' if pretraining else 'main_linear.py'}"

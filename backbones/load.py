@@ -118,7 +118,8 @@ def read_tree(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # truncated, tampered with, or a pickle of code: torch raises many kinds
-        raise UserError(_unreadable(path, str(e))) from e
+        # What is no pickle at all ends in errors without words, as KeyError: 101.
+        raise UserError(_unreadable(path, str(e) if " " in str(e) else "it is not of torch.save")) from e
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}, not a dictionary of tensors; save a state_dict")
     return tree

@@ -12,13 +12,13 @@ import torch
 from bench.sides import Settings, Work
 from evaluation.features import FeatureSet
 from evaluation.knn import knn_accuracy
-from evaluation.logistic import logistic_accuracy
+from evaluation.logistic import logistic_score
 from utils.feature_quality import quality_numbers
 
 CLASSES, WIDTH = 10, 512
 EVALUATIONS: dict[str, Callable[[FeatureSet, FeatureSet], object]] = {
     "knn": lambda train, val: knn_accuracy(train, val, [20, 200], CLASSES),
-    "logistic": lambda train, val: logistic_accuracy(train, val, 0, torch.device("cpu")),
+    "logistic": lambda train, val: logistic_score(train, val, 0, torch.device("cpu")),
     "quality": lambda train, val: quality_numbers(val.x),
 }
 

@@ -28,6 +28,8 @@ def expand_config(argv: Sequence[str], parser_of: ParserOf) -> list[str]:
         raise UserError(f"--config names {len(named.config)} files; name one, and give the rest as flags")
     path = typed_path(named.config[0])
     path = path / "args.json" if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"--config {path} does not exist; name a YAML file, or a run's folder or args.json")
     recorded = path.suffix == ".json"
     positionals, words = ({}, entry(path, read_json(path), "argv", list)) if recorded else _words_of_yaml(path)
     parser, flags_of_others = parser_of([*words, *argv])

@@ -174,7 +174,8 @@ def describe(
     expected size of last.ckpt.
     """
     hardware, batch, optimizer, schedule = plan.hardware, plan.batch, plan.optimizer, plan.schedule
-    warmup = f", {schedule.warmup_steps} steps of warm-up" if schedule.warmup_steps else ""
+    steps = "step" if schedule.warmup_steps == 1 else "steps"
+    warmup = f", {schedule.warmup_steps} {steps} of warm-up" if schedule.warmup_steps else ""
     small = f", {plan.views.small_views} of {plan.views.small_size} px" if plan.views.small_views else ""
     per_256 = optimizer.lr * 256 / batch.global_batch
     training_set = plan.training_set

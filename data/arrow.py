@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data.encoded import EncodedImages
 from data.file_list import RowNames
 from data.images import reason
-from data.labels import UNLABELLED, class_positions
+from data.labels import UNLABELLED, Labels, class_positions, read_labels
 from utils.errors import UserError
 from utils.names import shown
 
@@ -111,20 +111,22 @@ def read_data_set(
         pixels = data_set.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     except Exception as e:  # the libraries raise many kinds
         raise UserError(f"column {shown(image)} of {where} holds no images ({reason(e)}); name another one") from e
-    found: tuple[list[int], list[str]] = ([UNLABELLED] * len(data_set), [])
+    found = Labels.none(len(data_set))
     if label:
         found = _labels(list(data_set[label]), features[label], f"{where}, column {shown(label)}", classes)
-    return ArrowImages(place, pixels, *found)
+    images = ArrowImages(place, pixels, found.positions, found.classes)
+    images.label_sets = found.sets
+    return images
 
 
-def _labels(values: list[Any], feature: Any, where: str, classes: list[str] | None) -> tuple[list[int], list[str]]:
+def _labels(values: list[Any], feature: Any, where: str, classes: list[str] | None) -> Labels:
     """Labels and classes of a column; a ClassLabel keeps the numbers and the names that it defines."""
     names = getattr(feature, "names", None)
     if names is None:
-        return class_positions(values, where, classes)
+        return read_labels(values, where, classes)
     if classes is None or classes == names:
-        return [UNLABELLED if value is None else max(value, UNLABELLED) for value in values], list(names)
-    return class_positions([None if v is None or v < 0 else names[v] for v in values], where, classes)
+        return Labels([UNLABELLED if value is None else max(value, UNLABELLED) for value in values], list(names))
+    return Labels(*class_positions([None if v is None or v < 0 else names[v] for v in values], where, classes))
 
 
 def _split(loaded: Any, split: str | None, validation: bool, where: str) -> Any:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from data.encoded import EncodedImages, preview
 from data.folder import FolderImages
 from data.images import ArrayImages, Images
+from data.labels import UNLABELLED, LabelSets
 from data.scan import unread_note
 from data.sources import find_places, read_place
 from data.tables import Columns
@@ -112,7 +114,7 @@ DATASETS = {
 
 @dataclass
 class Data:
-    """A data set as read: val is None without validation images; classes is 0 where no image has a label.
+    """A data set as read: val is None without validation images; classes is 0 where no image has exactly one label.
 
     bad: path -> reason, of the image files that were left out.
     """
@@ -132,6 +134,11 @@ class Data:
     def splits(self) -> dict[str, Images]:
         """The images of "train", and of "val" where there are validation images."""
         return {"train": self.train} if self.val is None else {"train": self.train, "val": self.val}
+
+    def label_sets(self, split: str) -> Tensor | None:
+        """(N, C) bool, the classes of each image, where images have several labels; None where they have one."""
+        sets = _label_sets(self.splits()[split])
+        return sets and sets.member
 
     def check_ranks(self) -> None:
         """Refuse when the processes, each of which reads the folders by itself, found different images."""
@@ -169,9 +176,9 @@ def read_dataset(
     train_place, val_place = find_places(name, info.folder, data_folder, train_dir, val_dir)
     train, val = read_place(train_place, columns), None
     assert train is not None, "only validation images may be absent"
-    where = shown(train_place.path)
-    if val_place and train.classes:
-        val = read_place(val_place, columns, train.classes)
+    where, sets = shown(train_place.path), _label_sets(train)
+    if val_place and (train.classes or sets):
+        val = _labelled_alike(sets, read_place(val_place, columns, sets.classes if sets else train.classes))
     elif val_place and not val_place.validation:
         unused = f"so the validation images in {shown(val_place.path)} are not used"
         notes.append(f"{where} is an unlabelled folder, {unused}")
@@ -179,13 +186,35 @@ def read_dataset(
     bad: dict[str, str] = {}
     train = _without_bad(train, on_bad_image, notes, bad)
     val = _without_bad(val, on_bad_image, notes, bad) if val else None
+    notes += _depth_notes(train, val)
     classes = len(train.classes)
-    if info.classes and classes != info.classes:
+    if info.classes and classes != info.classes and not sets:
         notes.append(f"{name} usually has {info.classes} classes; {where} has {classes}")
-    if not classes:
+    if sets:
+        notes.append(
+            f"the images of {where} have several labels, of {len(sets.classes)} classes: whatever needs one label per "
+            f"image is skipped"
+        )
+    elif not classes:
         kind = "folder" if isinstance(train, FolderImages) else "data set"
         notes.append(f"{where} is an unlabelled {kind} of {len(train):,} images: whatever needs labels is skipped")
     return Data(train, val, classes, info.mean, info.std, notes, bad)
+
+
+def _label_sets(images: Images | None) -> LabelSets | None:
+    return images.label_sets if isinstance(images, EncodedImages) else None
+
+
+def _labelled_alike(sets: LabelSets | None, val: Images | None) -> Images | None:
+    """The validation images, with sets of labels where those of the training images, `sets`, are such."""
+    if val is None or (sets is None) == (_label_sets(val) is None):
+        return val
+    if sets is None or not isinstance(val, EncodedImages):
+        one, other = ("one label", "several") if sets is None else ("several labels", "one")
+        raise UserError(f"training images have {one} each, validation images {other}; label both in the same form")
+    val.label_sets = LabelSets(val.labels[:, None] == torch.arange(len(sets.classes)), sets.classes)
+    val.labels, val.classes = torch.full_like(val.labels, UNLABELLED), []
+    return val
 
 
 def _refuse_flags(name: str, on_bad_image: str, columns: Columns) -> None:
@@ -224,6 +253,18 @@ def _without_bad(images: Images, on_bad_image: str, notes: list[str], bad: dict[
         )
         bad |= found
     return readable
+
+
+def _depth_notes(train: Images, val: Images | None) -> list[str]:
+    """A remark on images of 16 bits, counted over both splits, where there are any."""
+    splits = [images for images in (train, val) if isinstance(images, EncodedImages) and images.deep[0]]
+    if not splits:
+        return []
+    deep, looked = (sum(images.deep[k] for images in splits) for k in (0, 1))
+    return [
+        f"{deep:,} of {looked:,} images in {' and '.join(shown(images.root) for images in splits)} have 16 bits per "
+        f"channel: 0 to 65535 becomes 0 to 255, so images of a smaller range get dark; stretch those to 16 bits first"
+    ]
 
 
 def _check_labels(name: str, data: Data) -> None:

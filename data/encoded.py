@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.file_list import Names, RowNames
-from data.image_check import check_files
+from data.image_check import Checked, check_files
 from data.images import decode_file
+from data.labels import LabelSets
 from utils.errors import UserError
 from utils.names import escaped, shown
 
 PUT_BACK = "put it back as it was and resume the run, or start a new one"
 CHECKED = 200_000  # images; with --on_bad_image stop, the images of a larger source are not checked before the run
+HEADERS = 2000  # images of a larger source whose headers are read
+HASHED = 2**14  # lines at once
 Source = TypeVar("Source", bound="EncodedImages")
 
 
@@ -28,12 +32,15 @@ class EncodedImages:
     """Encoded images in a fixed order; an implementation of `data.images.Images`.
 
     A source says with `content` how one is read; worker processes and threads call it at once. names: of the images: a
-    path below the root, a member of a shard, or the number of a row. root: the folder or
-    file that messages name. lengths: (N,) bytes of each image. PER_IMAGE: attributes with an entry per image.
+    path below the root, a member of a shard, or the number of a row. root: the folder or file that messages name.
+    lengths: (N,) bytes of each image. label_sets: where images have several labels; then `labels` are -1, and there are
+    no `classes`. deep: how many images of 16 bits the check has found, among how many images. PER_IMAGE: attributes
+    with an entry per image.
     """
 
     PER_IMAGE: tuple[str, ...] = ("lengths",)
     ITEMS = "images"  # what messages call them
+    label_sets: LabelSets | None = None
 
     def __init__(
         self, root: Path | str, names: Names | RowNames, lengths: NDArray, labels: Sequence[int], classes: Sequence[str]
@@ -41,6 +48,7 @@ class EncodedImages:
         self.root, self.names, self.lengths, self.classes = root, names, lengths, list(classes)
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
         self.notes: list[str] = []  # what a user may not expect of these images
+        self.deep = 0, 0
         self._sizes: NDArray | None = None
         self._fingerprint = ""
 
@@ -80,7 +88,9 @@ class EncodedImages:
 
     def fingerprint(self) -> str:
         if not self._fingerprint:
-            rows = zip(self.names, self.lengths.tolist(), self.labels.tolist(), strict=True)
+            sets = self.label_sets
+            labels = self.labels.tolist() if sets is None else np.packbits(sets.member.numpy(), axis=1).tolist()
+            rows = zip(self.names, self.lengths.tolist(), labels, strict=True)
             self._fingerprint = short_hash(f"{name} {length} {y}" for name, length, y in rows)
         return self._fingerprint
 
@@ -90,9 +100,9 @@ class EncodedImages:
     def sizes(self) -> NDArray:
         """(N, 2) heights and widths from the images' headers; read once."""
         if self._sizes is None:
-            sizes, bad = check_files(self.path, len(self), self.opened)
-            self._refuse(bad)
-            self._sizes = sizes
+            found = check_files(self.path, len(self), self.opened)
+            self._refuse(found.bad)
+            self._sizes, self.deep = found.sizes, (len(found.deep), len(self))
         return self._sizes
 
     def check(self) -> None:
@@ -101,20 +111,27 @@ class EncodedImages:
             self.sizes()
         else:
             self._refuse(np.flatnonzero(self.lengths == 0).tolist())
+            self.deep = len(self.some_headers().deep), HEADERS
+
+    def some_headers(self) -> Checked:
+        """The headers of HEADERS images of a very large source, spread over all of them."""
+        rows = np.linspace(0, len(self) - 1, HEADERS).astype(int).tolist()
+        return check_files(lambda i: self.path(rows[i]), HEADERS, lambda i: self.opened(rows[i]))
 
     def readable(self: Source) -> tuple[Source, dict[str, str]]:
         """The images without the bad ones, after a check of every one; and path -> reason of the bad ones."""
-        sizes, bad = check_files(self.path, len(self), self.opened)
+        sizes, bad, deep = check_files(self.path, len(self), self.opened)
         kept = np.setdiff1d(np.arange(len(self)), list(bad))
         self._refuse_empty_classes(kept)
         images = self._take(kept)
-        images._sizes = sizes[kept]
+        images._sizes, images.deep = sizes[kept], (len(deep), len(kept))
         return images, {escaped(self.path(i)): why if self.lengths[i] else "zero bytes" for i, why in bad.items()}
 
     def _take(self: Source, rows: NDArray) -> Source:
         """The images of some rows."""
         images = copy.copy(self)
         images.names, images.labels, images._fingerprint = self.names.take(rows), self.labels[rows], ""
+        images.label_sets = self.label_sets and self.label_sets.take(rows)
         for name in self.PER_IMAGE:
             setattr(images, name, getattr(self, name)[rows])
         return images
@@ -142,7 +159,11 @@ class EncodedImages:
 
 def short_hash(lines: Iterable[str]) -> str:
     """16 digits; names that are not UTF-8 count with their bytes."""
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    digest, rest, separator = hashlib.sha256(), iter(lines), ""
+    while part := list(itertools.islice(rest, HASHED)):  # a million lines at once take 140 MB
+        digest.update((separator + "\n".join(part)).encode("utf-8", "surrogateescape"))
+        separator = "\n"
+    return digest.hexdigest()[:16]
 
 
 def preview(names: Sequence[str]) -> str:

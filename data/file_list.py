@@ -6,6 +6,8 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+AT_ONCE = 2**14  # names of which the places are numbers of Python
+
 
 class Names(Sequence[str]):
     """Names in one block of bytes: a third of the memory of a list, shared by forked workers."""
@@ -35,6 +37,12 @@ class Names(Sequence[str]):
             return [self[j] for j in range(*i.indices(len(self)))]
         i = range(len(self))[i]
         return self._text[self._ends[i] : self._ends[i + 1]].decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), AT_ONCE):  # Python's own numbers are faster than NumPy's, and larger
+            ends = self._ends[first : first + AT_ONCE + 1].tolist()
+            for start, end in zip(ends, ends[1:], strict=False):
+                yield self._text[start:end].decode("utf-8", "surrogatepass")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

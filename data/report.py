@@ -18,7 +18,6 @@ from data.datasets import Data
 from data.encoded import CHECKED, EncodedImages
 from data.folder import FolderImages
 from data.image_alarms import MOST, NEAR, image_name, read_blocks
-from data.image_check import check_files
 from data.images import Images
 from data.scan import ENDINGS
 from utils.names import escaped
@@ -26,7 +25,6 @@ from utils.plan import ViewsConfig
 
 AT_START, SECONDS_AT_START = 1000, 1.0  # images and seconds of the look at each start, for each split
 MOST_IMAGES, SECONDS = 10_000, 30.0  # the same of a whole report
-HEADERS = 2000  # files of a very large folder whose sizes are read
 UNBALANCED = 10  # times the images of the smallest class from which the largest one is said
 ENLARGED, SHRUNK = 0.9, 8  # short side over side of a view below and above which it is said
 CHUNK = 1024  # images that are compared with all others at once
@@ -131,10 +129,8 @@ def _sizes(images: Images) -> NDArray:
     """Heights and widths (M, 2), of some files of a very large folder."""
     if not isinstance(images, EncodedImages) or len(images) <= CHECKED:
         return images.sizes()
-    rows = np.linspace(0, len(images) - 1, HEADERS).astype(int)
-    names, opened = (lambda i: images.path(int(rows[i]))), (lambda i: images.opened(int(rows[i])))
-    sizes, bad = check_files(names, len(rows), opened)
-    return np.delete(sizes, list(bad), axis=0)
+    found = images.some_headers()
+    return np.delete(found.sizes, list(found.bad), axis=0)
 
 
 def _skipped(images: Images) -> dict[str, int]:

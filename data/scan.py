@@ -82,14 +82,13 @@ def find_images(root: Path, name: str) -> Found:
         folder, prefix, holders = stack.pop()
         place = _enter(folder, holders)
         for entry in entries(folder):
-            path = prefix + entry.name
             ending = _ending(entry)
             if is_folder(entry):
-                stack.append((entry.path, f"{path}/", place))
+                stack.append((entry.path, f"{prefix}{entry.name}/", place))
             elif ending in read and entry.is_file():
-                files.append(_describe(entry, path))
+                files.append(_describe(entry, prefix + entry.name))
             elif ending in not_read and entry.is_file():
-                unread.append(path)
+                unread.append(prefix + entry.name)
     return Found(FileList.of(sorted(files)), sorted(unread))
 
 
@@ -101,7 +100,9 @@ def unread_note(unread: list[str], root: Path) -> str:
 
 
 def _ending(entry: "Entry[str]") -> str:
-    return os.path.splitext(entry.name)[1].lower()
+    name = entry.name  # it does not begin with a dot
+    at = name.rfind(".")
+    return name[at:].lower() if at > 0 else ""
 
 
 def _describe(entry: "Entry[str]", path: str) -> ImageFile:

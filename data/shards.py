@@ -172,15 +172,25 @@ def _load_or_make(
             if index is not None:
                 return index, ""
             index = _make(root, shards, columns)
-            with replaced_atomically(path) as part, part.open("wb") as file:
-                np.savez(file, **{"about": _bytes([about])} | index)  # type: ignore[arg-type]  # no array is called allow_pickle
-        return index, ""
+            why = _keep(index, path, about)
     except (OSError, Timeout) as e:
         why = reason(e)
     if index is None:
         index = _make(root, shards, columns)
+    if not why:
+        return index, ""
     note = f"the index of {len(shards):,} shards cannot be kept beside them ({why}): each start reads all their headers"
     return index, note
+
+
+def _keep(index: dict[str, NDArray], path: Path, about: str) -> str:
+    """Write the index; why it cannot be, where the disk is full or the folder takes a lock and no other file."""
+    try:
+        with replaced_atomically(path) as part, part.open("wb") as file:
+            np.savez(file, **{"about": _bytes([about])} | index)  # type: ignore[arg-type]  # no array is called allow_pickle
+    except UserError as e:
+        return reason(e.__cause__) if isinstance(e.__cause__, Exception) else str(e)
+    return ""
 
 
 def _load(path: Path, about: str) -> dict[str, NDArray] | None:

@@ -91,7 +91,8 @@ def _in_folder(
     name: str, folder: str, root: Path, train_dir: str | None, val_dir: str | None
 ) -> tuple[Place, Place | None]:
     if not root.is_dir():
-        raise UserError(f"--data_folder {root} is not a folder; name the folder that holds {name}")
+        images = "the images" if name == "custom" else name
+        raise UserError(f"--data_folder {root} is not a folder; name the folder that holds {images}")
     base = root / folder if not train_dir and (root / folder).is_dir() else root
     found = typed_path(root / train_dir) if train_dir else _named(base, "train")
     if not found and name == "custom":

@@ -15,7 +15,7 @@ from data.encoded import EncodedImages, preview
 from data.file_list import FileList, Names
 from data.folder import FolderImages
 from data.images import reason
-from data.labels import UNLABELLED, class_positions
+from data.labels import Labels, read_labels
 from utils.errors import UserError, did_you_mean
 from utils.names import shown
 
@@ -87,10 +87,11 @@ def read_table(path: Path, columns: Columns, classes: list[str] | None) -> Encod
     label = columns.find_label(names, where)
     read = arrow.parquet_values if path.suffix.lower() == ".parquet" else _csv_values
     paths, *labels = read(path, [image, label] if label else [image])
-    found: tuple[list[int], list[str]] = ([UNLABELLED] * len(paths), [])
+    found = Labels.none(len(paths))
     if label:
-        found = class_positions(labels[0], f"{where}, column {shown(label)}", classes)
-    images = FolderImages(path.parent, _files(path, paths), *found)
+        found = read_labels(labels[0], f"{where}, column {shown(label)}", classes)
+    images = FolderImages(path.parent, _files(path, paths), found.positions, found.classes)
+    images.label_sets = found.sets
     if not label and not columns.unlabelled and len(names) > 1:
         images.notes.append(no_label_note(names, where))
     return images

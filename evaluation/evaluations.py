@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from torch import Tensor
-
 from evaluation.classifier import add_classifier_flags, classifier_settings, finetune, linear
 from evaluation.cluster_images import add_cluster_flags, cluster, cluster_settings
 from evaluation.draw import add_picture_flags, draw_pictures, picture_settings
@@ -32,7 +30,8 @@ class Evaluation(Generic[S]):
 
     summary: a phrase for --help. settings: (flags, counts of labels, note) -> its settings; refuses impossible ones.
     flags: functions that add its flags to a group; two evaluations may share one. required_flags: those without a
-    default. needs_labels: of the training images, and validation images. in_all: part of `--evaluation all`.
+    default. needs_labels: of the training images, and validation images. several_labels: of one image are such labels.
+    in_all: part of `--evaluation all`.
     is_default: computed where no evaluation is named. single_network: takes one network at a time. implied_by: a flag
     that asks for the evaluation without its name.
     """
@@ -43,6 +42,7 @@ class Evaluation(Generic[S]):
     flags: tuple[Callable[[FlagGroup], None], ...] = ()
     required_flags: tuple[str, ...] = ()
     needs_labels: bool = True
+    several_labels: bool = False
     in_all: bool = True
     is_default: bool = False
     single_network: bool = False
@@ -57,12 +57,15 @@ EVALUATIONS: dict[str, Evaluation[Any]] = {
         (add_classifier_flags, add_label_fraction_flag),
         is_default=True,
     ),
-    "knn": Evaluation(knn, knn_settings, "weighted nearest neighbours", (add_knn_flags,), is_default=True),
+    "knn": Evaluation(
+        knn, knn_settings, "weighted nearest neighbours", (add_knn_flags,), several_labels=True, is_default=True
+    ),
     "logistic": Evaluation(
         logistic,
         logistic_settings,
         "logistic regression on features that are extracted once",
         (add_label_fraction_flag,),
+        several_labels=True,
     ),
     "fewshot": Evaluation(
         fewshot, fewshot_settings, "logistic regression on a few labels per class", (add_fewshot_flags,)
@@ -118,18 +121,29 @@ def resolve_settings(names: Sequence[str], flags: Namespace, dataset: str, data:
 
     print_line: prints a remark on defaults that are left out.
     """
-    labels = TrainingLabels.count(data.train.labels)
-    _check_labels(names, dataset, labels, None if data.val is None else data.val.labels)
+    labels = _count_labels(data, "train")
+    _check_labels(names, dataset, labels, data)
     return {
         name: EVALUATIONS[name].settings(flags, labels, lambda text: print_line(f"  note: {text}")) for name in names
     }
 
 
-def _check_labels(names: Sequence[str], dataset: str, labels: TrainingLabels, val: Tensor | None) -> None:
-    """Refuse evaluations that need labels where there are none."""
+def _count_labels(data: Data, split: str) -> TrainingLabels:
+    sets = data.label_sets(split)
+    return TrainingLabels.count(data.splits()[split].labels if sets is None else sets)
+
+
+def _check_labels(names: Sequence[str], dataset: str, labels: TrainingLabels, data: Data) -> None:
+    """Refuse evaluations that need labels where there are none, or one label per image where there are several."""
     needing = [name for name in names if EVALUATIONS[name].needs_labels]
-    if needing and (val is None or not labels.labelled or not bool((val >= 0).any())):
-        missing = "validation images" if val is None else "labels"
+    if labels.several and (unfit := [name for name in needing if not EVALUATIONS[name].several_labels]):
+        fit = [name for name, evaluation in EVALUATIONS.items() if evaluation.several_labels]
+        raise UserError(
+            f"--evaluation {unfit[0]} needs one label per image, {dataset} has several here; ask for "
+            f"{', '.join(fit)}, or name a column of single labels with --label_column"
+        )
+    if needing and (data.val is None or not labels.labelled or not _count_labels(data, "val").labelled):
+        missing = "validation images" if data.val is None else "labels"
         others = [name for name, evaluation in EVALUATIONS.items() if not evaluation.needs_labels]
         raise UserError(
             f"--evaluation {needing[0]} needs labels and validation images, {dataset} has no {missing} here; name "

@@ -15,14 +15,16 @@ from utils.distributed import barrier, raise_together, rank, sum_over_ranks, wor
 
 
 class FeatureSet(NamedTuple):
-    """x: (N, D) float32 on CPU in data set order. y: (N,) labels, -1 unknown."""
+    """x: (N, D) float32 on CPU in data set order. y: (N,) labels, -1 unknown; of several labels (N, C) bool,
+    whether an image has a class.
+    """
 
     x: Tensor
     y: Tensor
 
     def labelled(self) -> "FeatureSet":
-        """The rows whose label is known."""
-        known = self.y >= 0
+        """The rows whose label is known, or that have a class."""
+        known = self.y >= 0 if self.y.ndim == 1 else self.y.any(dim=1)
         return self if bool(known.all()) else FeatureSet(self.x[known], self.y[known])
 
 

@@ -54,6 +54,10 @@ class Data(Protocol):
 
     def splits(self) -> Mapping[str, Images]: ...
 
+    def label_sets(self, split: str) -> Tensor | None:
+        """(N, C) bool, the classes of each image, where images have several labels; None where they have one."""
+        ...
+
 
 class EvalLoader(Protocol):
     """Batches that together hold each of `images` images once over all ranks, on `device`; len() counts batches."""

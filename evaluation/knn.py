@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evaluation.average_precision import mean_average_precision
 from evaluation.features import FeatureSet
 from evaluation.settings import Note, TrainingLabels, feasible_values
 from evaluation.target import EvaluationTarget
@@ -45,10 +46,14 @@ def knn_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> KnnSet
 
 
 def knn(target: EvaluationTarget, settings: KnnSettings) -> list[Score]:
-    """Top-1 accuracy of weighted nearest neighbours, for each k."""
+    """Top-1 accuracy of weighted nearest neighbours, for each k; of several labels the mean average precision."""
     if not settings.k:
         return []
-    accuracies = knn_accuracy(target.train, target.labelled_val, settings.k, target.classes, target.device, shared=True)
+    train, val = target.labelled_train, target.labelled_val
+    if train.y.ndim == 2:
+        precisions = knn_map(train, val, settings.k, target.device, shared=True)
+        return [Score(f"knn_{k}/map", precision) for k, precision in precisions.items()]
+    accuracies = knn_accuracy(train, val, settings.k, target.classes, target.device, shared=True)
     return [Score(f"knn_{k}", accuracy) for k, accuracy in accuracies.items()]
 
 
@@ -162,3 +167,21 @@ def knn_accuracy(
     val = val.labelled()
     predictions = knn_predictions(train, val, ks, classes, device, shared)
     return {k: 100 * (predicted == val.y).double().mean().item() for k, predicted in predictions.items()}
+
+
+def knn_map(
+    train: FeatureSet, val: FeatureSet, ks: Sequence[int], device: torch.device = CPU, shared: bool = False
+) -> dict[int, float]:
+    """Mean average precision in per cent for each k, of images with several labels: y (N, C) bool.
+
+    The score of a class is the share of the k nearest training images that have it, weighted with exp(cosine / 0.07).
+    `shared` as in predictions.
+    """
+    cosine, rows = neighbours(train.x, val.x, max(ks), device, shared=shared)
+    weight = (cosine.double() / TEMPERATURE).exp()
+    out = {}
+    for k in ks:
+        own = weight[:, :k] / weight[:, :k].sum(dim=1, keepdim=True)
+        scores = torch.stack([(own * has_class[rows[:, :k]]).sum(dim=1) for has_class in train.y.T], dim=1)  # (N, C)
+        out[k] = mean_average_precision(scores, val.y)
+    return out

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from evaluation.average_precision import mean_average_precision
 from evaluation.features import FeatureSet
 from evaluation.settings import (
     Note,
@@ -68,17 +70,20 @@ def fewshot_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Fe
 
 
 def logistic(target: EvaluationTarget, settings: LogisticSettings) -> list[Score]:
-    """Top-1 accuracy of logistic regression on shares of the labels, by the first rank: its rows are in memory once."""
-    train, val = target.train.labelled(), target.labelled_val  # extracted by all ranks
+    """Top-1 accuracy of logistic regression on shares of the labels, by the first rank: its rows are in memory once.
+
+    Of several labels per image, the mean average precision.
+    """
+    train, val = target.labelled_train, target.labelled_val  # extracted by all ranks
 
     def score(share: float) -> Score:
         rows = train
         if share < 1:
             chosen = balanced_rows(train.y, share, target.seed)
             rows = FeatureSet(train.x[chosen], train.y[chosen])
-        accuracy, c = logistic_accuracy(rows, val, target.seed, target.device)
-        name = f"logistic{fraction_suffix(share)}"
-        return Score(name, accuracy, chosen={"penalty_c": c}, chosen_on=CHOSEN_ON)
+        value, c = logistic_score(rows, val, target.seed, target.device)
+        name = f"logistic{fraction_suffix(share)}" if train.y.ndim == 1 else "logistic/map"
+        return Score(name, value, chosen={"penalty_c": c}, chosen_on=CHOSEN_ON)
 
     return run_on_first_rank(lambda: [score(share) for share in settings.label_fractions]) or []
 
@@ -97,7 +102,8 @@ def fewshot(target: EvaluationTarget, settings: FewshotSettings) -> list[Score]:
 class Classifier(NamedTuple):
     """A linear classifier of standardized features: `classes`[argmax of ((x - mean) / std) @ weight + bias], x (N, D).
 
-    mean, std: (D,); weight: (D, C); bias, classes: (C,).
+    mean, std: (D,); weight: (D, C); bias, classes: (C,). Of several labels per image, column c of the matrix alone says
+    how likely an image has class c.
     """
 
     mean: Tensor
@@ -106,13 +112,13 @@ class Classifier(NamedTuple):
     bias: Tensor
     classes: Tensor
 
-    def accuracy(self, val: FeatureSet, at_once: int = 2**14) -> float:
-        """Top-1 in per cent; an image of a class that training lacked is wrong."""
+    def score(self, val: FeatureSet, at_once: int = 2**14) -> float:
+        """Top-1 in per cent; an image of a class that training lacked is wrong. Of several labels, the mAP."""
         device = self.weight.device
-        predicted = [
-            self.classes[(((x.to(device) - self.mean) / self.std) @ self.weight + self.bias).argmax(dim=1)].cpu()
-            for x in val.x.split(at_once)
-        ]
+        logits = (((x.to(device) - self.mean) / self.std) @ self.weight + self.bias for x in val.x.split(at_once))
+        if val.y.ndim == 2:
+            return mean_average_precision(torch.cat([part.cpu() for part in logits]), val.y)
+        predicted = [self.classes[part.argmax(dim=1)].cpu() for part in logits]
         return 100 * (torch.cat(predicted) == val.y).double().mean().item()
 
 
@@ -120,19 +126,21 @@ def fit(train: FeatureSet, c: float, device: torch.device, start: Classifier | N
     """Logistic regression by L-BFGS:  min  mean_i -log p(y_i | x_i)  +  |W|^2 / (2 C N);  the bias is not penalized.
 
     start: a fit on the same rows with another penalty, to start from. The optimum is that of scikit-learn's
-    LogisticRegression(C) behind its StandardScaler, computed on `device`. L-BFGS varies v = L^T w in place of the
-    weights w, with L of `_curvature_factor`: features are correlated, and by w it takes many times as many steps.
+    LogisticRegression(C) behind its StandardScaler, computed on `device`; of several labels per image, one regression
+    for each class against the rest. L-BFGS varies v = L^T w in place of the weights w, with L of `_curvature_factor`:
+    features are correlated, and by w it takes many times as many steps.
     """
     x, y = train.x.to(device), train.y.to(device)
-    classes, target = y.unique(return_inverse=True)
-    if len(classes) < 2:
+    several = y.ndim == 2
+    classes, target = (torch.arange(y.shape[1]), y.to(x.dtype)) if several else y.unique(return_inverse=True)
+    if len(classes) < 2 and not several:
         raise UserError(
             f"all {len(y)} labelled training images are of one class, logistic regression needs two; label more images"
         )
     mean, std = x.mean(dim=0, dtype=torch.double), x.std(dim=0, correction=0)
     mean, std = mean.to(x.dtype), std.where(std > 0, 1)  # a coordinate that never changes says nothing
     x = (x - mean) / std
-    factor = _curvature_factor(x, c, len(classes))
+    factor = _curvature_factor(x, c, 1 / 2 if several else 1 / len(classes))
     v = torch.zeros(x.shape[1] + 1, len(classes), dtype=torch.double, device=device)  # the last row is the bias
     if start is not None:
         v[:-1], v[-1] = start.weight, start.bias
@@ -163,16 +171,16 @@ def fit(train: FeatureSet, c: float, device: torch.device, start: Classifier | N
     return Classifier(mean, std, w[:-1], w[-1], classes)
 
 
-def _curvature_factor(x: Tensor, c: float, classes: int) -> Tensor | None:
-    """Lower Cholesky factor L (D, D), float64, of the curvature of the objective of `fit` where all classes are equal.
+def _curvature_factor(x: Tensor, c: float, p: float) -> Tensor | None:
+    """Lower Cholesky factor L (D, D), float64, of the curvature of the objective of `fit` at probability p of a class.
 
-    L L^T = p (1 - p) x^T x / N + 1 / (C N),  p = 1 / classes,  over some 4 D rows, as the sum need not be exact. With
-    fewer rows than coordinates None, for the identity: steps are cheap there, and the factor is not.
+    L L^T = p (1 - p) x^T x / N + 1 / (C N)  over some 4 D rows, as the sum need not be exact. With fewer rows than
+    coordinates None, for the identity: steps are cheap there, and the factor is not.
     """
     n, dim = x.shape
     if n < dim:
         return None
-    rows, p = x[:: max(1, n // (4 * dim))], 1 / classes
+    rows = x[:: max(1, n // (4 * dim))]
     curvature = (p * (1 - p) / len(rows)) * (rows.T @ rows).double()
     curvature.diagonal().add_(1 / (c * n) + 1e-6)  # the last term for coordinates that are sums of others
     factor: Tensor = torch.linalg.cholesky(curvature)
@@ -181,26 +189,34 @@ def _curvature_factor(x: Tensor, c: float, classes: int) -> Tensor | None:
 
 @torch.no_grad()
 def _objective(w: Tensor, x: Tensor, y: Tensor, c: float, at_once: int = 2**26) -> tuple[Tensor, Tensor]:
-    """The penalized loss at w (D + 1, C), and its gradient (D + 1, C); `at_once` bounds the logits in memory."""
+    """The penalized loss at w (D + 1, C), and its gradient (D + 1, C); `at_once` bounds the logits in memory.
+
+    y: (N,) classes, or (N, C) ones and zeros.
+    """
     n, classes = len(x), w.shape[1]
     loss = w[:-1].double().square().sum() / (2 * c * n)
     gradient = w / (c * n)
     gradient[-1] = 0
     step = max(1, at_once // classes)
     for part, label in zip(x.split(step), y.split(step), strict=True):
-        log_p = torch.addmm(w[-1], part, w[:-1]).log_softmax(dim=1)  # (rows, C)
-        at = torch.arange(len(part), device=x.device), label
-        loss -= log_p[at].double().sum() / n
-        error = log_p.exp_().div_(n)
-        error[at] -= 1 / n
+        logits = torch.addmm(w[-1], part, w[:-1])  # (rows, C)
+        if y.ndim == 2:
+            loss += binary_cross_entropy_with_logits(logits, label, reduction="none").double().sum() / n
+            error = logits.sigmoid_().sub_(label).div_(n)
+        else:
+            log_p = logits.log_softmax(dim=1)
+            at = torch.arange(len(part), device=x.device), label
+            loss -= log_p[at].double().sum() / n
+            error = log_p.exp_().div_(n)
+            error[at] -= 1 / n
         gradient[:-1].addmm_(part.T, error)
         gradient[-1] += error.sum(dim=0)
     return loss, gradient
 
 
 def fit_and_score(train: FeatureSet, val: FeatureSet, c: float, device: torch.device) -> float:
-    """Accuracy in per cent on `val` of logistic regression on `train`."""
-    return fit(train, c, device).accuracy(val)
+    """Score in per cent on `val` of logistic regression on `train`."""
+    return fit(train, c, device).score(val)
 
 
 def choose_penalty(train: FeatureSet, seed: int, device: torch.device) -> float:
@@ -213,12 +229,12 @@ def choose_penalty(train: FeatureSet, seed: int, device: torch.device) -> float:
     scores, model = [], None
     for c in PENALTIES_C:  # from the strongest penalty on, each from the optimum of the last one
         model = fit(part, c, device, model)
-        scores.append(model.accuracy(check))
+        scores.append(model.score(check))
     return PENALTIES_C[int(np.argmax(scores))]
 
 
-def logistic_accuracy(train: FeatureSet, val: FeatureSet, seed: int, device: torch.device) -> tuple[float, float]:
-    """Top-1 accuracy in per cent on `val` with all labels, and the C that was chosen without `val`."""
+def logistic_score(train: FeatureSet, val: FeatureSet, seed: int, device: torch.device) -> tuple[float, float]:
+    """Top-1 accuracy (several labels: mAP) in per cent on `val` with all labels; C, which was chosen without `val`."""
     train, val = train.labelled(), val.labelled()
     c = choose_penalty(train, seed, device)
     return fit_and_score(train, val, c, device), c

@@ -14,7 +14,7 @@ from evaluation.feature_files import DEFAULT_DTYPE, DTYPES, digest_of_key, read_
 from evaluation.image_names import image_names
 from evaluation.settings import Note, TrainingLabels
 from evaluation.target import EvaluationTarget
-from utils.distributed import run_on_first_rank
+from utils.distributed import rank_zero_print, run_on_first_rank
 from utils.errors import UserError
 from utils.files import replaced_atomically, write_text_atomically
 from utils.optim import FlagGroup
@@ -66,8 +66,11 @@ def features(target: EvaluationTarget, settings: FeaturesSettings) -> list[Score
         folder = write_split(target, split, root / split, settings.dtype)
         lines = "".join(f"{name}\n" for name in image_names(images, split))
         run_on_first_rank(lambda: write_text_atomically(folder / "paths.txt", lines))  # noqa: B023
+        rank_zero_print(f"  {folder}: {len(images):,} images")
     if settings.format == "parquet":
-        run_on_first_rank(lambda: _write_parquet(root / "features.parquet", root, target))
+        path = root / "features.parquet"
+        run_on_first_rank(lambda: _write_parquet(path, root, target))
+        rank_zero_print(f"  {path}")
     return []
 
 

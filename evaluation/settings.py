@@ -16,16 +16,24 @@ Note = Callable[[str], None]  # prints a remark for the user
 
 @dataclass(frozen=True)
 class TrainingLabels:
-    """Counts of the training images: all, labelled ones, classes that occur, images of the smallest class."""
+    """Counts of the training images: all, labelled ones, classes that occur, images of the smallest class.
+
+    several: whether images may have several labels.
+    """
 
     images: int
     labelled: int
     classes: int
     smallest_class: int
+    several: bool = False
 
     @classmethod
     def count(cls, labels: Tensor) -> "TrainingLabels":
-        """Count labels (N,), -1 unknown."""
+        """Count labels: (N,), -1 unknown, or (N, C) bool, the classes of each image."""
+        if labels.ndim == 2:
+            counts = labels.sum(dim=0)
+            counts = counts[counts > 0]
+            return cls(len(labels), int(labels.any(dim=1).sum()), len(counts), min(counts.tolist(), default=0), True)
         known = labels[labels >= 0]
         per_class = known.unique(return_counts=True)[1]
         return cls(len(labels), len(known), len(per_class), int(per_class.min()) if len(known) else 0)
@@ -58,6 +66,10 @@ def add_label_fraction_flag(group: FlagGroup) -> None:
 def label_fractions(flags: Namespace, labels: TrainingLabels) -> tuple[float, ...]:
     """The fractions of the labels that the flags ask for; one below an image per class is refused."""
     smallest = min(flags.label_fraction)
+    if labels.several and smallest < 1:
+        raise UserError(
+            f"--label_fraction {smallest:g} draws images of each class, which needs one label per image; leave it out"
+        )
     if smallest * labels.labelled < labels.classes:
         raise UserError(
             f"--label_fraction {smallest:g} of {labels.labelled} labels is less than one for each of "

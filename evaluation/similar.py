@@ -3,6 +3,7 @@
 import csv
 import io
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -64,6 +65,7 @@ def similar(target: EvaluationTarget, settings: SimilarSettings) -> list[Score]:
 
     The search compares a query with every training image. Features of the training images that are on disk are used.
     """
+    run_on_first_rank(lambda: _check_readable(target, settings.images))  # before the features of all images
     bank = load_or_extract(target, "train", settings.features_dir, settings.dtype)
 
     def search() -> None:
@@ -81,6 +83,16 @@ def similar(target: EvaluationTarget, settings: SimilarSettings) -> list[Score]:
 
     run_on_first_rank(search)
     return []
+
+
+def _check_readable(target: EvaluationTarget, images: Sequence[Path]) -> None:
+    """Refuse queries that are no images."""
+    try:
+        for image in images:
+            target.data.decode(image)
+    except UserError as e:
+        reason = str(e).partition("; ")[0]  # what follows is for images of a data set
+        raise UserError(f"--similar: {reason}; name image files") from e
 
 
 def _query_name(image: Path) -> str:

@@ -13,6 +13,7 @@ from utils.scores import PERCENT, ResultRow, Rows, Score
 
 TITLES = {
     "logistic": "logistic",
+    "logistic/map": "logistic mAP",
     "linear_sgd": "linear (SGD)",
     "finetune": "fine-tuned",
     "quality/rankme": "RankMe",
@@ -28,8 +29,8 @@ DECIMALS = {"quality/rankme": 1, "quality/std": 4}  # else 1 of a percentage, 3 
 
 def column_title(score: Score) -> str:
     """The title of a score's column: "kNN 20", "5-shot (50 labels)", "linear (SGD), 1 % of labels"."""
-    if match := re.fullmatch(r"knn_(\d+)", score.name):
-        return f"kNN {match[1]}"
+    if match := re.fullmatch(r"knn_(\d+)(/map)?", score.name):
+        return f"kNN {match[1]}{' mAP' if match[2] else ''}"
     if match := re.fullmatch(r"fewshot_(\d+)", score.name):
         return f"{match[1]}-shot ({score.labelled_images} labels)"
     if match := re.fullmatch(r"(\w+)_([\d.]+)pct", score.name):
@@ -70,7 +71,8 @@ def report(
     """
     if any(row.scores for row in rows):
         validation = f", {len(data.val):,} validation images" if data.val is not None else ""
-        units = "accuracies are top-1 in per cent"
+        several = any(score.name.endswith("/map") for row in rows for score in row.scores)
+        units = "mean average precision (mAP) in per cent" if several else "accuracies are top-1 in per cent"
         print(f"\n{dataset}: {len(data.train):,} training images{validation}; {units}\n\n{table(rows)}")
     print(f"\n{folder}")
     write_json(folder / "args.json", {**command, **provenance()})

@@ -133,10 +133,19 @@ class EvaluationTarget:
         return self.extract("val") if "val" in self.data.data.splits() else None
 
     @property
+    def labelled_train(self) -> FeatureSet:
+        """Features of the training images whose label is known; y is (N, C) where they have several."""
+        return self._labelled("train", self.train)
+
+    @property
     def labelled_val(self) -> FeatureSet:
-        """Features of the validation images whose label is known."""
+        """Features of the validation images whose label is known; y is (N, C) where they have several."""
         assert self.val is not None, "evaluations that need validation images are refused where there are none"
-        return self.val.labelled()
+        return self._labelled("val", self.val)
+
+    def _labelled(self, split: str, features: FeatureSet) -> FeatureSet:
+        sets = self.data.data.label_sets(split)
+        return (features if sets is None else FeatureSet(features.x, sets)).labelled()
 
     @property
     def train_labels(self) -> Tensor:

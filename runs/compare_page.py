@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from runs.compare import Comparison, Group, as_number, main_results
 from utils.html import Html, element, items, page, table
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 400, 230, 46, 24  # of a chart, with room for the numbers of its axes
+WIDTH, HEIGHT, LEFT, BOTTOM = 400, 230, 56, 26  # of a chart, with room for the numbers of its axes
 POINTS = 400  # of a curve
 COLOURS = 8  # of utils.html
 STYLE = """
 button { font: inherit; color: inherit; background: var(--page); border: 1px solid var(--line); border-radius: 0.3rem;
   padding: 0.3rem 0.7rem; margin: 0 0.4rem 0.4rem 0; text-align: left; cursor: pointer; }
-button[aria-pressed=false] { opacity: 0.45; text-decoration: line-through; }
+button { max-width: 100%; overflow-wrap: anywhere; }
+button[aria-pressed=false] { color: var(--muted); text-decoration: line-through; }
 path { fill: none; stroke-width: 1.6; }
 .grid { stroke: var(--line); stroke-width: 1; } .cursor { stroke: var(--muted); }
 output { display: block; font-size: 0.85rem; min-height: 1.3em; overflow-wrap: anywhere; white-space: pre-line; }
@@ -43,8 +44,8 @@ document.querySelectorAll('svg[data-last]').forEach(svg => {
     move((x - left) / (right - left) * last);
   });
   svg.addEventListener('keydown', e => {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
-    if (by) { move(step + by * Math.max(1, last / 50)); e.preventDefault(); }
+    const by = Math.max(1, last / 50), to = { ArrowLeft: step - by, ArrowRight: step + by, Home: 0, End: last }[e.key];
+    if (to !== undefined && !e.ctrlKey && !e.metaKey && !e.altKey) { move(to); e.preventDefault(); }
   });
 });
 """
@@ -55,13 +56,13 @@ def comparison_page(comparison: Comparison) -> str:
     groups, columns = comparison.groups, comparison.columns
     main = main_results(columns)
     results = table([[group.label, *(group.cell(name) for name in main)] for group in groups], ["runs", *main],
-                    "last values; of several runs their mean ± standard deviation")  # fmt: skip
+                    "last values; of several runs their mean ± standard deviation", "numbers")  # fmt: skip
     single = [
         [run.name, f"{run.steps:,} of {run.total_steps:,}", *(as_number(run.last(name)) for name in main)]
         for group in groups
         for run in group.runs
     ]
-    runs = table(single, ["run", "steps", *main], "last values of each run")
+    runs = table(single, ["run", "steps", *main], "last values of each run", "numbers")
     rows = [[name, *values] for name, values in comparison.differences.items()]
     settings = table(rows, ["setting", *(group.label for group in groups)]) if rows else element("p", "None.")
     others = [name for name in columns if name not in main]

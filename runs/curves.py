@@ -10,10 +10,16 @@ WORDS = {
     "val_probe_acc": "probe, validation",
     "probe_acc": "probe, training",
     "nn_label_acc": "neighbours of the query's class",
+    "nn_similarity": "similarity to the nearest neighbour",
+    "nn_distinct": "share of distinct neighbours",
     "images_per_second": "images per second",
     "data_wait_fraction": "share of time waiting for data",
     "lr": "learning rate",
     "loss": "loss",
+    "quality/rankme": "RankMe",
+    "quality/alpha_req": "alpha-ReQ",
+    "quality/uniformity": "uniformity of the features",
+    "quality/std": "standard deviation of the features",
 }
 ACCURACY = r"knn_\d+|\w*_acc"
 HIDDEN = ("step", "epoch")
@@ -27,6 +33,11 @@ def metric_title(name: str) -> str:
     return WORDS.get(name, name.replace("_", " "))
 
 
+def capitalized(text: str) -> str:
+    """A text with a capital letter at its beginning; the others stay."""
+    return text[:1].upper() + text[1:]
+
+
 def panels(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Charts of the metrics: the loss, all accuracies together, then one for each other column.
 
@@ -37,7 +48,7 @@ def panels(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     points = {name: values for name, values in points.items() if values}
     accuracies = sorted((name for name in points if re.fullmatch(ACCURACY, name)), key=accuracy_rank)
     charts = [("Accuracy", "%", accuracies)] if accuracies else []
-    charts += [(metric_title(name).capitalize(), "", [name]) for name in points if name not in accuracies]
+    charts += [(capitalized(metric_title(name)), "", [name]) for name in points if name not in accuracies]
     charts.sort(key=lambda chart: chart[2] != ["loss"])
     return [
         {"title": title, "unit": unit, "series": [{"name": metric_title(n), "points": points[n]} for n in names]}

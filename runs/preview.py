@@ -62,11 +62,12 @@ def _needs(plan: Plan, took: Estimate, disk: int, free: int) -> Iterator[tuple[s
     """(name, text) of time, memory and disk."""
     schedule, batch = plan.schedule, plan.batch
     step = took.batch_seconds * batch.accumulate
+    batches = f"mean of {took.batches} batches" if took.batches > 1 else "one batch"
     speed = batch.batch_size / took.batch_seconds
     one = "; one process was measured, without its exchange with the others" if batch.processes > 1 else ""
     whole = duration(step * schedule.total_steps)
     yield "time", f"{whole} for {schedule.total_steps:,} steps, without evaluation"
-    yield "step", f"{step:.3g} s (mean of {took.batches} batches), {speed:,.0f} images/s of a process{one}"
+    yield "step", f"{step:.3g} s ({batches}), {speed:,.0f} images/s of a process{one}"
     yield "waiting for data", f"{took.wait_fraction:.0%} of the time; the first batch came after {took.start:.1f} s"
     if took.device_bytes is not None:
         yield "device memory", f"{took.device_bytes / 2**30:.2f} GiB at the peak of a step"
@@ -86,7 +87,7 @@ def _views(plan: Plan, method: Any, module: Any) -> Html:
     parts = []
     for row, (batch, i) in zip(rows, places, strict=True):
         label = int(images.labels[row])
-        name = f"image {row}" + (f", class {_class_name(images, label)}" if label >= 0 else "")
+        name = _name(images, row) + (f", class {_class_name(images, label)}" if label >= 0 else "")
         figures = [picture(_thumbnail(images.decode(row)), name, "own")]
         for number, view in enumerate(batch.views):
             # A method may have added rows, as RotNet does: every len(index)-th one is of the same image.

@@ -17,7 +17,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from backbones.export import loading_code
 from backbones.load import backbone_metadata
-from runs.curves import accuracy_rank, metric_title, panels
+from runs.curves import accuracy_rank, capitalized, metric_title, panels
 from runs.folder import write_summary
 from runs.loggers import log_results
 from utils.distributed import launched_rank, rank_zero_print, reason_of
@@ -130,6 +130,7 @@ def report_page(folder: Path, program: str, changed: Changed) -> str:
         "system": _system(args),
         "load": _loading(folder, args),
         "problems": problems,
+        "capitalized": capitalized,
         "written": time.strftime("%Y-%m-%d %H:%M"),
     }
     data = {"curves": curves, "points": {p["id"]: p["data"] for p in pictures if p["kind"] == "points"}}

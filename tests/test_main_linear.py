@@ -88,6 +88,31 @@ def test_weights_of_another_data_set_are_evaluated_with_a_note(tmp_path, few, ca
     assert set(row["scores"]) == {"linear_sgd" if evaluation == "linear" else evaluation}
 
 
+def test_several_labels_go_from_a_table_to_the_mean_average_precision(tmp_path, few, capsys):
+    """Training does without the labels; kNN and logistic regression report mAP in table, summary and ledger."""
+    folder = Path(few[1])
+    for split in ("train", "val"):
+        names = sorted(path.relative_to(folder) for path in (folder / split).rglob("*.png"))
+        rows = [f"{name},{name.parts[1]}{'|even' if i % 2 else ''}" for i, name in enumerate(names)]
+        (folder / f"{split}.csv").write_text("\n".join(["path,label", *rows]))
+    table = ["--data_folder", few[1], "--train_dir", "train.csv", "--val_dir", "val.csv"]
+    main_contrastive.main(["custom", *words("simclr", tmp_path, *table, *few[2:])[1:], "--steps", "1", "--run_id", "r"])
+    assert "have several labels, of 4 classes" in capsys.readouterr().out
+    argv = ["custom", TINY[1], *table, "--pretrained_feature_extractor", str(tmp_path / "r"), "--output", str(tmp_path)]
+    main_linear.main([*argv, "--evaluation", "knn", "logistic", "quality", "--knn_k", "5", "--run_id", "e",
+                      "--record", str(tmp_path / "ledger")])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "mean average precision (mAP) in per cent" in said
+    assert re.search(r"kNN 5 mAP +logistic mAP +RankMe", said)
+    found = scores(tmp_path / "e")
+    assert 0 < found["knn_5/map"] <= 100
+    (recorded,) = json.loads((tmp_path / "ledger" / "e.json").read_text())["rows"].values()
+    assert recorded["scores"]["logistic/map"]["value"] == found["logistic/map"]
+    assert "average precision" in recorded["scores"]["knn_5/map"]["definition"]
+    with pytest.raises(UserError, match="--evaluation linear needs one label per image"):
+        main_linear.main(argv)
+
+
 @pytest.mark.pictures
 def test_two_processes_evaluate_as_one(tmp_path, few):
     """The same numbers, files once, one table."""

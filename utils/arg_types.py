@@ -32,12 +32,17 @@ def number(
         if value is None or not (low < value if above else low <= value) or not value <= min(high, largest):
             floor = "" if low == float("-inf") else f" {'above' if above else 'from'} {low:g}"
             too_large = value is not None and value > largest
-            ceiling = f" to {min(high, largest):g}" if too_large or high != float("inf") else ""
+            ceiling = f" to {_bound(min(high, largest))}" if too_large or high != float("inf") else ""
             required = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"got {text!r}, needs {required}{floor}{ceiling}")
         return value
 
     return convert
+
+
+def _bound(value: float) -> str:
+    """A bound in an error, a whole one with all digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 positive_int = number(int, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 PIXEL_ART = 64  # sides up to which pictures are kept to the pixel, and enlarged without smoothing
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f8; --card: #ffffff; --ink: #1b1f24; --muted: #57606a; --line: #dfe3e8;
-  --accent: #1a5fb4; --warn: #8a5a00; --c0: #1a5fb4; --c1: #c25100; --c2: #00805d; --c3: #a03a83; --c4: #7a6200;
+  --accent: #1a5fb4; --warn: #8a5a00; --c0: #1a5fb4; --c1: #b84d00; --c2: #00805d; --c3: #a03a83; --c4: #7a6200;
   --c5: #4b55c4; --c6: #b3203a; --c7: #5d6670; }
 @media (prefers-color-scheme: dark) { :root { --page: #0f1317; --card: #171c22; --ink: #e6eaef; --muted: #a1abb6;
   --line: #2d353e; --accent: #7db4ff; --warn: #e3b341; --c0: #7db4ff; --c1: #ff9a4d; --c2: #43c79d; --c3: #e88acb;
@@ -32,14 +32,18 @@ nav a { margin-right: 1rem; display: inline-block; padding: 0.2rem 0; } a { colo
 th, td { padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; } tbody th { min-width: 8rem; font-weight: 600; }
 caption { text-align: left; caption-side: top; padding-top: 0.75rem; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.2rem, 1fr)); gap: 0.5rem;
+caption span { position: sticky; left: 0; display: inline-block; max-width: min(80ch, calc(100vw - 4.5rem)); }
+.numbers td, .numbers thead th { white-space: nowrap; text-align: right; padding: 0.25rem 0 0.25rem 1rem; }
+.numbers thead th:first-child { text-align: left; padding-left: 0; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: 0.5rem;
   margin: 0.5rem 0; align-items: start; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); gap: 1rem;
   margin-top: 0.75rem; }
 figure { margin: 0; min-width: 0; } figcaption { overflow-wrap: anywhere; } img { width: 100%; display: block; }
 .exact { image-rendering: pixelated; } .own { outline: 2px solid var(--c1); outline-offset: -2px; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--muted); font: 11px system-ui, sans-serif; }
-.bar { fill: var(--accent); } .warn li { color: var(--warn); }
+svg { width: 100%; height: auto; display: block; } svg text { fill: var(--muted); font: 13px system-ui, sans-serif; }
+.bar { fill: var(--accent); } summary { color: var(--accent); cursor: pointer; font-size: 0.85rem; }
+figure .scroll { max-height: 18rem; overflow-y: auto; } .warn li { color: var(--warn); }
 """
 
 
@@ -66,13 +70,16 @@ def items(texts: Iterable[object], css: str = "") -> Html:
     return element("ul", *(element("li", text) for text in texts), css=css)
 
 
-def table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), caption: str = "") -> Html:
-    """A table that scrolls by itself where the screen is narrow; the first cell of a row is its heading."""
-    parts = [element("caption", caption)] if caption else []
+def table(rows: Iterable[Sequence[object]], head: Sequence[object] = (), caption: str = "", css: str = "") -> Html:
+    """A table that scrolls by itself where the screen is narrow; the first cell of a row is its heading.
+
+    css: "numbers" for cells that stay on one line and end at the same place.
+    """
+    parts = [element("caption", element("span", caption))] if caption else []
     if head:
         parts.append(element("thead", element("tr", *(element("th", cell, scope="col") for cell in head))))
     lines = [element("tr", element("th", row[0], scope="row"), *(element("td", c) for c in row[1:])) for row in rows]
-    whole = element("table", *parts, element("tbody", *lines))
+    whole = element("table", *parts, element("tbody", *lines), css=css)
     return element("div", whole, css="scroll", tabindex=0, role="region", **{"aria-label": caption or "table"})
 
 
@@ -88,7 +95,7 @@ def picture(pixels: NDArray, caption: object, css: str = "") -> Html:
 
 
 def bars(values: Sequence[float], labels: Sequence[str], caption: str) -> Html:
-    """Vertical bars as SVG; each tells its label and value to a pointer, the first and the last also below."""
+    """Vertical bars as SVG, the first and the last with their labels, and a closed table of all values below."""
     width, height, top = 400, 120, max([*values, 1e-12])
     step = width / max(1, len(values))
     parts = []
@@ -101,7 +108,9 @@ def bars(values: Sequence[float], labels: Sequence[str], caption: str) -> Html:
         parts.append(element("text", labels[0][:24], x=0, y=height + 15))
         parts.append(element("text", labels[-1][:24], x=width, y=height + 15, **{"text-anchor": "end"}))
     picture = element("svg", *parts, viewBox=f"0 0 {width} {height + 20}", role="img", **{"aria-label": caption})
-    return element("figure", picture, element("figcaption", caption))
+    numbers = table([(label, f"{value:,.10g}") for label, value in zip(labels, values, strict=True)], caption=caption)
+    details = element("details", element("summary", "numbers"), numbers)
+    return element("figure", picture, element("figcaption", caption), details)
 
 
 def page(title: str, sections: Sequence[tuple[str, Html]], script: str = "", style: str = "") -> str:
@@ -111,6 +120,7 @@ def page(title: str, sections: Sequence[tuple[str, Html]], script: str = "", sty
     run = f"<script>{script}</script>" if script else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{style}</style></head>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<style>{STYLE}{style}</style></head>"
         f"<body>{element('h1', title)}{links}{element('main', *body)}{run}</body></html>\n"
     )

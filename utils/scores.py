@@ -7,8 +7,13 @@ from typing import Any
 
 PERCENT = "%"  # unit of an accuracy; "" is a plain number
 TOP_1 = "top-1 accuracy in per cent on the validation images of"
+MAP = "average precision in per cent on the validation images, which have several labels, mean over their classes, of"
 DEFINITIONS = {  # pattern of a whole key -> its definition; \\1 is a part of the key
     r"knn_(\d+)": f"{TOP_1} the \\1 nearest training images by cosine, each weighted by exp(cosine / 0.07)",
+    r"knn_(\d+)/map": f"{MAP} the share of the \\1 nearest training images by cosine that have a class, each weighted "
+    "by exp(cosine / 0.07)",
+    r"logistic/map": f"{MAP} a logistic regression (L-BFGS, L2) per class on standardized features of all training "
+    "images; penalty chosen on a held-out fifth of them",
     r"logistic$": f"{TOP_1} logistic regression (L-BFGS, L2) on standardized features of all training images; penalty "
     "chosen on a held-out fifth of them",
     r"logistic_([\d.]+)pct": f"{TOP_1} logistic regression (L-BFGS, L2) on standardized features of \\1 % of the "

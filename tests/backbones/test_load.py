@@ -268,6 +268,9 @@ def test_read_tree_runs_no_code_of_a_pickle(tmp_path, legacy):
     (tmp_path / "x.pth").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     with pytest.raises(UserError, match="x.pth is not a readable checkpoint"):
         read_tree(tmp_path / "x.pth")
+    (tmp_path / "text.pth").write_text("hello\n")
+    with pytest.raises(UserError, match=r"text.pth is not a readable checkpoint \(it is not of torch.save\)"):
+        read_tree(tmp_path / "text.pth")
     assert not (tmp_path / "ran").exists()
 
 

@@ -114,7 +114,7 @@ def test_config_with_a_mistake_is_refused_with_one_line(file, content, message):
 
 
 def test_config_that_does_not_exist_and_two_of_them_are_refused(file, tmp_path):
-    assert "cannot be read" in refused(f"--config {tmp_path}/none.yaml")
+    assert "none.yaml does not exist; name a YAML file" in refused(f"--config {tmp_path}/none.yaml")
     assert "does not exist" in refused(f"--config {tmp_path}/none.json")
     path = file("lr: 1")
     assert "--config names 2 files" in refused(f"digits resnet18 --config {path} --config {path}")

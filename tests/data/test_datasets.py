@@ -94,6 +94,8 @@ def test_read_dataset_refuses_broken_folders(tmp_path, break_it, message):
 def test_read_dataset_names_missing_folders(tmp_path):
     with pytest.raises(UserError, match="--data_folder .*gone is not a folder"):
         read_dataset("imagenet100", str(tmp_path / "gone"), None, None)
+    with pytest.raises(UserError, match="gone is not a folder; name the folder that holds the images"):
+        read_dataset("custom", str(tmp_path / "gone"), None, None)
     with pytest.raises(UserError, match="no training images of imagenet100: .*train is not a folder; name it with"):
         read_dataset("imagenet100", str(tmp_path), None, None)
     class_folders(tmp_path / "a")

@@ -1,9 +1,12 @@
 """What all sources of encoded images share, on images that lie in a dictionary."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from data.encoded import EncodedImages
+import data.encoded
+from data.encoded import EncodedImages, short_hash
 from data.file_list import RowNames
 from tests.helpers.images import write_image
 from utils.errors import UserError
@@ -54,3 +57,13 @@ def test_losing_a_class_is_refused(content):
     content[5] = b"text"
     with pytest.raises(UserError, match="no file of b in memory is a readable image"):
         DictionaryImages(content, [0, 0, 0, -1, 0, 1]).readable()
+
+
+def test_short_hash_of_parts_is_that_of_all_lines(monkeypatch):
+    """Fingerprints are in checkpoints, so that they must not change."""
+    lines = ["a 1 0", "\udcff 2 -1", "", "b"]
+    whole = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    for at_once in (1, 2, 3, 4, 5):
+        monkeypatch.setattr(data.encoded, "HASHED", at_once)
+        assert short_hash(iter(lines)) == whole
+    assert short_hash([]) == hashlib.sha256(b"").hexdigest()[:16]

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
+import data.file_list
 from data.file_list import FileList, ImageFile, Names, RowNames
 
 NAMES = ["a.png", "", "é/漢\n.png", "\udcff\udcfe.png", "a.png"]
@@ -20,6 +21,13 @@ def test_names_are_a_sequence_in_little_memory():
         names[5]
     many = Names(f"class_{i % 10}/image_{i:06}.jpg" for i in range(10_000))
     assert len(pickle.dumps(many)) < 40 * 10_000, "24 bytes of a name and 8 of its position"
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4, 5, 6])
+def test_names_are_iterated_in_parts(monkeypatch, at_once):
+    monkeypatch.setattr(data.file_list, "AT_ONCE", at_once)
+    assert list(Names(NAMES)) == NAMES
+    assert list(Names([])) == []
 
 
 def test_file_list_keeps_nanoseconds_and_is_concatenated():

@@ -2,6 +2,9 @@
 
 import errno
 import io
+import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -102,7 +105,7 @@ def test_check_files_orders_reasons_and_raises_errors_of_the_disk(tmp_path, monk
     for i in (90, 3, 70):
         (tmp_path / "x" / "c1" / f"{i}.png").write_bytes(PNG[:200])
     images = read_folder(tmp_path / "x")
-    sizes, bad = check_files(images.path, len(images))
+    sizes, bad, _ = check_files(images.path, len(images))
     assert [images.names[i] for i in bad] == sorted(f"c1/{i}.png" for i in (90, 3, 70))
     assert (sizes == 0).all(1).nonzero()[0].tolist() == list(bad)
 
@@ -179,3 +182,36 @@ def test_read_dataset_looks_only_for_empty_files_in_a_very_large_folder(tmp_path
     with pytest.raises(UserError, match=r"1 of 12 files .*c0/2.png"):
         read_dataset("custom", str(tmp_path), None, None)
     assert len(read_dataset("custom", str(tmp_path), None, None, "skip").train) == 10
+
+
+def png_of_16_bits(channels):
+    """A PNG file of 4 x 2 pixels with 16 bits per channel, which Pillow cannot write in colour."""
+
+    def chunk(kind, content):
+        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+    header = struct.pack(">IIBBBBB", 4, 2, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes(range(8 * channels))) * 2)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_images_of_16_bits_are_counted_in_one_note(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        class_folders(tmp_path / split, each=3)
+        for channels in (1, 3, 4):
+            (tmp_path / split / "c0" / f"png{channels}.png").write_bytes(png_of_16_bits(channels))
+        write_image(tmp_path / split / "c1" / "a.tif", "I;16")
+        (tmp_path / split / "c1" / "b.pgm").write_bytes(b"P5 4 2 65535\n" + bytes(16))
+        (tmp_path / split / "c1" / "c.bmp").write_bytes(encoded("BMP"))
+    (tmp_path / "val" / "c1" / "d.png").write_bytes(b"text")
+    for on_bad_image in ("skip", "stop"):
+        notes = read_dataset("custom", str(tmp_path), None, None, on_bad_image).notes
+        (note,) = [note for note in notes if "16 bits per channel" in note]
+        assert note.startswith("10 of 24 images in ")
+        (tmp_path / "val" / "c1" / "d.png").unlink(missing_ok=True)
+    for name in ("CHECKED", "HEADERS"):  # a very large folder, of which some headers are read
+        monkeypatch.setattr(data.encoded, name, 7)
+    notes = read_dataset("custom", str(tmp_path / "train"), None, None).notes
+    assert any(re.match(r"\d of 7 images in .* have 16 bits per channel", note) for note in notes)
+    plain = class_folders(tmp_path / "plain")
+    assert read_dataset("custom", str(plain), None, None).notes == []

@@ -231,7 +231,7 @@ def test_decode_file_reads_the_first_frame_of_an_animation(tmp_path, name):
     pixels = decode_file(str(path))
     assert pixels.shape == (3, 300, 400)
     assert (pixels.flatten(1).float().mean(1) - torch.tensor([0.0, 0.0, 255.0])).abs().max() <= 2
-    assert inspect(str(path)) == (300, 400)
+    assert inspect(str(path)) == (300, 400, False)
 
 
 HOSTILE = """

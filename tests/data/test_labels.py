@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.labels import class_positions
+from data.labels import class_positions, read_labels
 from utils.errors import UserError
 
 
@@ -21,6 +21,24 @@ def test_labels_of_another_split_refer_to_its_classes():
     assert class_positions([3, 1], "x", ["1", "2", "3"]) == ([2, 0], ["1", "2", "3"])
     with pytest.raises(UserError, match=r"^x: labels that the training images lack \(4\); remove or rename them"):
         class_positions([4], "x", ["1"])
+
+
+def test_several_labels_are_read_from_text_and_lists():
+    for values in (["10|2", "2", "", "9;10"], [[10, 2], [2], None, (9, 10)]):
+        found = read_labels(values, "x")
+        assert found.sets.classes == ["2", "9", "10"], "whole numbers, by value"
+        assert found.sets.member.int().tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 1]]
+        assert (found.positions, found.classes) == ([-1] * 4, [])
+    assert read_labels(["2", "1"], "x") == ([1, 0], ["1", "2"], None)
+    with pytest.raises(UserError, match=r"^x: labels that the training images lack \(c\)"):
+        read_labels(["a|c"], "x", ["a", "b"])
+
+
+def test_zeros_and_ones_of_all_classes_are_refused():
+    for values in ([[0, 1, 0], [1, 1, 0]], ["0|0|1", "1|0|1"]):
+        with pytest.raises(UserError, match="x has 3 zeros and ones per image, not its labels"):
+            read_labels(values, "x")
+    assert read_labels([[0, 1], [1]], "x").sets.member.tolist() == [[True, True], [False, True]]
 
 
 @pytest.mark.parametrize("value", [0.5, "1.5", [1, 2], {"a": 1}, "cat|dog", "cat;dog", -3])

@@ -1,11 +1,14 @@
 """Tar shards: written by WebDataset and tar itself, read from their offsets; the index; damaged shards."""
 
+import errno
 import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -96,6 +99,50 @@ def test_a_folder_that_cannot_be_written_to_keeps_the_index_in_memory(folders, t
     assert len(found.train) == 16
     assert any("cannot be kept beside them (Permission denied)" in note for note in found.notes)
     assert not (shards / INDEX).exists()
+
+
+@pytest.mark.parametrize(("name", "number"), [("savez", errno.ENOSPC), ("touch", errno.EROFS)])
+def test_an_index_that_cannot_be_written_is_kept_in_memory(folders, tmp_path, monkeypatch, name, number):
+    """A full disk, or a folder that takes the lock and no other file, costs a note and not the run."""
+    shards = write_shards(folders, tmp_path / "shards")
+
+    def refused(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(np if name == "savez" else data.shards.Path, name, refused)
+    found = read(shards)
+    assert len(found.train) == 16
+    assert any(f"cannot be kept beside them ({os.strerror(number)})" in note for note in found.notes)
+    assert not list(shards.glob("*lookalike*"))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_process_waits_for_the_index_and_makes_it_where_the_first_is_killed(
+    folders, tmp_path, monkeypatch, killed
+):
+    shards, make, (started, starts) = write_shards(folders, tmp_path / "shards"), data.shards._make, os.pipe()
+    if (child := os.fork()) == 0:
+
+        def slow(*args):
+            os.write(starts, b"x")
+            time.sleep(60 if killed else 0.5)
+            return make(*args)
+
+        status = 1
+        try:
+            data.shards._make = slow
+            status = len(read(shards).train) != 16
+        finally:
+            os._exit(status)
+    os.read(started, 1)
+    if killed:
+        os.kill(child, signal.SIGKILL)
+    made = []
+    monkeypatch.setattr(data.shards, "_make", lambda *args: made.append(1) or make(*args))
+    found = read(shards)
+    status = os.waitpid(child, 0)[1]
+    assert (len(found.train), len(made), status) == (16, killed, signal.SIGKILL if killed else 0)
+    assert [path.name for path in shards.glob("*lookalike*")] == [INDEX]
 
 
 def test_shards_of_tar_itself_have_the_classes_of_their_folders(folders, tmp_path):

@@ -43,7 +43,8 @@ def test_read_dataset_reads_a_table_in_the_order_of_its_rows(root, name):
     copy = pickle.loads(pickle.dumps(data.train))
     assert torch.equal(copy.decode(1), data.train.decode(1))
     assert copy.names == data.train.names
-    assert data.notes == []
+    assert len(data.notes) == 1
+    assert "1 of 4 images" in data.notes[0], "of 16 bits"
 
 
 def test_a_table_beside_folders_is_found_and_its_validation_refers_to_its_classes(root):
@@ -79,7 +80,7 @@ def test_fingerprint_of_a_table_is_that_of_equal_class_folders(tmp_path):
 
 BROKEN = [
     ([("a/1.png", 1), ("b/2.png", 0.5)], "column label: the label 0.5 is not a whole number"),
-    ([("a/1.png", "cat|dog"), ("b/2.png", "cat")], r"cat\|dog is several labels of one image, which are not supported"),
+    ([("a/1.png", "0|1|1"), ("b/2.png", "1|0|0")], "column label has 3 zeros and ones per image, not its labels"),
     ([("a/1.png", 0), ("b/2.png", -7)], "the label -7 is negative"),
     ([("a/1.png", 0), ("./a/1.png", 1)], r"rows 1 and 2 of .*train.csv name one file, ./a/1.png; remove one"),
     ([("a/1.png", 0), ("", 1)], "row 2 of .* names no file"),
@@ -119,9 +120,36 @@ def test_missing_columns_and_files_that_are_no_tables_are_one_line(root):
         read_dataset("custom", str(root / "a"), None, None, image_column="x")
 
 
-def test_parquet_lists_of_labels_are_refused(root):
-    with pytest.raises(UserError, match="is several labels of one image"):
-        read_dataset("custom", table(root, [("a/1.png", [1, 2])], name="train.parquet"), None, None)
+@pytest.mark.parametrize(("name", "join"), [("train.csv", "|".join), ("train.tsv", ";".join), ("train.parquet", list)])
+def test_several_labels_of_an_image_are_a_matrix(root, name, join):
+    labels = [["dog", "cat"], ["cat"], [], ["emu"]]
+    rows = [(path, join(own)) for (path, _), own in zip(ROWS, labels, strict=True)]
+    table(root, rows, name=name)
+    table(root, [("a/1.png", "emu"), ("b/2.png", "")], name=name.replace("train", "val"))
+    data = read_dataset("custom", str(root), None, None)
+    assert data.train.label_sets.classes == ["cat", "dog", "emu"]
+    assert data.label_sets("train").int().tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert data.label_sets("val").int().tolist() == [[0, 0, 1], [0, 0, 0]], "one label each, as the training images"
+    assert (data.classes, data.train.labels.tolist(), data.val.labels.tolist()) == (0, [-1] * 4, [-1] * 2)
+    assert any("have several labels, of 3 classes" in note for note in data.notes)
+    table(root, [*rows[:3], (rows[3][0], join(["dog"]))], name=name)
+    assert read_dataset("custom", str(root / name), None, None).train.fingerprint() != data.train.fingerprint()
+
+
+def test_validation_images_alone_have_no_several_labels(root):
+    table(root, ROWS[:2])
+    table(root, [("c 3.png", "cat|dog")], name="val.csv")
+    with pytest.raises(UserError, match="training images have one label each, validation images several"):
+        read_dataset("custom", str(root), None, None)
+
+
+def test_skip_leaves_out_the_labels_of_bad_files(root):
+    (root / "a" / "1.png").write_bytes(b"text")
+    path = table(root, [("b/2.png", "x|y"), ("a/1.png", "y"), ("c 3.png", "x")])
+    assert read_dataset("custom", path, None, None, "skip").label_sets("train").tolist() == [
+        [True, True],
+        [True, False],
+    ]
 
 
 def test_skip_leaves_out_the_bad_files_of_a_table(root):

@@ -59,8 +59,14 @@ def test_evaluate_changes_nothing_in_the_network(tmp_path):
 
 
 def fake_data(train, val):
+    splits = {
+        split: SimpleNamespace(labels=labels)
+        for split, labels in (("train", train), ("val", val))
+        if labels is not None
+    }
+    sets = {split: images.labels if images.labels.ndim == 2 else None for split, images in splits.items()}
     return SimpleNamespace(
-        train=SimpleNamespace(labels=train), val=None if val is None else SimpleNamespace(labels=val)
+        train=splits["train"], val=splits.get("val"), splits=lambda: splits, label_sets=sets.__getitem__
     )
 
 
@@ -75,6 +81,31 @@ def fake_data(train, val):
 def test_resolve_settings_refuses_evaluations_that_lack_labels(tmp_path, name, train, val, message):
     with pytest.raises(UserError, match=message):
         settings_of(tmp_path, [name], fake_data(train, val))
+
+
+SETS = torch.tensor([[True, True, False], [False, True, False], [False] * 3] * 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "val", "message"),
+    [
+        (
+            "fewshot",
+            (),
+            SETS,
+            "--evaluation fewshot needs one label per image, digits has several .* ask for knn, logistic",
+        ),
+        ("finetune", (), SETS, "--evaluation finetune needs one label"),
+        ("logistic", ("--label_fraction", "0.5"), SETS, "--label_fraction 0.5 draws images of each class"),
+        ("knn", ("--knn_k", "11"), SETS, "--knn_k 11 exceeds the 10 labelled training images"),
+        ("knn", (), None, "digits has no validation images"),
+        ("knn", (), SETS[2:3], "digits has no labels"),
+    ],
+)
+def test_resolve_settings_refuses_what_several_labels_do_not_allow(tmp_path, name, argv, val, message):
+    with pytest.raises(UserError, match=message):
+        settings_of(tmp_path, [name], fake_data(SETS, val), argv)
+    assert settings_of(tmp_path, ["logistic", "knn", "quality"], fake_data(SETS, SETS))["knn"].k == (5,)
 
 
 def test_resolve_settings_needs_no_labels_where_none_are_used(tmp_path):

@@ -20,7 +20,7 @@ from evaluation.logistic import (
     fit,
     fit_and_score,
     logistic,
-    logistic_accuracy,
+    logistic_score,
 )
 from evaluation.settings import TrainingLabels, balanced_rows
 from tests.helpers.evaluation import CPU, Pixels, blobs, target_of
@@ -38,7 +38,7 @@ def test_fit_is_the_optimum_of_scikit_learn(monkeypatch, c):
     np.testing.assert_allclose(ours.weight.T, model.coef_, atol=1e-4)
     found = (((val.x - ours.mean) / ours.std) @ ours.weight + ours.bias).softmax(dim=1)
     np.testing.assert_allclose(found, model.predict_proba(scaler.transform(val.x)), atol=2e-5)
-    assert ours.accuracy(val) == pytest.approx(100 * model.score(scaler.transform(val.x), val.y))
+    assert ours.score(val) == pytest.approx(100 * model.score(scaler.transform(val.x), val.y))
 
 
 def test_fit_does_not_depend_on_chunks_start_or_missing_classes():
@@ -55,7 +55,7 @@ def test_fit_does_not_depend_on_chunks_start_or_missing_classes():
     torch.testing.assert_close(warm.weight, whole.weight, rtol=0, atol=1e-3)
     few = FeatureSet(train.x[y != 1], y[y != 1])
     assert fit(few, 0.1, CPU).classes.tolist() == [0, 2]
-    assert fit(few, 0.1, CPU).accuracy(FeatureSet(val.x, torch.ones_like(val.y))) == 0
+    assert fit(few, 0.1, CPU).score(FeatureSet(val.x, torch.ones_like(val.y))) == 0
     with pytest.raises(UserError, match="all 100 labelled training images are of one class"):
         fit(FeatureSet(train.x[y == 1], y[y == 1]), 0.1, CPU)
 
@@ -81,15 +81,15 @@ def test_correlated_features_take_few_steps_to_the_same_optimum(monkeypatch):
 def test_coordinates_that_are_copies_of_others_do_not_stop_a_fit():
     train = blobs(300)
     twice = FeatureSet(torch.cat([train.x, train.x, torch.ones(len(train.x), 1)], dim=1), train.y)
-    assert fit(twice, 100, CPU).accuracy(twice) == pytest.approx(fit(train, 100, CPU).accuracy(train), abs=1)
+    assert fit(twice, 100, CPU).score(twice) == pytest.approx(fit(train, 100, CPU).score(train), abs=1)
 
 
-def test_logistic_accuracy_chooses_the_penalty_without_the_validation_images():
+def test_logistic_score_chooses_the_penalty_without_the_validation_images():
     train, val = blobs(300), blobs(100, seed=1)
-    accuracy, c = logistic_accuracy(train, val, 0, CPU)
+    accuracy, c = logistic_score(train, val, 0, CPU)
     assert c in PENALTIES_C
     assert accuracy == fit_and_score(train, val, c, CPU)
-    assert logistic_accuracy(train, FeatureSet(val.x, val.y.roll(1)), 0, CPU)[1] == c
+    assert logistic_score(train, FeatureSet(val.x, val.y.roll(1)), 0, CPU)[1] == c
 
 
 def test_fewshot_accuracy_draws_equally_from_each_class(monkeypatch):
@@ -109,7 +109,7 @@ def test_fewshot_accuracy_draws_equally_from_each_class(monkeypatch):
 def test_logistic_stores_the_penalty_beside_the_score(tmp_path):
     target = target_of(Pixels(), tmp_path, images=200)
     (score,) = logistic(target, LogisticSettings())
-    accuracy, c = logistic_accuracy(target.train, target.val, 0, CPU)
+    accuracy, c = logistic_score(target.train, target.val, 0, CPU)
     assert (score.name, score.value, score.chosen) == ("logistic", accuracy, {"penalty_c": c})
     assert "fifth of the training images" in score.chosen_on
     assert score.numbers() == {"logistic": accuracy}
@@ -138,5 +138,5 @@ def test_logistic_trains_on_each_fraction_of_the_labels(tmp_path):
     assert len(rows) == pytest.approx(100, abs=5)
     part = FeatureSet(target.train.x[rows], target.train.y[rows])
     assert (half.name, whole.name) == ("logistic_50pct", "logistic")
-    assert half.value == logistic_accuracy(part, target.val, target.seed, CPU)[0]
-    assert whole.value == logistic_accuracy(target.train, target.val, target.seed, CPU)[0]
+    assert half.value == logistic_score(part, target.val, target.seed, CPU)[0]
+    assert whole.value == logistic_score(target.train, target.val, target.seed, CPU)[0]

@@ -71,14 +71,16 @@ def folder_target(tmp_path):
     return EvaluationTarget(Pixels(), NetworkInfo("b, x", "b"), "custom", module, module, CPU, tmp_path)
 
 
-def test_features_come_with_the_paths_of_their_images(tmp_path):
+def test_features_come_with_the_paths_of_their_images(tmp_path, capsys):
     features(folder_target(tmp_path), FeaturesSettings(None))
+    root = tmp_path / "features" / "b_x"
+    assert capsys.readouterr().out == f"  {root / 'train'}: 4 images\n  {root / 'val'}: 2 images\n"
     paths = (tmp_path / "features" / "b_x" / "train" / "paths.txt").read_text()
     assert paths == "c0/0.png\nc0/1.png\nc1/0.png\nc1/1.png\n"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_parquet_holds_every_image_with_its_vector(tmp_path, monkeypatch, dtype):
+def test_parquet_holds_every_image_with_its_vector(tmp_path, monkeypatch, capsys, dtype):
     pytest.importorskip("pyarrow", reason="pyarrow is in requirements-parquet.txt")
     from pyarrow import parquet
 
@@ -87,6 +89,7 @@ def test_parquet_holds_every_image_with_its_vector(tmp_path, monkeypatch, dtype)
     target.data.data.train.labels[1] = -1
     features(target, FeaturesSettings(None, dtype, "parquet"))
     table = parquet.read_table(tmp_path / "features" / "b_x" / "features.parquet")
+    assert capsys.readouterr().out.endswith(f"  {tmp_path / 'features' / 'b_x' / 'features.parquet'}\n")
     assert table.column_names == ["path", "split", "label", "vector"]
     assert table["path"].to_pylist() == ["c0/0.png", "c0/1.png", "c1/0.png", "c1/1.png", "c0/0.png", "c1/0.png"]
     assert table["split"].to_pylist() == ["train"] * 4 + ["val"] * 2

@@ -83,7 +83,8 @@ def test_no_more_neighbours_than_images(tmp_path):
     assert similar_settings(flags, TrainingLabels(5, 0, 0, 0), print).k == 5
 
 
-def test_a_query_that_is_no_image_is_named(tmp_path, target):
+def test_a_query_that_is_no_image_is_named_before_features_are_computed(tmp_path, target, monkeypatch):
+    monkeypatch.setattr("evaluation.similar.load_or_extract", lambda *_: 1 / 0)
     (tmp_path / "text.jpg").write_text("text")
-    with pytest.raises(UserError, match="text.jpg is not a readable image"):
+    with pytest.raises(UserError, match=r"--similar: .*text.jpg is not a readable image \(.*\); name image files$"):
         similar(target, SimilarSettings((tmp_path / "text.jpg",), 1))

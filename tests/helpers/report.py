@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from evaluation.report_data import Cell, Grid, write_grid, write_points
@@ -77,19 +76,3 @@ def nasty_images(root: Path) -> Path:
     (root / "c0").rename(root / "<img src=x onerror=alert(1)>")
     (root / "c1").rename(root / '"><script>alert(2)<')
     return root
-
-
-def browser():
-    """A headless Chromium; skips with a reason where there is none."""
-    import shutil
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("chromium and chromedriver are not installed")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in requirements-dev.txt")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))

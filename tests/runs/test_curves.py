@@ -5,6 +5,12 @@ import math
 from runs.curves import MOST_POINTS, metric_title, panels, thinned
 
 
+def test_titles_of_charts_are_names_and_begin_with_a_capital_letter():
+    row = {"step": "0", "quality/rankme": "9", "quality/alpha_req": "3", "quality/std": "1", "nn_distinct": "1"}
+    titles = [chart["title"] for chart in panels([row])]
+    assert titles == ["RankMe", "Alpha-ReQ", "Standard deviation of the features", "Share of distinct neighbours"]
+
+
 def test_panels_put_the_loss_first_and_accuracies_together():
     rows = [
         {"step": "0", "epoch": "0", "lr": "0.1", "loss": "2.0", "val_probe_acc": "", "knn_200": "", "knn_20": ""},

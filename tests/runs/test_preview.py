@@ -34,10 +34,11 @@ def test_preview_writes_a_page_and_leaves_no_run(tmp_path, evil, capsys, method)
     assert f"done: {tmp_path / 'out' / FILE}" in out
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;|script&gt;" in page
-    assert not re.search(r"https?:|@import|url\(|<link|src=\"(?!data:)", page)
+    assert not re.search(r"https?:|@import|url\(|<link(?! rel=\"icon\" href=\"data:,\")|src=\"(?!data:)", page)
     views = 2 if method == "nnclr" else 4  # RotNet: the rotations of one view
     assert page.count("<figcaption>view ") == 8 * views
-    assert page.count("<figcaption>image ") == 8
+    assert page.count('class="exact own"') == 8
+    assert re.search(r"<figcaption>c1/\d+\.png, class c1</figcaption>", page), "images have the names of their files"
     assert "1 equal to a training image, 0 nearly equal" in page
     assert "1 .txt" in page
     for name in ("time", "step", "waiting for data", "host memory", "disk", "learning rate", "schedule"):

@@ -14,7 +14,7 @@ from utils.arg_types import count, folder_name, interval, number, positive_float
         (positive_float, "nan", "needs a number above 0"),
         (positive_float, "inf", "got 'inf', needs a number above 0 to 1.79769e+308"),
         (positive_float, "9" * 400, "needs a number above 0 to 1.79769e+308"),
-        (positive_int, "9" * 30, "needs a whole number from 1 to 9.22337e+18"),
+        (positive_int, "9" * 30, "needs a whole number from 1 to 9,223,372,036,854,775,807"),
         (positive_int, "-4", "got '-4', needs a whole number from 1"),
         (positive_int, "1.5", "needs a whole number from 1"),
         (count, "-1", "needs a whole number from 0"),

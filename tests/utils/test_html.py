@@ -46,9 +46,16 @@ def test_picture_holds_its_own_file(side, kind):
     assert kind == "jpeg" or (np.asarray(image) == pixels).all()
 
 
+def test_bars_have_their_values_as_a_table_too():
+    """Keys and a finger cannot point at a bar."""
+    figure = bars([1200.0, 2.5], ["cat", "dog"], "images")
+    cells = re.findall(r"<t[hd][^>]*>([^<]+)<", figure.partition("<details>")[2])
+    assert cells == ["cat", "1,200", "dog", "2.5"]
+
+
 def test_page_loads_nothing_from_elsewhere():
     whole = page("t", [("one", Html("<p>1</p>")), ("two", Html("<p>2</p>"))], "let a = 1;", "b { margin: 0 }")
-    assert not re.search(r"https?:|@import|url\(|<link|src=", whole)
+    assert not re.search(r"https?:|@import|url\(|<link(?! rel=\"icon\" href=\"data:,\")|src=", whole)
     assert re.findall(r'href="#(\w+)"', whole) == re.findall(r'<section id="(\w+)"', whole) == ["s0", "s1"]
     assert "<script>let a = 1;</script>" in whole
     assert "b { margin: 0 }</style>" in whole
