@@ -1,5 +1,6 @@
 """The tables of results: which runs each is made of, in the order of their value, and where the ledger has them."""
 
+import itertools
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ from results.rows import (
     SEARCH_IMAGES,
     SEARCHED,
     TRAINING,
+    Row,
     record_flags,
 )
 
@@ -118,46 +120,46 @@ def network_runs() -> Iterator[Run]:
         yield Run("networks", name, (command(PRETRAIN, words),))
 
 
+def pretraining(table: str, images: str, run_id: str, row: Row, seed: int) -> str | None:
+    """Arguments that pretrain a row of METHODS or CLAIMS; None before the search of its rate and decay is complete."""
+    found = chosen_settings(row.settings or run_id.rsplit("-", 1)[0])
+    if found is None:
+        return None
+    settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
+    return (
+        f"cifar10 {row.network} {images} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 {settings} "
+        f"--knn_every {row.epochs} --seed {seed} {record_flags(table, run_id)}"
+    )
+
+
+def run_of(table: str, run_id: str, row: Row, seed: int, *commands: tuple[str, str]) -> Run:
+    """A row of METHODS or CLAIMS with a seed: what it needs, what runs before, and (program, arguments) of its own."""
+    whole = (*((EVALUATE, arguments) for arguments in row.before), *commands)
+    needs = tuple(need.format(seed=seed) for need in row.needs)
+    return Run(table, run_id, tuple(command(p, text.format(seed=seed)) for p, text in whole), needs)
+
+
 def method_runs() -> Iterator[Run]:
     """Every method with one seed, then with the next one; rows whose search is not complete are left out."""
-    for seed in SEEDS:
-        for name, row in METHODS.items():
-            found = chosen_settings(row.settings or name)
-            if found is None:
-                continue
-            settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
-            run_id = f"{name}-s{seed}"
-            pretrain = (
-                f"cifar10 {row.network} {IMAGES} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 "
-                f"{settings} --knn_every {row.epochs} --seed {seed} {record_flags('methods', run_id)}"
-            )
-            baselines = "--baselines " if name == next(iter(METHODS)) else ""  # the same for all rows, and slow
-            evaluate = (
-                f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/methods/{run_id} "
-                f"--evaluation knn logistic --label_fraction 0.01 0.1 1 {baselines}--seed {seed} "
-                f"{record_flags('methods', f'{run_id}-evaluated')}"
-            )
-            commands = (*((EVALUATE, text) for text in row.before), (PRETRAIN, pretrain), (EVALUATE, evaluate))
-            needs = tuple(need.format(seed=seed) for need in row.needs)
-            yield Run("methods", run_id, tuple(command(p, text.format(seed=seed)) for p, text in commands), needs)
+    for seed, (name, row) in itertools.product(SEEDS, METHODS.items()):
+        run_id = f"{name}-s{seed}"
+        pretrain = pretraining("methods", IMAGES, run_id, row, seed)
+        baselines = "--baselines " if name == next(iter(METHODS)) else ""  # the same for all rows, and slow
+        evaluate = (
+            f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/methods/{run_id} "
+            f"--evaluation knn logistic --label_fraction 0.01 0.1 1 {baselines}--seed {seed} "
+            f"{record_flags('methods', f'{run_id}-evaluated')}"
+        )
+        if pretrain is not None:
+            yield run_of("methods", run_id, row, seed, (PRETRAIN, pretrain), (EVALUATE, evaluate))
 
 
 def claim_runs() -> Iterator[Run]:
     """What papers claim, on the images of the search: short enough for three seeds each."""
-    for seed in SEEDS:
-        for name, row in CLAIMS.items():
-            found = chosen_settings(row.settings)
-            if found is None:
-                continue
-            settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
-            run_id = f"{name}-s{seed}"
-            pretrain = (
-                f"cifar10 {row.network} {SEARCH_IMAGES} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 "
-                f"{settings} --knn_every {row.epochs} --seed {seed} {record_flags('claims', run_id)}"
-            )
-            commands = (*((EVALUATE, text) for text in row.before), (PRETRAIN, pretrain))
-            needs = tuple(need.format(seed=seed) for need in row.needs)
-            yield Run("claims", run_id, tuple(command(p, text.format(seed=seed)) for p, text in commands), needs)
+    for seed, (name, row) in itertools.product(SEEDS, CLAIMS.items()):
+        pretrain = pretraining("claims", SEARCH_IMAGES, f"{name}-s{seed}", row, seed)
+        if pretrain is not None:
+            yield run_of("claims", f"{name}-s{seed}", row, seed, (PRETRAIN, pretrain))
 
 
 def label_runs() -> Iterator[Run]:
