@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from utils.errors import UserError
 from utils.plan import BackboneConfig
 
 NETWORK, WIDTH = "test_resnet.r160_in1k", 12
+needs_lightly = pytest.mark.skipif(not find_spec("lightly"), reason="lightly (requirements-bench.txt) is not installed")
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@needs_lightly
 def test_main_trains_saves_evaluates_and_records(folder):
     argv = ["simclr", "--epochs", "2", "--batch_size", "110", "--seed", "4", "--data_folder", str(folder),
             "--precision", "32", "--output", str(folder / "runs"), "--record", str(folder / "ledger")]  # fmt: skip
@@ -58,6 +61,7 @@ def test_main_trains_saves_evaluates_and_records(folder):
         peers.main(argv)
 
 
+@needs_lightly
 @pytest.mark.parametrize("method", peers.METHODS)
 def test_methods_train_the_backbone_by_their_own_optimizer(method):
     torch.manual_seed(0)
@@ -77,6 +81,7 @@ def test_methods_train_the_backbone_by_their_own_optimizer(method):
     assert scheduler.get_last_lr()[0] < 1e-3
 
 
+@needs_lightly
 def test_byol_moves_its_target_by_a_hundredth_before_a_step():
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(48, WIDTH))
     _, module, *head_and_loss = parts("byol", WIDTH, 32, read())
@@ -88,6 +93,7 @@ def test_byol_moves_its_target_by_a_hundredth_before_a_step():
     assert torch.allclose(model.target[0][1].weight, before + 0.01)
 
 
+@needs_lightly
 def test_nnclr_puts_the_second_view_into_the_bank():
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(48, WIDTH))
     _, module, *head_and_loss = parts("nnclr", WIDTH, 32, read())
@@ -98,6 +104,7 @@ def test_nnclr_puts_the_second_view_into_the_bank():
     assert model.bank.bank.shape == (4096, 256)
 
 
+@needs_lightly
 @pytest.mark.parametrize("method", peers.METHODS)
 def test_views_of_a_black_image_have_the_normalization_of_the_evaluation(method):
     data = read()
@@ -126,6 +133,7 @@ def test_solo_learn_words_keep_the_settings_of_the_recipe(method):
     assert (flags.run_id, flags.train_dir, flags.val_dir) == (f"solo-learn-{method}-2", "train", "test")
 
 
+@needs_lightly
 def test_main_refuses_too_few_images_and_names_what_is_not_installed(folder, monkeypatch):
     words = ["simclr", "--data_folder", str(folder), "--output", str(folder / "runs")]
     with pytest.raises(UserError, match="--batch_size 256: only 220 images"):
@@ -136,6 +144,7 @@ def test_main_refuses_too_few_images_and_names_what_is_not_installed(folder, mon
     assert not (folder / "runs").exists()
 
 
+@needs_lightly
 @pytest.mark.slow
 def test_every_method_trains_in_bf16(folder):
     """A fast test would build the heads of 2,048 and 4,096 rows, and step them in bf16, once for each method."""
@@ -150,6 +159,7 @@ def test_every_method_trains_in_bf16(folder):
         load_backbone(open_weights(str(folder / method)), build_backbone(BackboneConfig(NETWORK, "imagenet"), 32)[0])
 
 
+@needs_lightly
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", peers.PEERS)
 def test_simclr_of_a_peer_lifts_knn(tmp_path, peer):

@@ -76,6 +76,9 @@ class PointsTarget(EvaluationTarget):
     def splits(self):
         return self.points
 
+    def label_sets(self, split):
+        return None
+
     @property
     def train_labels(self):
         return self.points["train"].y
