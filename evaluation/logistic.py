@@ -122,68 +122,95 @@ class Classifier(NamedTuple):
         return 100 * (torch.cat(predicted) == val.y).double().mean().item()
 
 
-def fit(train: FeatureSet, c: float, device: torch.device, start: Classifier | None = None) -> Classifier:
-    """Logistic regression by L-BFGS:  min  mean_i -log p(y_i | x_i)  +  |W|^2 / (2 C N);  the bias is not penalized.
+class Regression:
+    """Logistic regression on the same rows for one penalty after another: what does not depend on it is computed once.
 
-    start: a fit on the same rows with another penalty, to start from. The optimum is that of scikit-learn's
+    min  mean_i -log p(y_i | x_i)  +  |W|^2 / (2 C N);  the bias is not penalized. The optimum is that of scikit-learn's
     LogisticRegression(C) behind its StandardScaler, computed on `device`; of several labels per image, one regression
-    for each class against the rest. L-BFGS varies v = L^T w in place of the weights w, with L of `_curvature_factor`:
-    features are correlated, and by w it takes many times as many steps.
+    for each class against the rest.
     """
-    x, y = train.x.to(device), train.y.to(device)
-    several = y.ndim == 2
-    classes, target = (torch.arange(y.shape[1]), y.to(x.dtype)) if several else y.unique(return_inverse=True)
-    if len(classes) < 2 and not several:
-        raise UserError(
-            f"all {len(y)} labelled training images are of one class, logistic regression needs two; label more images"
+
+    def __init__(self, train: FeatureSet, device: torch.device):
+        x, y = train.x.to(device), train.y.to(device)
+        several = y.ndim == 2
+        self.classes: Tensor
+        self.target: Tensor
+        self.classes, self.target = (
+            (torch.arange(y.shape[1]), y.to(x.dtype)) if several else y.unique(return_inverse=True)
         )
-    mean, std = x.mean(dim=0, dtype=torch.double), x.std(dim=0, correction=0)
-    mean, std = mean.to(x.dtype), std.where(std > 0, 1)  # a coordinate that never changes says nothing
-    x = (x - mean) / std
-    factor = _curvature_factor(x, c, 1 / 2 if several else 1 / len(classes))
-    v = torch.zeros(x.shape[1] + 1, len(classes), dtype=torch.double, device=device)  # the last row is the bias
-    if start is not None:
-        v[:-1], v[-1] = start.weight, start.bias
-        if factor is not None:
-            v[:-1] = factor.T @ v[:-1]
-    w, v.grad = v.to(x.dtype), torch.zeros_like(v)
-    gradient = v.grad
+        if len(self.classes) < 2 and not several:
+            raise UserError(
+                f"all {len(y)} labelled training images are of one class, logistic regression needs two; label more "
+                f"images"
+            )
+        mean, std = x.mean(dim=0, dtype=torch.double), x.std(dim=0, correction=0)
+        self.mean, self.std = mean.to(x.dtype), std.where(std > 0, 1)  # a coordinate that never changes says nothing
+        self.x = (x - self.mean) / self.std
+        self.curvature = _curvature(self.x, 1 / 2 if several else 1 / len(self.classes))
 
-    def weights() -> Tensor:
-        w.copy_(v)
-        if factor is not None:
-            w[:-1] = torch.linalg.solve_triangular(factor.T, v[:-1], upper=True)
-        return w
+    def fit(self, c: float, start: Classifier | None = None) -> Classifier:
+        """Fit by L-BFGS. start: a fit with another penalty, to start from.
 
-    @torch.no_grad()
-    def objective() -> Tensor:
-        loss, by_w = _objective(weights(), x, target, c)
-        gradient.copy_(by_w)
-        if factor is not None:
-            gradient[:-1] = torch.linalg.solve_triangular(factor, gradient[:-1], upper=False)
-        return loss
+        L-BFGS varies v = L^T w in place of the weights w, with L of `_curvature_factor`: features are correlated, and
+        by w it takes many times as many steps.
+        """
+        x, factor = self.x, _curvature_factor(self.curvature, c, len(self.x))
+        shape = x.shape[1] + 1, len(self.classes)  # the last row is the bias
+        v = torch.zeros(shape, dtype=torch.double, device=x.device)
+        if start is not None:
+            v[:-1], v[-1] = start.weight, start.bias
+            if factor is not None:
+                v[:-1] = factor.T @ v[:-1]
+        w, gradient = v.to(x.dtype), torch.zeros_like(v)
+        v.grad = gradient
 
-    optimizer = torch.optim.LBFGS(
-        [v], max_iter=ITERATIONS, max_eval=2 * ITERATIONS, tolerance_grad=GRADIENT, line_search_fn="strong_wolfe"
-    )
-    optimizer.step(objective)  # type: ignore[arg-type]
-    weights()
-    return Classifier(mean, std, w[:-1], w[-1], classes)
+        def weights() -> Tensor:
+            w.copy_(v)
+            if factor is not None:
+                w[:-1] = torch.linalg.solve_triangular(factor.T, v[:-1], upper=True)
+            return w
+
+        @torch.no_grad()
+        def objective() -> Tensor:
+            loss, by_w = _objective(weights(), x, self.target, c)
+            gradient.copy_(by_w)
+            if factor is not None:
+                gradient[:-1] = torch.linalg.solve_triangular(factor, gradient[:-1], upper=False)
+            return loss
+
+        optimizer = torch.optim.LBFGS(
+            [v], max_iter=ITERATIONS, max_eval=2 * ITERATIONS, tolerance_grad=GRADIENT, line_search_fn="strong_wolfe"
+        )
+        optimizer.step(objective)  # type: ignore[arg-type]
+        weights()
+        return Classifier(self.mean, self.std, w[:-1], w[-1], self.classes)
 
 
-def _curvature_factor(x: Tensor, c: float, p: float) -> Tensor | None:
-    """Lower Cholesky factor L (D, D), float64, of the curvature of the objective of `fit` at probability p of a class.
+def fit(train: FeatureSet, c: float, device: torch.device, start: Classifier | None = None) -> Classifier:
+    """Fit a `Regression` with one penalty."""
+    return Regression(train, device).fit(c, start)
 
-    L L^T = p (1 - p) x^T x / N + 1 / (C N)  over some 4 D rows, as the sum need not be exact. With fewer rows than
-    coordinates None, for the identity: steps are cheap there, and the factor is not.
+
+def _curvature(x: Tensor, p: float) -> Tensor | None:
+    """p (1 - p) x^T x / N (D, D), float64: curvature of the loss at probability p of a class, without the penalty.
+
+    It is that of some 4 D rows, as the sum need not be exact. With fewer rows than coordinates None: steps are cheap
+    there, and a factor is not.
     """
     n, dim = x.shape
     if n < dim:
         return None
     rows = x[:: max(1, n // (4 * dim))]
-    curvature = (p * (1 - p) / len(rows)) * (rows.T @ rows).double()
-    curvature.diagonal().add_(1 / (c * n) + 1e-6)  # the last term for coordinates that are sums of others
-    factor: Tensor = torch.linalg.cholesky(curvature)
+    return (p * (1 - p) / len(rows)) * (rows.T @ rows).double()
+
+
+def _curvature_factor(curvature: Tensor | None, c: float, n: int) -> Tensor | None:
+    """Cholesky factor L of the curvature with the penalty:  L L^T = curvature + 1 / (C N).  None: the identity."""
+    if curvature is None:
+        return None
+    penalized = curvature.clone()
+    penalized.diagonal().add_(1 / (c * n) + 1e-6)  # the last term for coordinates that are sums of others
+    factor: Tensor = torch.linalg.cholesky(penalized)
     return factor
 
 
@@ -226,9 +253,9 @@ def choose_penalty(train: FeatureSet, seed: int, device: torch.device) -> float:
     if len(train.y[rest].unique()) < 2:
         return 1.0
     part, check = FeatureSet(train.x[rest], train.y[rest]), FeatureSet(train.x[held], train.y[held])
-    scores, model = [], None
+    regression, scores, model = Regression(part, device), [], None
     for c in PENALTIES_C:  # from the strongest penalty on, each from the optimum of the last one
-        model = fit(part, c, device, model)
+        model = regression.fit(c, model)
         scores.append(model.score(check))
     return PENALTIES_C[int(np.argmax(scores))]
 

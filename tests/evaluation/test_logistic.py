@@ -14,6 +14,7 @@ from evaluation.logistic import (
     FewshotSettings,
     LogisticSettings,
     _objective,
+    choose_penalty,
     fewshot,
     fewshot_accuracy,
     fewshot_settings,
@@ -76,6 +77,13 @@ def test_correlated_features_take_few_steps_to_the_same_optimum(monkeypatch):
     assert fits["curvature"][1] < fits["identity"][1] / 5
     found, plain = ((train.x - f.mean) / f.std @ f.weight + f.bias for f, _ in fits.values())
     torch.testing.assert_close(found.softmax(dim=1), plain.softmax(dim=1), rtol=0, atol=2e-3)
+
+
+def test_curvature_is_computed_once_for_all_penalties(monkeypatch):
+    calls = []
+    monkeypatch.setattr("evaluation.logistic._curvature", lambda *args: calls.append(1))
+    choose_penalty(blobs(300), 0, CPU)
+    assert len(calls) == 1
 
 
 def test_coordinates_that_are_copies_of_others_do_not_stop_a_fit():
