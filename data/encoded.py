@@ -49,6 +49,7 @@ class EncodedImages:
         self.labels: Tensor = torch.tensor(labels, dtype=torch.long)
         self.notes: list[str] = []  # what a user may not expect of these images
         self.deep = 0, 0
+        self._some_headers: Checked | None = None
         self._sizes: NDArray | None = None
         self._fingerprint = ""
 
@@ -114,9 +115,11 @@ class EncodedImages:
             self.deep = len(self.some_headers().deep), HEADERS
 
     def some_headers(self) -> Checked:
-        """The headers of HEADERS images of a very large source, spread over all of them."""
-        rows = np.linspace(0, len(self) - 1, HEADERS).astype(int).tolist()
-        return check_files(lambda i: self.path(rows[i]), HEADERS, lambda i: self.opened(rows[i]))
+        """The headers of HEADERS images of a very large source, spread over all of them; read once."""
+        if self._some_headers is None:
+            rows = np.linspace(0, len(self) - 1, HEADERS).astype(int).tolist()
+            self._some_headers = check_files(lambda i: self.path(rows[i]), HEADERS, lambda i: self.opened(rows[i]))
+        return self._some_headers
 
     def readable(self: Source) -> tuple[Source, dict[str, str]]:
         """The images without the bad ones, after a check of every one; and path -> reason of the bad ones."""
@@ -131,7 +134,7 @@ class EncodedImages:
         """The images of some rows."""
         images = copy.copy(self)
         images.names, images.labels, images._fingerprint = self.names.take(rows), self.labels[rows], ""
-        images.label_sets = self.label_sets and self.label_sets.take(rows)
+        images.label_sets, images._some_headers = self.label_sets and self.label_sets.take(rows), None
         for name in self.PER_IMAGE:
             setattr(images, name, getattr(self, name)[rows])
         return images

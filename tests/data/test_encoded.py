@@ -59,6 +59,16 @@ def test_losing_a_class_is_refused(content):
         DictionaryImages(content, [0, 0, 0, -1, 0, 1]).readable()
 
 
+def test_some_headers_of_a_very_large_source_are_read_once(content, monkeypatch):
+    monkeypatch.setattr(data.encoded, "CHECKED", 5)
+    monkeypatch.setattr(data.encoded, "HEADERS", 3)
+    images, opened = DictionaryImages(content, [0, 0, 1, 1, 0, -1]), []
+    monkeypatch.setattr(images, "opened", lambda i: opened.append(i) or EncodedImages.opened(images, i))
+    images.check()
+    assert images.some_headers().sizes.tolist() == [[16, 20], [16, 22], [16, 25]]
+    assert sorted(opened) == [0, 2, 5]
+
+
 def test_short_hash_of_parts_is_that_of_all_lines(monkeypatch):
     """Fingerprints are in checkpoints, so that they must not change."""
     lines = ["a 1 0", "\udcff 2 -1", "", "b"]
