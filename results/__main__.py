@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from results.data import link_search_images
 from results.draw import draw
-from results.reproduce import commands as commands_of
-from results.reproduce import reproduce
+from results.reproduce import command_lines, reproduce
 from results.run import fill
 from results.tables import TABLES
 from utils.errors import run_cli
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     elif args.command == "draw":
         draw()
     else:
-        print("\n".join((commands_of if args.command == "show" else reproduce)(args.table, args.row)))
+        print("\n".join((command_lines if args.command == "show" else reproduce)(args.table, args.row)))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from results.tables import LEDGER, PEER_METHODS, PEERS, ROOT, SEEDS, chosen_sett
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
+ALL_LABELS = {"knn_20": "kNN 20", "logistic": "logistic"}
 COLUMNS = {
-    "knn_20": "kNN 20",
-    "logistic": "logistic",
+    **ALL_LABELS,
     "logistic_10pct": "logistic, 10 %",
     "logistic_1pct": "logistic, 1 %",
 }
@@ -68,19 +68,19 @@ def nothing(table: str) -> str:
     return f"No run is in the ledger yet. `python3 -m results run {table} --minutes 60` fills it.\n"
 
 
+def line_of(heads: Sequence[str], found: Values, columns: Mapping[str, str]) -> list[str] | None:
+    """A line of a table: heads, seeds, columns, seconds; None where no column has a value."""
+    seeds = max((len(found[key]) for key in columns if key in found), default=0)
+    cells = [cell(found.get(key)) for key in columns]
+    return [*heads, str(seeds), *cells, cell(found.get("seconds"), 0)] if seeds else None
+
+
 def table_of(
     table: str, rows: Mapping[str, Row], columns: Mapping[str, str], suffixes: Sequence[str]
 ) -> list[list[str]]:
     """A line for each row that has a run: title, seeds, columns, seconds."""
-    lines = []
-    for name, row in rows.items():
-        found = values(table, name, suffixes)
-        if not any(key in found for key in columns):
-            continue
-        seeds = max(len(numbers) for key, numbers in found.items() if key in columns)
-        cells = [cell(found.get(key)) for key in columns]
-        lines.append([f"{row.title} (`{name}`)", str(seeds), *cells, cell(found.get("seconds"), 0)])
-    return lines
+    lines = (line_of([f"{row.title} (`{name}`)"], values(table, name, suffixes), columns) for name, row in rows.items())
+    return [line for line in lines if line]
 
 
 def baselines(columns: Mapping[str, str]) -> list[list[str]]:
@@ -88,9 +88,8 @@ def baselines(columns: Mapping[str, str]) -> list[list[str]]:
     lines = []
     for title, network in (("raw pixels", "raw pixels"), ("untrained network", ", untrained")):
         found = values("methods", next(iter(METHODS)), ["-evaluated"], network)
-        if any(key in found for key in columns):
-            seeds = str(len(next(found[key] for key in columns if key in found)))
-            lines.append([title, seeds, *(cell(found.get(key)) for key in columns), "-"])
+        if line := line_of([title], found, columns):
+            lines.append([*line[:-1], "-"])  # the seconds are those of the row's pretraining
     return lines
 
 
@@ -163,10 +162,12 @@ def claims_table() -> str:
     lines = []
     for name, row in CLAIMS.items():
         records = [record for seed in SEEDS if (record := read_record("claims", f"{name}-s{seed}"))]
-        if records:
-            knn = cell([record["scores"]["knn_20"]["value"] for record in records])
-            seconds = cell([record["seconds"] for record in records], 0)
-            lines.append([f"{row.title} (`{name}`)", str(len(records)), knn, seconds])
+        found = {
+            "knn_20": [record["scores"]["knn_20"]["value"] for record in records],
+            "seconds": [record["seconds"] for record in records],
+        }
+        if line := line_of([f"{row.title} (`{name}`)"], found, {"knn_20": "kNN 20"}):
+            lines.append(line)
     return markdown(["", "seeds", "kNN 20", "seconds"], lines) if lines else nothing("claims")
 
 
@@ -182,25 +183,20 @@ def transfer_table() -> str:
 
 def peers_table() -> str:
     """Each method of the peers: ours with the settings of table 1, Lightly's, and ours with those of solo-learn."""
-    columns = {"knn_20": "kNN 20", "logistic": "logistic"}
     lines = []
     for name in PEER_METHODS:
         sides = [("Lookalike", "methods", name), *((title, "peers", f"{peer}-{name}") for peer, title in PEERS.items())]
         for title, table, row in sides:
-            found = values(table, row, ["-evaluated"])
-            if any(key in found for key in columns):
-                seeds = max(len(found[key]) for key in columns if key in found)
-                cells = [cell(found.get(key)) for key in columns]
-                lines.append([METHODS[name].title, title, str(seeds), *cells, cell(found.get("seconds"), 0)])
+            if line := line_of([METHODS[name].title, title], values(table, row, ["-evaluated"]), ALL_LABELS):
+                lines.append(line)
     peers_ran = any(line[1] != "Lookalike" for line in lines)
-    return markdown(["", "", "seeds", *columns.values(), "seconds"], lines) if peers_ran else nothing("peers")
+    return markdown(["", "", "seeds", *ALL_LABELS.values(), "seconds"], lines) if peers_ran else nothing("peers")
 
 
 def gpu_table() -> str:
     """ResNet-18 with 100 epochs on a CUDA device."""
-    columns = {"knn_20": "kNN 20", "logistic": "logistic"}
-    lines = table_of("gpu", METHODS, columns, ["-evaluated"])
-    return markdown(["", "seeds", *columns.values(), "seconds"], lines) if lines else nothing("gpu")
+    lines = table_of("gpu", METHODS, ALL_LABELS, ["-evaluated"])
+    return markdown(["", "seeds", *ALL_LABELS.values(), "seconds"], lines) if lines else nothing("gpu")
 
 
 DRAWN: dict[str, Callable[[], str]] = {

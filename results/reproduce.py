@@ -24,7 +24,7 @@ def find_run(table: str, name: str) -> Run:
     return runs[name]
 
 
-def commands(table: str, name: str) -> list[str]:
+def command_lines(table: str, name: str) -> list[str]:
     """The command lines of a run, in their order."""
     return [shlex.join(["python3", *c.program.split(), *c.words]) for c in find_run(table, name).commands]
 

@@ -128,9 +128,14 @@ NO_COLOR = "--jitter 0 --gray 0 --blur 0 --solarize 0"
 SHORT, LENGTH, LONG = 8, 24, 80  # epochs of the images of the search
 
 
+def with_short_queue(flags: str) -> str:
+    """Flags of a row of METHODS with a queue for the images of the search, which are a fifth of all."""
+    return flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}")
+
+
 def claim(title: str, flags: str, settings: str, epochs: int = LENGTH) -> Row:
-    """A row of CLAIMS, with the queue of the search."""
-    return Row(title, flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}"), settings, epochs=epochs)
+    """A row of CLAIMS."""
+    return Row(title, with_short_queue(flags), settings, epochs=epochs)
 
 
 def claim_of_clusterfit(title: str, clusters: int, flags: str = "") -> Row:

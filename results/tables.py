@@ -17,12 +17,12 @@ from results.rows import (
     METHODS,
     MODELS,
     NETWORKS,
-    QUEUE,
     SEARCH_IMAGES,
     SEARCHED,
     TRAINING,
     Row,
     record_flags,
+    with_short_queue,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def search_runs() -> Iterator[Run]:
     for name, row in METHODS.items():
         if row.settings:
             continue
-        flags = row.flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}")  # there are 10,000 images
+        flags = with_short_queue(row.flags)
         for settings in zip(*SEARCHED.values(), strict=True):
             chosen = " ".join(f"{flag} {value:g}" for flag, value in zip(SEARCHED, settings, strict=True))
             run_id = f"{name}-lr{settings[0]:g}-wd{settings[1]:g}"
@@ -120,30 +120,30 @@ def network_runs() -> Iterator[Run]:
         yield Run("networks", name, (command(PRETRAIN, words),))
 
 
-def pretraining(table: str, images: str, run_id: str, row: Row, seed: int) -> str | None:
+def pretraining(table: str, images: str, name: str, row: Row, seed: int) -> str | None:
     """Arguments that pretrain a row of METHODS or CLAIMS; None before the search of its rate and decay is complete."""
-    found = chosen_settings(row.settings or run_id.rsplit("-", 1)[0])
+    found = chosen_settings(row.settings or name)
     if found is None:
         return None
     settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
     return (
         f"cifar10 {row.network} {images} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 {settings} "
-        f"--knn_every {row.epochs} --seed {seed} {record_flags(table, run_id)}"
+        f"--knn_every {row.epochs} --seed {seed} {record_flags(table, f'{name}-s{seed}')}"
     )
 
 
-def run_of(table: str, run_id: str, row: Row, seed: int, *commands: tuple[str, str]) -> Run:
+def run_of(table: str, name: str, row: Row, seed: int, *commands: tuple[str, str]) -> Run:
     """A row of METHODS or CLAIMS with a seed: what it needs, what runs before, and (program, arguments) of its own."""
     whole = (*((EVALUATE, arguments) for arguments in row.before), *commands)
     needs = tuple(need.format(seed=seed) for need in row.needs)
-    return Run(table, run_id, tuple(command(p, text.format(seed=seed)) for p, text in whole), needs)
+    return Run(table, f"{name}-s{seed}", tuple(command(p, text.format(seed=seed)) for p, text in whole), needs)
 
 
 def method_runs() -> Iterator[Run]:
     """Every method with one seed, then with the next one; rows whose search is not complete are left out."""
     for seed, (name, row) in itertools.product(SEEDS, METHODS.items()):
         run_id = f"{name}-s{seed}"
-        pretrain = pretraining("methods", IMAGES, run_id, row, seed)
+        pretrain = pretraining("methods", IMAGES, name, row, seed)
         baselines = "--baselines " if name == next(iter(METHODS)) else ""  # the same for all rows, and slow
         evaluate = (
             f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/methods/{run_id} "
@@ -151,15 +151,15 @@ def method_runs() -> Iterator[Run]:
             f"{record_flags('methods', f'{run_id}-evaluated')}"
         )
         if pretrain is not None:
-            yield run_of("methods", run_id, row, seed, (PRETRAIN, pretrain), (EVALUATE, evaluate))
+            yield run_of("methods", name, row, seed, (PRETRAIN, pretrain), (EVALUATE, evaluate))
 
 
 def claim_runs() -> Iterator[Run]:
     """What papers claim, on the images of the search: short enough for three seeds each."""
     for seed, (name, row) in itertools.product(SEEDS, CLAIMS.items()):
-        pretrain = pretraining("claims", SEARCH_IMAGES, f"{name}-s{seed}", row, seed)
+        pretrain = pretraining("claims", SEARCH_IMAGES, name, row, seed)
         if pretrain is not None:
-            yield run_of("claims", f"{name}-s{seed}", row, seed, (PRETRAIN, pretrain))
+            yield run_of("claims", name, row, seed, (PRETRAIN, pretrain))
 
 
 def label_runs() -> Iterator[Run]:

@@ -6,7 +6,7 @@ import pytest
 
 from results import reproduce as module
 from results import tables
-from results.reproduce import commands, differences, find_run, moved
+from results.reproduce import command_lines, differences, find_run, moved
 from results.tables import PRETRAIN, Run, command
 from utils.errors import UserError
 
@@ -32,10 +32,10 @@ def test_differences_are_printed_per_score(tmp_path, monkeypatch):
 
 
 def test_commands_of_a_row_are_lines_for_a_shell():
-    (line,) = commands("search", "simclr-lr0.001-wd0.01")
+    (line,) = command_lines("search", "simclr-lr0.001-wd0.01")
     assert line.startswith("python3 main_contrastive.py cifar10 test_resnet --stem imagenet ")
     assert "--method simclr" in line
-    (line,) = commands("peers", "lightly-simclr-s0")
+    (line,) = command_lines("peers", "lightly-simclr-s0")
     assert line.startswith("python3 -m bench.peers simclr --peer lightly ")
 
 
