@@ -8,6 +8,11 @@ EPOCHS = 20
 DATA = "datasets/cifar10-jpeg"  # class folders train/ and test/ of CIFAR-10 (JPEG), see results/data.py
 IMAGES = f"--data_folder {DATA} --train_dir train --val_dir test"
 SEARCH_IMAGES = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"  # 10,000 and 2,500 training images
+PHOTOGRAPHS = "datasets/photographs"  # class folders of parts of photographs, see results/data.py
+TRANSFER = {  # other images for the networks of METHODS: how to name them in a command
+    "digits": "digits {network}",
+    "photographs": f"custom {{network}} --data_folder {PHOTOGRAPHS} --train_dir shown --val_dir asked",
+}
 NETWORK = "test_resnet --stem imagenet"
 TRANSFORMER = "test_vit --patch_size 4"
 TRAINING = (
