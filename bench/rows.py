@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench import checkpoints, dali, lightly, train, usual, views
+from bench import checkpoints, dali, lightly, storage, train, usual, views
 from bench.evaluation import evaluation
 from bench.kmeans import kmeans
 from bench.sides import Make, Settings, Work
@@ -17,6 +17,7 @@ from bench.task import BATCH, LARGE, QUARTER, WORKERS, Task
 from methods import METHODS
 
 REMEDIES = {
+    "datasets": "datasets is not installed: pip install -r requirements-datasets.txt",
     "faiss": "faiss is not installed: pip install -r requirements-faiss.txt",
     "lightly": "Lightly is not installed: pip install -r requirements-bench.txt",
     "triton": "Triton is not installed: pip install triton",
@@ -86,6 +87,15 @@ def view_rows() -> dict[str, Row]:
             library="triton",
             cuda=True,
         ),
+    }
+
+
+def storage_rows() -> dict[str, Row]:
+    """Reading and decoding of the same photographs in random order, on one core."""
+    row = partial(Row, "images/s", theirs=("class folders", storage.folders), cores=1, reads="photographs")
+    return {
+        "read-shards": row(ours=("tar shards", storage.shards)),
+        "read-parquet": row(ours=("one Parquet file", storage.parquet), library="datasets"),
     }
 
 
@@ -231,4 +241,4 @@ def evaluation_rows() -> dict[str, Row]:
 
 def all_rows() -> dict[str, Row]:
     training = train_rows(torch.cuda.is_available()) | method_rows() | checkpoint_rows()
-    return view_rows() | growth_rows() | training | evaluation_rows()
+    return view_rows() | storage_rows() | growth_rows() | training | evaluation_rows()
