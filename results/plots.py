@@ -60,20 +60,20 @@ def claims_plot(path: Path) -> None:
         length = panels["length"]
         curve(length, "SimCLR", BLUE, {8: "simclr_short", 24: "simclr", 80: "simclr_long"})
         curve(length, "NNCLR", RED, {8: "nnclr_short", 24: "nnclr", 80: "nnclr_long"})
-        finish(length, "Length", "epochs of 10,000 images", (8, 24, 80))
+        label_axes(length, "Length", "epochs of 10,000 images", (8, 24, 80))
         queue = panels["queue"]
         curve(queue, "NNCLR", RED, {512: "nnclr_queue_512", 4096: "nnclr", 9984: "nnclr_queue_9984"})
         level(queue, "SimCLR", BLUE, "simclr")
-        finish(queue, "Queue", "embeddings in the queue", (512, 4096, 9984))
+        label_axes(queue, "Queue", "embeddings in the queue", (512, 4096, 9984))
         clusters = panels["clusters"]
         curve(clusters, "ClusterFit", GREEN, {n: f"clusterfit_{n}" for n in (100, 500, 2000)})
         level(clusters, "its teacher RotNet", YELLOW, "rotnet")
         level(clusters, "RotNet, twice as long", BLUE, "rotnet_longer")
         level(clusters, "shuffled ids", GRAY, "clusterfit_shuffled")
-        finish(clusters, "Clusters", "number of clusters", (100, 500, 2000))
+        label_axes(clusters, "Clusters", "number of clusters", (100, 500, 2000))
         batch = panels["batch"]
         curve(batch, "SimCLR", BLUE, {64: "simclr_batch_64", 256: "simclr", 1024: "simclr_batch_1024"})
-        finish(batch, "Batch", "images in a batch", (64, 256, 1024))
+        label_axes(batch, "Batch", "images in a batch", (64, 256, 1024))
         pairs(lower.subplots(), ("simclr", "simclr_crops_only", "simclr_small_views", "supcon", "nnclr",
                                 "nnclr_crops_only", "swav", "swav_small_views"))  # fmt: skip
         figure.savefig(path, metadata={"Date": None})
@@ -122,7 +122,7 @@ def pairs(axes: "Axes", names: Sequence[str]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def finish(axes: "Axes", title: str, label: str, ticks: Sequence[int]) -> None:
+def label_axes(axes: "Axes", title: str, label: str, ticks: Sequence[int]) -> None:
     """Titles, ticks and a logarithmic axis of a panel of curves."""
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
