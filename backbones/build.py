@@ -35,8 +35,9 @@ def build_backbone(
     """Build a randomly initialized network without classifier and return (network, width D of its features).
 
     The network maps (N, 3, size, size), and views of small_size if there are any, to (N, D).
-    config.name: a torchvision ResNet, else any timm model name. config.stem: "small" replaces the first layers of a
-    ResNet by a 3x3 convolution without max-pool (SimCLR, app. B.9); "imagenet" keeps them.
+    config.name: a torchvision ResNet, also with a factor of its channels (`resnet50x2`), else any timm model name.
+    config.stem: "small" replaces the first layers of a ResNet by a 3x3 convolution without max-pool (SimCLR, app. B.9);
+    "imagenet" keeps them.
     config.zero_init_residual: see `zero_init_residual`. config.patch_size, .drop_path and .pool: see `BackboneConfig`.
     tokens_for: name of a method that needs a vision transformer, for the error if the network is another one.
     """
@@ -44,7 +45,7 @@ def build_backbone(
     views = {"--large_size": size} | ({} if small_size is None else {"--small_size": small_size})
     if config.patch_size:
         _check_patch_size(config, views)
-    network = _torchvision(name) if name in TORCHVISION else _timm(config, size, mixed_sizes=small_size is not None)
+    network = _resnet(name) or _timm(config, size, mixed_sizes=small_size is not None)
     if tokens_for:  # first: the pooling of tokens may be its default
         require_vision_transformer(network, tokens_for)
     _check_options(network, config, views)
@@ -184,12 +185,18 @@ def first_line(e: BaseException) -> str:
     return next(iter(str(e).splitlines()), type(e).__name__)
 
 
-def _torchvision(name: str) -> nn.Module:
-    import torchvision
+def _resnet(name: str) -> nn.Module | None:
+    """Build a ResNet of torchvision, also with a factor of its channels (`resnet50x2`); None for other names."""
+    if name in TORCHVISION:
+        import torchvision
 
-    network: nn.Module = torchvision.models.get_model(name, weights=None)
-    network.fc = nn.Identity()
-    return network
+        network: nn.Module = torchvision.models.get_model(name, weights=None)
+        network.fc = nn.Identity()
+        return network
+    from backbones.scaled_resnet import ScaledResNet, scaled_name  # it imports torchvision
+
+    scaled = scaled_name(name)
+    return ScaledResNet(scaled) if scaled else None
 
 
 def _timm(config: BackboneConfig, size: int, mixed_sizes: bool = False) -> nn.Module:
@@ -222,7 +229,10 @@ def _check_name(name: str) -> None:
 
     if not timm.is_model(name):
         hint = did_you_mean(name, [*TORCHVISION, *timm.list_models()])
-        raise UserError(f"unknown backbone {name!r}{hint}; choose a torchvision ResNet or any timm model name")
+        raise UserError(
+            f"unknown backbone {name!r}{hint}; choose a torchvision ResNet, also with a factor of its "
+            f"channels (resnet50x2), or any timm model name"
+        )
 
 
 @functools.cache
@@ -231,8 +241,8 @@ def _on_meta(name: str) -> nn.Module:
     import timm
 
     with torch.device("meta"):
-        if name in TORCHVISION:
-            return _torchvision(name)
+        if (resnet := _resnet(name)) is not None:
+            return resnet
         _check_name(name)
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     return network
@@ -240,7 +250,7 @@ def _on_meta(name: str) -> nn.Module:
 
 def _check_patch_size(config: BackboneConfig, views: Mapping[str, int]) -> None:
     """Refuse --patch_size for other networks than vision transformers, and where it does not divide the views."""
-    if config.name in TORCHVISION or not is_vision_transformer(_on_meta(config.name)):
+    if not is_vision_transformer(_on_meta(config.name)):
         raise UserError(
             f"--patch_size {config.patch_size}: {config.name} has no patches to choose; remove it, or take {SUITABLE}"
         )

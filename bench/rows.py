@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 
-from bench import checkpoints, dali, lightly, train, usual, views
+from bench import checkpoints, dali, lightly, storage, train, usual, views
 from bench.evaluation import evaluation
 from bench.kmeans import kmeans
 from bench.sides import Make, Settings, Work
-from bench.task import BATCH, LARGE, WORKERS, Task
+from bench.task import BATCH, LARGE, QUARTER, WORKERS, Task
 from methods import METHODS
 
 REMEDIES = {
+    "datasets": "datasets is not installed: pip install -r requirements-datasets.txt",
     "faiss": "faiss is not installed: pip install -r requirements-faiss.txt",
     "lightly": "Lightly is not installed: pip install -r requirements-bench.txt",
     "triton": "Triton is not installed: pip install triton",
@@ -89,6 +90,15 @@ def view_rows() -> dict[str, Row]:
     }
 
 
+def storage_rows() -> dict[str, Row]:
+    """Reading and decoding of the same photographs in random order, on one core."""
+    row = partial(Row, "images/s", theirs=("class folders", storage.folders), cores=1, reads="photographs")
+    return {
+        "read-shards": row(ours=("tar shards", storage.shards)),
+        "read-parquet": row(ours=("one Parquet file", storage.parquet), library="datasets"),
+    }
+
+
 def growth_rows() -> dict[str, Row]:
     """The cost of `stream` for other settings than two views of 224 pixels in batches of 32."""
     small = replace(LARGE, size=96, scale=(0.05, 0.14))
@@ -115,13 +125,13 @@ def train_rows(cuda: bool) -> dict[str, Row]:
     """Whole training runs, on the small images of --cifar or on scans of digits at the same size."""
     batch, queue, steps, more = (256, 65536, 200, 200) if cuda else (64, 4096, 8, 20)
     simclr = Task("--method simclr", batch, steps)
-    quarter = Task("--method simclr", batch, more, quarter=True)
+    quarter = Task("--method simclr", batch, more, network=QUARTER)
     transformer = Task("--method simclr", 16, 6, network="vit_tiny_patch16_224", patch_size=4)
     large = Task("--method simclr", 16, 6, 224, "imagenet")
-    large_quarter = Task("--method simclr", 16, 12, 224, "imagenet", quarter=True)
+    large_quarter = Task("--method simclr", 16, 12, 224, "imagenet", network=QUARTER)
 
     def row(task: Task, baseline: Callable[..., Work], title: str, library: str | None = None) -> Row:
-        command = f"main_contrastive.py {task.command}{', a quarter of the channels' * task.quarter}"
+        command = f"main_contrastive.py {task.command}"
         sides = (command, partial(train.whole, task=task)), (title, partial(baseline, task=task))
         return Row("images/s", *sides, reads=task.reads, library=library)
 
@@ -189,7 +199,7 @@ def method_rows() -> dict[str, Row]:
     A ResNet-18 with a quarter of the channels; a ViT of 5.4 M weights with patches of 4 px for the methods that need
     one, and for the SimCLR beside them.
     """
-    cnn = Task("", 64, 6, quarter=True)
+    cnn = Task("", 64, 6, network=QUARTER)
     vit = Task("", 16, 4, network="vit_tiny_patch16_224", patch_size=4)
 
     def task_of(name: str, task: Task) -> Task:
@@ -231,4 +241,4 @@ def evaluation_rows() -> dict[str, Row]:
 
 def all_rows() -> dict[str, Row]:
     training = train_rows(torch.cuda.is_available()) | method_rows() | checkpoint_rows()
-    return view_rows() | growth_rows() | training | evaluation_rows()
+    return view_rows() | storage_rows() | growth_rows() | training | evaluation_rows()

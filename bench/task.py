@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from backbones.build import build_backbone
 from bench.sides import Settings
@@ -20,6 +19,7 @@ SMALL = ViewSpec(32, saturation=0.2)
 LARGE = ViewSpec(224, saturation=0.2, blur=0.5)
 IN_MEMORY = 256  # images per batch of those that are in memory
 WORKERS = min(8, usable_cores())  # threads of Lookalike, worker processes of the baselines
+QUARTER = "resnet18x0.25"  # a quarter of the channels of ResNet-18
 WARM = 4  # steps of a training run before the clock starts
 BATCH = 32  # images per batch of views from files
 BEFORE, BATCHES = 2 * WORKERS, 8 * WORKERS  # batches from files before and in a round
@@ -32,8 +32,8 @@ EPOCH = (
 class Task:
     """A training run.
 
-    flags: flags of the pretraining command that the other fields do not set. steps: in a round. quarter: a quarter of
-    the channels of ResNet-18. patch_size: side of the patches where `network` is a vision transformer, else 0.
+    flags: flags of the pretraining command that the other fields do not set. steps: in a round. patch_size: side of the
+    patches where `network` is a vision transformer, else 0.
     """
 
     flags: str
@@ -41,7 +41,6 @@ class Task:
     steps: int
     size: int = SMALL.size
     stem: str = "small"
-    quarter: bool = False
     network: str = "resnet18"
     patch_size: int = 0
 
@@ -63,34 +62,10 @@ class Task:
         return folder
 
     def backbone(self) -> tuple[nn.Module, int]:
-        if self.quarter:
-            return Quarter(self.stem), Quarter.width
         if self.patch_size:
             config = BackboneConfig(self.network, "imagenet", patch_size=self.patch_size)
             return build_backbone(config, self.size, self.size)  # of mixed sizes: small views may follow
         return build_backbone(BackboneConfig(self.network, self.stem), self.size)
-
-
-class Quarter(ResNet):
-    """ResNet-18 with a quarter of its channels: (N, 3, H, W) -> (N, 128)."""
-
-    width = 128
-    inplanes: int
-
-    def __init__(self, stem: str):
-        super().__init__(BasicBlock, [2, 2, 2, 2])
-        if stem == "small":
-            self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
-            self.maxpool: nn.Module = nn.Identity()
-        else:
-            self.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.fc: nn.Module = nn.Identity()
-
-    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
-        self.inplanes = 16 if planes == 64 else self.inplanes
-        layer: nn.Sequential = super()._make_layer(block, planes // 4, *args, **kwargs)
-        return layer
 
 
 def synchronize() -> None:

@@ -71,12 +71,13 @@ def evaluation_words(argv: Sequence[str], datasets: Sequence[str], evaluations: 
 def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: Evaluations) -> Namespace:
     """The flags of an evaluation command, those of every evaluation included, checked.
 
-    `evaluation` holds the names of the evaluations to compute: the named ones, all, or the defaults; none where the
-    command only exports. `export` is None or (format, Path).
+    `evaluation` holds the names of the evaluations to compute: the typed ones, all, or the defaults; none where the
+    command only exports. `named` holds the typed ones. `export` is None or (format, Path).
     """
     args = _parser(datasets, evaluations).parse_strictly(argv, {})
     export = (args.export[0], Path(args.export[1])) if args.export else None
-    args = Namespace(**vars(args) | {"evaluation": _names(args, evaluations), "export": export})
+    chosen = {"evaluation": _names(args, evaluations), "named": [n for n in args.evaluation or () if n != ALL]}
+    args = Namespace(**vars(args) | chosen | {"export": export})
     typed = _parser(datasets, evaluations).typed_flags(argv)
     check_used(args, typed, [*_rules(evaluations), *RULES])
     _check_export(args)

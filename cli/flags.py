@@ -24,7 +24,8 @@ DASHBOARD_RULES: tuple[Rule, ...] = ((("entity", "offline"), "--wandb", lambda a
 
 def add_positionals(parser: ArgumentParser, datasets: Sequence[str]) -> None:
     parser.add_argument("dataset", choices=list(datasets), metavar="DATASET", help=f"one of {', '.join(datasets)}")
-    parser.add_argument("backbone", metavar="BACKBONE", help="a torchvision ResNet or any timm model name")
+    parser.add_argument("backbone", metavar="BACKBONE", help="a torchvision ResNet, also with a factor of its channels "
+                        "(resnet50x2, resnet18x0.25), or any timm model name")  # fmt: skip
 
 
 def add_common_flags(group: FlagGroup) -> None:

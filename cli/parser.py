@@ -51,6 +51,10 @@ class Parser(ArgumentParser):
             choices = [str(c) for c in action.choices or ()]
             near = did_you_mean(match[2], choices)
             message = f"unknown {action.dest} {match[2]!r}{near}; choose one of {', '.join(choices)}"
+        if match := re.search(r"argument (\S+): expected (\d+) arguments", message):
+            action = next(a for a in self._actions if "/".join(a.option_strings) == match[1])
+            if isinstance(action.metavar, tuple):
+                message = f"{match[1]} needs {match[2]} values after it: {' '.join(action.metavar)}; see --help"
         raise UserError(escaped(message))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -189,7 +189,9 @@ def _parser(name: str, methods: Methods, datasets: Datasets, defaults: dict[str,
 
 def _add_length_flags(g: FlagGroup) -> None:
     g.add_argument("--epochs", type=positive_int, default=100, help="passes over the training images")
-    g.add_argument("--steps", type=positive_int, help="optimizer steps, instead of --epochs")
+    g.add_argument(
+        "--steps", type=positive_int, help="optimizer steps; they take the place of --epochs where both are given"
+    )
     g.add_argument("--lr", type=positive_float, default=0.3, help="learning rate per 256 images of the global batch")
 
 

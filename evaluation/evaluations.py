@@ -119,13 +119,20 @@ Settings = Mapping[str, Any]  # name of an evaluation -> its settings
 def resolve_settings(names: Sequence[str], flags: Namespace, dataset: str, data: Data, print_line: Note) -> Settings:
     """The settings of the named evaluations, with defaults that the labels allow; what they do not allow is refused.
 
+    flags.named: the evaluations that the user typed; the others are left out where the labels do not allow them.
     print_line: prints a remark on defaults that are left out.
     """
     labels = _count_labels(data, "train")
-    _check_labels(names, dataset, labels, data)
-    return {
-        name: EVALUATIONS[name].settings(flags, labels, lambda text: print_line(f"  note: {text}")) for name in names
-    }
+    fit = [name for name in names if name in flags.named or _suits_labels(name, labels)]
+    if left_out := [name for name in names if name not in fit]:
+        print_line(f"  note: {', '.join(left_out)} left out: images of {dataset} have several labels here")
+    _check_labels(fit, dataset, labels, data)
+    return {name: EVALUATIONS[name].settings(flags, labels, lambda text: print_line(f"  note: {text}")) for name in fit}
+
+
+def _suits_labels(name: str, labels: TrainingLabels) -> bool:
+    evaluation = EVALUATIONS[name]
+    return evaluation.several_labels or not (labels.several and evaluation.needs_labels)
 
 
 def _count_labels(data: Data, split: str) -> TrainingLabels:
@@ -136,7 +143,7 @@ def _count_labels(data: Data, split: str) -> TrainingLabels:
 def _check_labels(names: Sequence[str], dataset: str, labels: TrainingLabels, data: Data) -> None:
     """Refuse evaluations that need labels where there are none, or one label per image where there are several."""
     needing = [name for name in names if EVALUATIONS[name].needs_labels]
-    if labels.several and (unfit := [name for name in needing if not EVALUATIONS[name].several_labels]):
+    if unfit := [name for name in needing if not _suits_labels(name, labels)]:
         fit = [name for name, evaluation in EVALUATIONS.items() if evaluation.several_labels]
         raise UserError(
             f"--evaluation {unfit[0]} needs one label per image, {dataset} has several here; ask for "

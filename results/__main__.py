@@ -1,6 +1,6 @@
 """Fill, draw and reproduce the tables of results.
 
-python3 -m results data                                  link the images of the search
+python3 -m results data                                  link the images of the search, cut photographs
 python3 -m results run search methods --minutes 60       run what the ledger lacks
 python3 -m results draw                                  write the tables and plots of README and docs
 python3 -m results show methods simclr-s0                print the commands of a row
@@ -10,7 +10,7 @@ python3 -m results reproduce methods simclr-s0           run a row again and pri
 import argparse
 from collections.abc import Sequence
 
-from results.data import link_search_images
+from results.data import WHOLE_PHOTOGRAPHS, cut_photographs, link_search_images
 from results.draw import draw
 from results.reproduce import command_lines, reproduce
 from results.run import fill
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse and do one of the five."""
     parser = argparse.ArgumentParser(prog="python3 -m results", description="Fill, draw and reproduce the results.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("data", help="link the images of the search")
+    commands.add_parser("data", help="link the images of the search, cut photographs in parts")
     run = commands.add_parser("run", help="run what the ledger lacks, in the order of value")
     run.add_argument("tables", nargs="+", choices=list(TABLES))
     run.add_argument("--minutes", type=float, default=60, help="when to stop; what is running is resumed the next time")
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.command == "data":
         link_search_images()
+        if not cut_photographs():
+            print(f"note: {WHOLE_PHOTOGRAPHS} has no photographs, so table transfer has digits only")
     elif args.command == "run":
         fill(lambda: (run for table in args.tables for run in TABLES[table]()), args.minutes, args.workers)
     elif args.command == "draw":

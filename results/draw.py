@@ -8,10 +8,11 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, Row
-from results.tables import LEDGER, PEER_METHODS, PEERS, ROOT, SEEDS, chosen_settings, read_record
+from results.plots import FOLDER, PLOTS
+from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, TRANSFER, Row
+from results.scores import Values, values
+from results.tables import LEDGER, PEER_METHODS, PEERS, ROOT, chosen_settings, read_record
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
@@ -21,33 +22,11 @@ COLUMNS = {
     "logistic_10pct": "logistic, 10 %",
     "logistic_1pct": "logistic, 1 %",
 }
+BASELINES = {"raw pixels": "raw pixels", "untrained network": ", untrained"}  # title -> end of the title in a record
 LABEL_COLUMNS = {"linear_sgd": "linear (SGD)", "finetune_10pct": "fine-tuned, 10 %", "finetune_1pct": "fine-tuned, 1 %"}
 TRANSFER_COLUMNS = {
     "knn_20": "kNN 20", "logistic": "logistic", "fewshot_5/mean": "5-shot", "fewshot_1/mean": "1-shot",
 }  # fmt: skip
-Values = Mapping[str, list[float]]  # key of a score -> its values, one per seed
-
-
-def evaluated(record: Mapping[str, Any] | None, network: str = "") -> dict[str, float]:
-    """Key -> value of the scores of one network in an evaluation's record: the pretrained one, or one by its title."""
-    if record is None or not record["rows"]:
-        return {}
-    titles = [title for title in record["rows"] if title.endswith(network)]
-    scores = record["rows"][titles[-1]]["scores"] if titles else {}
-    return {key: score["value"] for key, score in scores.items()}
-
-
-def values(table: str, name: str, suffixes: Sequence[str], network: str = "") -> Values:
-    """The scores of a row over its seeds, and its seconds of pretraining."""
-    found: dict[str, list[float]] = {}
-    for seed in SEEDS:
-        run = read_record(table, f"{name}-s{seed}")
-        for suffix in suffixes:
-            for key, value in evaluated(read_record(table, f"{name}-s{seed}{suffix}"), network).items():
-                found.setdefault(key, []).append(value)
-        if run is not None and run["kind"] in ("pretraining", "peer"):
-            found.setdefault("seconds", []).append(run["seconds"])
-    return found
 
 
 def cell(numbers: Sequence[float] | None, decimals: int = 1) -> str:
@@ -86,7 +65,7 @@ def table_of(
 def baselines(columns: Mapping[str, str]) -> list[list[str]]:
     """Raw pixels and the untrained network, as the first row of METHODS was evaluated beside them."""
     lines = []
-    for title, network in (("raw pixels", "raw pixels"), ("untrained network", ", untrained")):
+    for title, network in BASELINES.items():
         found = values("methods", next(iter(METHODS)), ["-evaluated"], network)
         if line := line_of([title], found, columns):
             lines.append([*line[:-1], "-"])  # the seconds are those of the row's pretraining
@@ -161,24 +140,30 @@ def claims_table() -> str:
     """What papers claim: kNN on held-out training images."""
     lines = []
     for name, row in CLAIMS.items():
-        records = [record for seed in SEEDS if (record := read_record("claims", f"{name}-s{seed}"))]
-        found = {
-            "knn_20": [record["scores"]["knn_20"]["value"] for record in records],
-            "seconds": [record["seconds"] for record in records],
-        }
+        found = values("claims", name)
         if line := line_of([f"{row.title} (`{name}`)"], found, {"knn_20": "kNN 20"}):
             lines.append(line)
-    return markdown(["", "seeds", "kNN 20", "seconds"], lines) if lines else nothing("claims")
+    if not lines:
+        return nothing("claims")
+    return f"{markdown(['', 'seeds', 'kNN 20', 'seconds'], lines)}\n![What papers claim, as plots](images/claims.svg)\n"
 
 
 def transfer_table() -> str:
-    """The networks of table 1 on digits."""
-    lines = []
-    for name, row in METHODS.items():
-        found = evaluated(read_record("transfer", f"{name}-s0"))
-        if found:
-            lines.append([f"{row.title} (`{name}`)", *(f"{found[key]:.1f}" for key in TRANSFER_COLUMNS)])
-    return markdown(["", *TRANSFER_COLUMNS.values()], lines) if lines else nothing("transfer")
+    """The networks of table 1 on other images: a table for each kind of images."""
+    tables = []
+    for images in TRANSFER:
+        lines = []
+        for name, row in METHODS.items():
+            found = values("transfer", f"{name}-{images}", [""])
+            if line := line_of([f"{row.title} (`{name}`)"], found, TRANSFER_COLUMNS):
+                lines.append(line[:-1])
+        for title, network in BASELINES.items():
+            found = values("transfer", f"{next(iter(METHODS))}-{images}", [""], network)
+            if line := line_of([title], found, TRANSFER_COLUMNS):
+                lines.append(line[:-1])
+        if lines:
+            tables.append(markdown([images, "seeds", *TRANSFER_COLUMNS.values()], lines))
+    return "\n".join(tables) or nothing("transfer")
 
 
 def peers_table() -> str:
@@ -211,39 +196,11 @@ def drawn(page: Path) -> str:
 
 
 def draw() -> None:
-    """Write the tables of all pages, and the plot of the first one."""
+    """Write the tables of all pages, and the plots."""
     for page in PAGES:
         page.write_text(drawn(page))
-    plot(ROOT / "docs" / "images" / "methods.svg")
-
-
-def plot(path: Path) -> None:
-    """kNN of every method with the range of its seeds, as SVG; the same ledger gives the same file."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    found = {row.title: values("methods", name, ["-evaluated"]).get("knn_20", []) for name, row in METHODS.items()}
-    shown = sorted(((title, knn) for title, knn in found.items() if knn), key=lambda item: statistics.fmean(item[1]))
-    if not shown:
-        return
-    with mpl.rc_context({"svg.hashsalt": "results", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(6.5, 0.6 + 0.22 * len(shown)), layout="constrained")
-        axes = figure.subplots()
-        for y, (title, knn) in enumerate(shown):
-            axes.plot([min(knn), max(knn)], [y, y], color="#4477aa", linewidth=5, alpha=0.35, solid_capstyle="round")
-            axes.plot(knn, [y] * len(knn), "o", color="#4477aa", markersize=4, label=title)
-        for title, network, color in (("raw pixels", "raw pixels", "#888888"), ("untrained", ", untrained", "#cc6677")):
-            baseline = values("methods", next(iter(METHODS)), ["-evaluated"], network).get("knn_20", [])
-            if baseline:
-                axes.axvline(statistics.fmean(baseline), color=color, linestyle="--", linewidth=1, label=title)
-                axes.text(
-                    statistics.fmean(baseline), len(shown) - 0.4, f" {title}", color=color, va="bottom", fontsize=8
-                )
-        axes.set_yticks(range(len(shown)), [title for title, _ in shown])
-        axes.set_xlabel("kNN 20, top-1 in per cent on the test images of CIFAR-10 (JPEG)")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", alpha=0.3)
-        figure.savefig(path, metadata={"Date": None})
+    for name, plot in PLOTS.items():
+        plot(FOLDER / name)
 
 
 def ledger_files() -> list[Path]:

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from results.draw import evaluated
 from results.rows import MODELS
 from results.run import one_thread
+from results.scores import evaluated
 from results.tables import LEDGER, PEER, ROOT, TABLES, Run, read_record
 from utils.errors import UserError, did_you_mean
 

@@ -8,8 +8,14 @@ EPOCHS = 20
 DATA = "datasets/cifar10-jpeg"  # class folders train/ and test/ of CIFAR-10 (JPEG), see results/data.py
 IMAGES = f"--data_folder {DATA} --train_dir train --val_dir test"
 SEARCH_IMAGES = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"  # 10,000 and 2,500 training images
+PHOTOGRAPHS = "datasets/photographs"  # class folders of parts of photographs, see results/data.py
+TRANSFER = {  # other images for the networks of METHODS: how to name them in a command
+    "digits": "digits {network}",
+    "photographs": f"custom {{network}} --data_folder {PHOTOGRAPHS} --train_dir shown --val_dir asked",
+}
 NETWORK = "test_resnet --stem imagenet"
 TRANSFORMER = "test_vit --patch_size 4"
+QUARTER = "resnet18x0.25 --stem small"
 TRAINING = (
     "--batch_size 256 --optimizer adamw --scheduler warmup_cosine --precision bf16-mixed --num_workers 1 --log_every 20"
 )
@@ -133,9 +139,9 @@ def with_short_queue(flags: str) -> str:
     return flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}")
 
 
-def claim(title: str, flags: str, settings: str, epochs: int = LENGTH) -> Row:
+def claim(title: str, flags: str, settings: str, epochs: int = LENGTH, network: str = NETWORK) -> Row:
     """A row of CLAIMS."""
-    return Row(title, with_short_queue(flags), settings, epochs=epochs)
+    return Row(title, with_short_queue(flags), settings, network, epochs)
 
 
 def claim_of_clusterfit(title: str, clusters: int, flags: str = "") -> Row:
@@ -171,4 +177,8 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     ),
     "simclr_batch_64": claim("SimCLR, batch 64", f"{SIMCLR} --batch_size 64", "simclr"),
     "simclr_batch_1024": claim("SimCLR, batch 1,024", f"{SIMCLR} --batch_size 1024", "simclr"),
+    "simclr_quarter": claim("SimCLR, ResNet-18 at quarter width", SIMCLR, "simclr", network=QUARTER),
+    "nnclr_quarter": claim("NNCLR, ResNet-18 at quarter width", NNCLR, "nnclr", network=QUARTER),
+    "simclr_vit": claim("SimCLR, small ViT", SIMCLR, "simclr", network=TRANSFORMER),
+    "nnclr_vit": claim("NNCLR, small ViT", NNCLR, "nnclr", network=TRANSFORMER),
 }

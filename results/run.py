@@ -10,10 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from results.rows import MODELS
-from results.tables import PRETRAIN, ROOT, Run, read_record
+from results.tables import EVALUATE, PRETRAIN, ROOT, Run, read_record
 
 
 class Filling:
@@ -22,6 +25,7 @@ class Filling:
     def __init__(self, runs: Callable[[], Iterable[Run]], deadline: float) -> None:
         self.runs, self.deadline = runs, deadline
         self._lock, self._taken = threading.Lock(), set[str]()
+        self._restoring: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
     def is_over(self) -> bool:
@@ -50,23 +54,62 @@ class Filling:
     def compute(self, run: Run) -> str:
         """Run the commands of a run that have no record yet; what is wrong, or nothing."""
         folder = ROOT / MODELS / run.table
-        folder.mkdir(parents=True, exist_ok=True)
+        needs = list(run.needs)
         for command in run.commands:
-            if self.is_over or all(read_record(run.table, name) for name in command.records):
+            if self.is_over:
+                break
+            if all(read_record(run.table, name) for name in command.records):
+                needs.append(f"{run.table}/{command.run_id}")
                 continue
+            if error := next(filter(None, map(self.restore, needs)), ""):
+                return error
             if command.program != PRETRAIN:  # what it left when it was cut off is refused as another run's
                 for name in command.records:
                     shutil.rmtree(folder / name, ignore_errors=True)
             resume = ["--resume", "auto"] if command.program == PRETRAIN else []
-            log = folder / f"{run.name}.log"
-            with log.open("a") as output:
-                words = [sys.executable, *command.program.split(), *command.words, *resume]
-                process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=output, env=one_thread(),
-                                           start_new_session=True)  # fmt: skip  # Ctrl-C reaches it through us alone
-                code = self.wait(process)
-            if code and not self.is_over:
-                return f"{command.program} ended with {code}; see {log.relative_to(ROOT)}"
+            words = [*command.program.split(), *command.words, *resume]
+            if error := self.execute(words, folder / f"{run.name}.log"):
+                return error
         return ""
+
+    def restore(self, need: str) -> str:
+        """Run a recorded command again where its files are gone, as in another checkout; what is wrong, or nothing.
+
+        The ledger keeps its record. A file beside the run folder says that its files are not complete yet.
+        """
+        table, name = need.split("/")
+        folder = ROOT / MODELS / table / name
+        incomplete = folder.with_suffix(".incomplete")
+        with self._lock:
+            lock = self._restoring[need]
+        with lock:
+            if self.is_over or (folder.exists() and not incomplete.exists()):
+                return ""
+            record = read_record(table, name)
+            assert record is not None  # a run is taken when what it needs has a record
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            incomplete.touch()
+            if record["kind"] == "evaluation":
+                shutil.rmtree(folder, ignore_errors=True)
+            error = self.execute(restoring_words(record), folder.with_suffix(".log"))
+            if not error and not self.is_over:
+                incomplete.unlink()
+            return error
+
+    def execute(self, words: Sequence[str], log: Path) -> str:
+        """Run a command of one thread, its output in a file; what is wrong, or nothing."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as output:
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                env=one_thread(),
+                start_new_session=True,  # Ctrl-C reaches it through us alone
+            )
+            code = self.wait(process)
+        return f"{words[0]} ended with {code}; see {log.relative_to(ROOT)}" if code and not self.is_over else ""
 
     def wait(self, process: "subprocess.Popen[bytes]") -> int:
         """Wait for a command, and ask it to stop at the deadline: a pretraining then saves its state."""
@@ -75,6 +118,16 @@ class Filling:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         return process.wait()
+
+
+def restoring_words(record: Mapping[str, Any]) -> list[str]:
+    """Program and arguments that make the files of a recorded run again, without a record; resumed where it can be."""
+    words = list(record["argv"])
+    at = words.index("--record")
+    del words[at : at + 2]
+    if record["kind"] == "evaluation":
+        return [EVALUATE, *words]
+    return [PRETRAIN, *words, *([] if "--resume" in words else ["--resume", "auto"])]
 
 
 def one_thread() -> dict[str, str]:

@@ -20,6 +20,7 @@ from results.rows import (
     SEARCH_IMAGES,
     SEARCHED,
     TRAINING,
+    TRANSFER,
     Row,
     record_flags,
     with_short_queue,
@@ -176,14 +177,16 @@ def label_runs() -> Iterator[Run]:
 
 
 def transfer_runs() -> Iterator[Run]:
-    """The networks of METHODS on other images: the digits of scikit-learn."""
-    for name, row in METHODS.items():
-        run_id = f"{name}-s0"
-        words = (
-            f"digits {row.network} {WEIGHTS} {MODELS}/methods/{run_id} --large_size 32 "
-            f"--evaluation knn logistic fewshot --shots 1 5 --draws 20 --baselines {record_flags('transfer', run_id)}"
-        )
-        yield Run("transfer", run_id, (command(EVALUATE, words),), (f"methods/{run_id}",))
+    """The networks of METHODS, frozen, on the images of TRANSFER."""
+    for seed, (name, row) in itertools.product(SEEDS, METHODS.items()):
+        for images, flags in TRANSFER.items():
+            run_id = f"{name}-{images}-s{seed}"
+            words = (
+                f"{flags.format(network=row.network)} {WEIGHTS} {MODELS}/methods/{name}-s{seed} --large_size 32 "
+                f"--evaluation knn logistic fewshot --shots 1 5 --draws 20 --seed {seed} "
+                f"{'--baselines ' if name == next(iter(METHODS)) else ''}{record_flags('transfer', run_id)}"
+            )
+            yield Run("transfer", run_id, (command(EVALUATE, words),), (f"methods/{name}-s{seed}",))
 
 
 def peer_runs() -> Iterator[Run]:

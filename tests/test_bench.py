@@ -14,7 +14,7 @@ from bench import checkpoints, sizes, usual, views
 from bench.rows import all_rows
 from bench.sides import Settings, SideError
 from bench.table import attempt, draw_digits, main, markdown, parse
-from bench.task import Quarter, Task, steady
+from bench.task import QUARTER, Task, steady
 from bench.train import build_method, read
 from tests.helpers.commands import ROOT
 from tests.helpers.images import class_folders
@@ -112,22 +112,13 @@ def test_side_of_a_method_makes_the_files_that_the_method_requires(tmp_path, met
 @pytest.mark.slow
 def test_round_with_a_save_writes_a_checkpoint_and_tells_what_it_cost(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "MINUTE", 0.0)
-    settings, task = Settings(None, draw_digits(tmp_path), 0.0), Task("--method simclr", 2, 10**6, quarter=True)
+    settings, task = Settings(None, draw_digits(tmp_path), 0.0), Task("--method simclr", 2, 10**6, network=QUARTER)
     with_save, without = (checkpoints.minute(settings, task, save) for save in (True, False))
     assert min(with_save.round(), without.round()) > 0
     facts = with_save.facts()
     assert facts["seconds_blocked"] > 0
     assert facts["checkpoint_bytes"] > 2**20
     assert set(without.facts()) == {"precision"}
-
-
-@pytest.mark.parametrize("stem", ["small", "imagenet"])
-def test_quarter_has_a_quarter_of_the_channels(stem):
-    whole, width = Task("", 2, 1, stem=stem).backbone()
-    quarter = Quarter(stem)
-    assert quarter(torch.zeros(2, 3, 32, 32)).shape == (2, width // 4)
-    for name, p in whole.named_parameters():
-        assert p.shape[0] == 4 * quarter.get_parameter(name).shape[0], name
 
 
 def test_nt_xent_of_the_baseline_is_the_loss_of_simclr():

@@ -36,6 +36,7 @@ def test_parse_evaluation_resolves_the_names():
     assert parse("--similar a.jpg --evaluation knn").evaluation == ["knn", "similar"]
     assert parse("--similar a.jpg --evaluation all").evaluation == [*parse("--evaluation all").evaluation, "similar"]
     assert parse("--export timm f.pth").evaluation == []
+    assert [parse(text).named for text in ("", "--evaluation all", "--evaluation all knn")] == [[], [], ["knn"]]
     assert parse("--export timm f.pth --evaluation knn").evaluation == ["knn"]
 
 
@@ -44,6 +45,7 @@ def test_parse_evaluation_resolves_the_names():
     [
         ("--evaluation cluster --num_clusters 5", "--evaluation cluster needs --num_clusters and --cluster_output"),
         ("--evaluation cluster --num_clusters 5 --cluster_output c.npz --baselines", "cluster takes one backbone"),
+        ("--export hub", "--export needs 2 values after it: FORMAT FILE; see --help"),
         ("--evaluation knn --pca 5", "--pca has no effect without --evaluation cluster"),
         ("--evaluation knn --lr 1", "--lr has no effect without --evaluation linear or finetune"),
         (

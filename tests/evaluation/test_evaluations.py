@@ -28,7 +28,7 @@ def flags_of(folder, *argv):
     quick = ["--knn_k", "5", "--shots", "1", "4", "--draws", "2", "--lr", "0.1", "1", "--epochs", "1",
              "--num_clusters", "4", "--cluster_output", str(folder / "c.npz"), "--cluster_iterations", "2",
              "--features_dir", str(folder), "--similar", str(ROOT / "docs" / "images" / "neighbours.png")]  # fmt: skip
-    return parser.parse_args([*quick, *argv])
+    return parser.parse_args([*quick, *argv], Namespace(named=list(EVALUATIONS)))
 
 
 def settings_of(folder, names=tuple(EVALUATIONS), data=None, argv=()):
@@ -106,6 +106,15 @@ def test_resolve_settings_refuses_what_several_labels_do_not_allow(tmp_path, nam
     with pytest.raises(UserError, match=message):
         settings_of(tmp_path, [name], fake_data(SETS, val), argv)
     assert settings_of(tmp_path, ["logistic", "knn", "quality"], fake_data(SETS, SETS))["knn"].k == (5,)
+
+
+def test_evaluations_that_nobody_typed_are_left_out_where_images_have_several_labels(tmp_path, capsys):
+    flags = flags_of(tmp_path)
+    flags.named = ["logistic"]
+    found = resolve_settings(["linear", "knn", "logistic", "quality"], flags, "digits", fake_data(SETS, SETS), print)
+    assert list(found) == ["knn", "logistic", "quality"]
+    assert capsys.readouterr().out == "  note: linear left out: images of digits have several labels here\n"
+    assert "linear" in resolve_settings(["linear"], flags, "digits", fake_data(LABELS, LABELS), print)
 
 
 def test_resolve_settings_needs_no_labels_where_none_are_used(tmp_path):

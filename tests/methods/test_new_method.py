@@ -16,7 +16,7 @@ FEWEST = 25  # tests that run over METHODS
 
 @pytest.mark.slow
 def test_method_added_to_methods_passes_what_runs_over_methods():
-    words = ["-m", "pytest", "-q", "-p", "tests.helpers.throwaway_method", "-p", "no:cacheprovider", "-m", "",
+    words = ["-m", "pytest", "-p", "tests.helpers.throwaway_method", "-p", "no:cacheprovider", "-m", "",
              "-k", f"throwaway and not {DOCUMENTS}", *FILES]  # fmt: skip
     run = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert run.returncode == 0, run.stdout[-3000:]

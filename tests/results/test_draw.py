@@ -6,8 +6,19 @@ import re
 import pytest
 
 from results import draw, tables
-from results.draw import BLOCK, DRAWN, PAGES, cell, drawn, ledger_files, methods_table, peers_table, plot
-from results.tables import ROOT
+from results.draw import (
+    BLOCK,
+    DRAWN,
+    PAGES,
+    cell,
+    claims_table,
+    drawn,
+    ledger_files,
+    methods_table,
+    peers_table,
+    transfer_table,
+)
+from results.plots import FOLDER, PLOTS, claims_plot, methods_plot
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -20,12 +31,12 @@ def test_every_table_is_on_a_page():
     assert names == set(DRAWN)
 
 
-def test_plot_is_what_the_ledger_says(tmp_path):
-    plot(tmp_path / "methods.svg")
-    written = ROOT / "docs" / "images" / "methods.svg"
-    assert written.exists() == (tmp_path / "methods.svg").exists()
-    if written.exists():
-        assert written.read_text() == (tmp_path / "methods.svg").read_text(), "run `make results`"
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_are_what_the_ledger_says(name, tmp_path):
+    PLOTS[name](tmp_path / name)
+    assert (FOLDER / name).exists() == (tmp_path / name).exists()
+    if (tmp_path / name).exists():
+        assert (FOLDER / name).read_text() == (tmp_path / name).read_text(), "run `make results`"
 
 
 def test_records_say_how_they_were_made_and_name_no_folder_of_one_machine():
@@ -39,9 +50,9 @@ def test_records_say_how_they_were_made_and_name_no_folder_of_one_machine():
         assert all(score["definition"] for row in rows for score in row["scores"].values()), path
 
 
-def write(folder, name, record):
-    (folder / "methods").mkdir(exist_ok=True)
-    (folder / "methods" / f"{name}.json").write_text(json.dumps(record))
+def write(folder, name, record, table="methods"):
+    (folder / table).mkdir(exist_ok=True)
+    (folder / table / f"{name}.json").write_text(json.dumps(record))
 
 
 def test_table_has_the_mean_and_deviation_of_each_row_best_first(tmp_path, monkeypatch):
@@ -59,7 +70,7 @@ def test_table_has_the_mean_and_deviation_of_each_row_best_first(tmp_path, monke
         [" SimCLR (`simclr`) ", " 2 ", " 51.0 ± 1.4 ", " - "],
         [" raw pixels ", " 2 ", " 36.0 ± 0.0 ", " - "],
     ]
-    plot(tmp_path / "plot.svg")
+    methods_plot(tmp_path / "plot.svg")
     assert "NNCLR" in (tmp_path / "plot.svg").read_text()
 
 
@@ -75,6 +86,37 @@ def test_peers_stand_beside_the_rows_of_the_same_method(tmp_path, monkeypatch):
         "| NNCLR | Lookalike | 1 | 50.0 | - | - |",
         "| NNCLR | Lightly | 1 | 50.0 | - | 9 |",
     ]
+
+
+def test_claims_are_means_over_seeds_in_table_and_plot(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LEDGER", tmp_path)
+    claims_plot(tmp_path / "claims.svg")
+    assert not (tmp_path / "claims.svg").exists(), "no plot of nothing"
+    for name, scores in {"simclr": (40.0, 42.0), "simclr_short": (36.0,), "supcon": (50.0, 51.0)}.items():
+        for seed, knn in enumerate(scores):
+            record = {"kind": "pretraining", "seconds": 100.0, "scores": {"knn_20": {"value": knn}}}
+            write(tmp_path, f"{name}-s{seed}", record, "claims")
+    assert claims_table().splitlines()[2] == "| SimCLR (`simclr`) | 2 | 41.0 ± 1.4 | 100 ± 0 |"
+    claims_plot(tmp_path / "claims.svg")
+    drawn_text = (tmp_path / "claims.svg").read_text()
+    assert all(text in drawn_text for text in ("SimCLR", ">41.0<", ">50.5<", "epochs of 10,000 images"))
+    assert drawn_text.count("FillBetweenPolyCollection") == 2, "bands of length and batch"
+
+
+def test_transfer_has_a_table_for_each_kind_of_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LEDGER", tmp_path)
+    assert "No run is in the ledger yet" in transfer_table()
+    network = {"scores": {"knn_20": {"value": 90.0}, "fewshot_5/mean": {"value": 70.04}}}
+    pixels = {"scores": {"knn_20": {"value": 95.0}}}
+    record = {"kind": "evaluation", "rows": {"raw pixels": pixels, "b, simclr": network}}
+    for name in ("simclr-digits-s0", "simclr-photographs-s1"):
+        write(tmp_path, name, record, "transfer")
+    lines = transfer_table().splitlines()
+    assert [line.split("|")[1].strip() for line in lines if line] == [
+        *("digits", "---", "SimCLR (`simclr`)", "raw pixels"),
+        *("photographs", "---", "SimCLR (`simclr`)", "raw pixels"),
+    ]
+    assert lines[2] == "| SimCLR (`simclr`) | 1 | 90.0 | - | 70.0 | - |"
 
 
 def test_cell():

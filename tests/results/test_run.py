@@ -1,6 +1,7 @@
 """Tests of filling the ledger: order, needs, failures, the deadline, and what a stop leaves."""
 
 import json
+import shutil
 import sys
 import time
 
@@ -19,8 +20,13 @@ if "--fail" in words:
     sys.exit(3)
 folder = pathlib.Path("results/t")
 folder.mkdir(parents=True, exist_ok=True)
-record = {"argv": words, "scores": {"knn_20": {"value": 40.0}}, "seconds": 5}
-(folder / f"{words[words.index('--run_id') + 1]}.json").write_text(json.dumps(record))
+name = words[words.index("--run_id") + 1]
+models = pathlib.Path("trained_models/t") / name
+models.mkdir(parents=True, exist_ok=True)
+(models / "times").open("a").write("1")
+record = {"kind": "pretraining", "argv": words, "scores": {"knn_20": {"value": 40.0}}, "seconds": 5}
+if "--record" in words:
+    (folder / f"{name}.json").write_text(json.dumps(record))
 """
 
 
@@ -36,7 +42,7 @@ def another_root(tmp_path, monkeypatch):
 
 
 def one(name, *words, needs=()):
-    return Run("t", name, (Command("main_contrastive.py", ("--run_id", name, *words)),), needs)
+    return Run("t", name, (Command("main_contrastive.py", ("--run_id", name, "--record", "results/t", *words)),), needs)
 
 
 def test_runs_are_taken_in_their_order_when_what_they_need_is_there(another_root, capsys):
@@ -49,6 +55,32 @@ def test_runs_are_taken_in_their_order_when_what_they_need_is_there(another_root
     assert record["argv"][-2:] == ["--resume", "auto"]
     fill(lambda: [one("first")], 1, 1)
     assert not capsys.readouterr().out, "what the ledger has is not run again"
+
+
+def test_files_that_are_gone_are_made_again_once_and_without_a_record(another_root):
+    fill(lambda: [one("first")], 1, 1)
+    record = another_root / "results" / "t" / "first.json"
+    folder = another_root / "trained_models" / "t" / "first"
+    written = record.stat().st_mtime_ns
+    runs = [one(name, needs=("t/first",)) for name in ("second", "third", "fourth")]
+    shutil.rmtree(folder)
+    fill(lambda: runs, 1, 3)
+    assert (folder / "times").read_text() == "1", "three runs need it, one makes it"
+    assert record.stat().st_mtime_ns == written
+    assert not list(folder.parent.glob("*.incomplete"))
+    folder.with_suffix(".incomplete").touch()
+    fill(lambda: [one("fifth", needs=("t/first",))], 1, 1)
+    assert (folder / "times").read_text() == "11", "what was cut off is made to its end"
+
+
+def test_a_run_whose_files_are_gone_makes_them_before_its_other_commands(another_root):
+    both = [Command(program, ("--run_id", name, "--record", "results/t"))
+            for program, name in (("main_contrastive.py", "a"), ("main_linear.py", "a-evaluated"))]  # fmt: skip
+    fill(lambda: [Run("t", "a", tuple(both[:1]))], 1, 1)
+    shutil.rmtree(another_root / "trained_models")
+    fill(lambda: [Run("t", "a", tuple(both))], 1, 1)
+    assert (another_root / "trained_models" / "t" / "a" / "times").is_file()
+    assert tables.read_record("t", "a-evaluated")
 
 
 def test_a_run_is_asked_to_stop_at_the_deadline(capsys):

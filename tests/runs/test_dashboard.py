@@ -126,6 +126,7 @@ def write_run(client, folder, resumed, first):
         board.log_table(rows)
     board.finalize("success")
     client.finish()
+    client.teardown()  # the service that writes the file ends with it: nothing is left in its buffers
 
 
 def test_real_client_writes_groups_table_pictures_backbone_and_summary_and_goes_on_when_resumed(tmp_path, client):
