@@ -53,7 +53,7 @@ def default_signals():
 def environment_stays():
     """A test leaves no variable of the environment behind: a later test would start processes with it.
 
-    What Lightning's seed_everything, OpenMP and Inductor set is taken back here, and a client of Weights & Biases is ended.
+    What Lightning's seed_everything, OpenMP and Inductor set is taken back here; a client of Weights & Biases is ended.
     """
     before = dict(os.environ)
     yield
