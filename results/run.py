@@ -153,10 +153,17 @@ def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> Non
     try:
         for worker in pool:
             worker.start()
-        for worker in pool:
-            worker.join()
+        wait_for(pool)
     except BaseException:
         filling.deadline = 0.0
-        for worker in pool:
-            worker.join()
+        wait_for(pool)
         raise
+
+
+def wait_for(pool: Iterable[threading.Thread]) -> None:
+    """Wait until all threads have ended; a signal may interrupt it, and it may be called again.
+
+    Until Python 3.12 a `join` that a signal interrupts takes the thread for ended, and the next one does not wait.
+    """
+    while any(worker.is_alive() for worker in pool):
+        time.sleep(0.2)

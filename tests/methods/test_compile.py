@@ -101,7 +101,7 @@ def test_compile_losses_compiles_nothing_for_evaluation_and_two_sizes(one_graph,
 def resnet18(name):
     """The method on a ResNet-18 with the 3x3 stem, or the transformer that it needs, and two batches of 4 images."""
     backbone = backbone_of(name, lambda: build_backbone(BackboneConfig("resnet18", "small"), 32)[0], 32, 8, 512)
-    method = build_method(name, backbone, 512, "--batch_size", "4", images=100)
+    method = build_method(name, backbone, 512, "--batch_size", "4")
     draw = torch.Generator().manual_seed(0)
     views = [[torch.randn(4, 3, 32, 32, generator=draw) for _ in range(method.large_views)] for _ in range(2)]
     return method, [Batch(torch.arange(4), v, torch.arange(4)) for v in views]

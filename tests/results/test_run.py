@@ -1,8 +1,11 @@
 """Tests of filling the ledger: order, needs, failures, the deadline, and what a stop leaves."""
 
 import json
+import os
 import shutil
+import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -12,9 +15,17 @@ from results.run import Filling, fill
 from results.tables import Command, Run
 
 WRITE = """
-import json, pathlib, sys, time
+import json, pathlib, signal, sys, time
 words = sys.argv[1:]
 if "--sleep" in words:
+    time.sleep(60)
+if "--slow-stop" in words:
+    def stop(*_):
+        time.sleep(1.5)
+        pathlib.Path("saved").touch()
+        sys.exit(130)
+    signal.signal(signal.SIGTERM, stop)
+    pathlib.Path("started").touch()
     time.sleep(60)
 if "--fail" in words:
     sys.exit(3)
@@ -89,6 +100,19 @@ def test_a_run_is_asked_to_stop_at_the_deadline(capsys):
     assert time.time() - started < 20
     assert not capsys.readouterr().out
     assert tables.read_record("t", "next") is None, "nothing new begins after the deadline"
+
+
+def test_ctrl_c_waits_until_what_runs_has_saved_its_state(another_root):
+    def interrupt():
+        while not (another_root / "started").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        fill(lambda: [one("long", "--slow-stop"), one("next")], 1, 1)
+    assert (another_root / "saved").exists()
+    assert tables.read_record("t", "next") is None
 
 
 def test_a_peer_is_done_when_it_was_trained_and_evaluated(another_root):
