@@ -24,9 +24,6 @@ COLUMNS = {
 }
 BASELINES = {"raw pixels": "raw pixels", "untrained network": ", untrained"}  # title -> end of the title in a record
 LABEL_COLUMNS = {"linear_sgd": "linear (SGD)", "finetune_10pct": "fine-tuned, 10 %", "finetune_1pct": "fine-tuned, 1 %"}
-TRANSFER_COLUMNS = {
-    "knn_20": "kNN 20", "logistic": "logistic", "fewshot_5/mean": "5-shot", "fewshot_1/mean": "1-shot",
-}  # fmt: skip
 
 
 def cell(numbers: Sequence[float] | None, decimals: int = 1) -> str:
@@ -151,18 +148,18 @@ def claims_table() -> str:
 def transfer_table() -> str:
     """The networks of table 1 on other images: a table for each kind of images."""
     tables = []
-    for images in TRANSFER:
+    for images, (_, columns) in TRANSFER.items():
         lines = []
         for name, row in METHODS.items():
             found = values("transfer", f"{name}-{images}", [""])
-            if line := line_of([f"{row.title} (`{name}`)"], found, TRANSFER_COLUMNS):
+            if line := line_of([f"{row.title} (`{name}`)"], found, columns):
                 lines.append(line[:-1])
         for title, network in BASELINES.items():
             found = values("transfer", f"{next(iter(METHODS))}-{images}", [""], network)
-            if line := line_of([title], found, TRANSFER_COLUMNS):
+            if line := line_of([title], found, columns):
                 lines.append(line[:-1])
         if lines:
-            tables.append(markdown([images, "seeds", *TRANSFER_COLUMNS.values()], lines))
+            tables.append(markdown([images, "seeds", *columns.values()], lines))
     return "\n".join(tables) or nothing("transfer")
 
 

@@ -9,9 +9,16 @@ DATA = "datasets/cifar10-jpeg"  # class folders train/ and test/ of CIFAR-10 (JP
 IMAGES = f"--data_folder {DATA} --train_dir train --val_dir test"
 SEARCH_IMAGES = f"--data_folder {DATA}-search --train_dir train --val_dir held_out"  # 10,000 and 2,500 training images
 PHOTOGRAPHS = "datasets/photographs"  # class folders of parts of photographs, see results/data.py
-TRANSFER = {  # other images for the networks of METHODS: how to name them in a command
-    "digits": "digits {network}",
-    "photographs": f"custom {{network}} --data_folder {PHOTOGRAPHS} --train_dir shown --val_dir asked",
+TRANSFER = {  # other images for the networks of METHODS: their words in a command, and the columns of their table
+    "digits": (
+        "digits {network} --evaluation knn logistic fewshot --shots 1 5 --draws 20",
+        {"knn_20": "kNN 20", "logistic": "logistic", "fewshot_5/mean": "5-shot", "fewshot_1/mean": "1-shot"},
+    ),
+    "photographs": (
+        f"custom {{network}} --data_folder {PHOTOGRAPHS} --train_dir shown --val_dir asked --evaluation knn "
+        "--knn_k 1 5",
+        {"knn_1": "kNN 1", "knn_5": "kNN 5"},
+    ),
 }
 NETWORK = "test_resnet --stem imagenet"
 TRANSFORMER = "test_vit --patch_size 4"

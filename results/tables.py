@@ -179,11 +179,11 @@ def label_runs() -> Iterator[Run]:
 def transfer_runs() -> Iterator[Run]:
     """The networks of METHODS, frozen, on the images of TRANSFER."""
     for seed, (name, row) in itertools.product(SEEDS, METHODS.items()):
-        for images, flags in TRANSFER.items():
+        for images, (flags, _) in TRANSFER.items():
             run_id = f"{name}-{images}-s{seed}"
             words = (
                 f"{flags.format(network=row.network)} {WEIGHTS} {MODELS}/methods/{name}-s{seed} --large_size 32 "
-                f"--evaluation knn logistic fewshot --shots 1 5 --draws 20 --seed {seed} "
+                f"--seed {seed} "
                 f"{'--baselines ' if name == next(iter(METHODS)) else ''}{record_flags('transfer', run_id)}"
             )
             yield Run("transfer", run_id, (command(EVALUATE, words),), (f"methods/{name}-s{seed}",))

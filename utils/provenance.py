@@ -1,5 +1,6 @@
 """Version, commit, packages and machine behind a result."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -21,10 +22,27 @@ def provenance() -> dict[str, Any]:
         "lookalike": VERSION,
         "commit": _commit(),
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+        "machine": f"{_processor()}, {os.cpu_count()} CPUs, {platform.system()}",
+        "gpus": _gpus(),
         "threads": torch.get_num_threads(),  # another number rounds sums in another order
         "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def _processor() -> str:
+    """Name and instruction set of the processor, as in "AMD EPYC, x86_64"."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):  # only Linux has this file
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")][:1]
+    return ", ".join([*names, platform.machine()])
+
+
+def _gpus() -> list[str]:
+    """Names of the CUDA devices, where this process has used one."""
+    if not torch.cuda.is_initialized():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def _commit() -> str:

@@ -1,5 +1,6 @@
 """Versions, commit and machine behind a result."""
 
+import platform
 import subprocess
 
 import torch
@@ -14,3 +15,26 @@ def test_provenance_names_versions_and_commit():
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert facts["commit"].startswith(head.stdout.strip()) or facts["commit"] == "unknown"
     assert facts["threads"] == torch.get_num_threads()
+
+
+def test_provenance_names_the_processor_and_the_gpus_that_were_used(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(
+        "pathlib.Path.read_text", lambda self, **_: "processor : 0\nmodel name\t: A B 7\nmodel name : C\n"
+    )
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda i: f"GPU {i}")
+    facts = provenance()
+    assert facts["machine"].startswith("A B 7, x86_64, ")
+    assert facts["gpus"] == ["GPU 0", "GPU 1"]
+
+
+def test_provenance_without_a_file_of_the_processor(monkeypatch):
+    def absent(self, **_):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr("pathlib.Path.read_text", absent)
+    facts = provenance()
+    assert facts["machine"].endswith("CPUs, " + platform.system())
+    assert facts["gpus"] == []
