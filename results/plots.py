@@ -41,7 +41,7 @@ def methods_plot(path: Path) -> None:
                 axes.axvline(mean, color=color, linestyle="--", linewidth=1, label=title)
                 axes.text(mean, len(shown) - 0.4, f" {title}", color=color, va="bottom", fontsize=8)
         axes.set_yticks(range(len(shown)), [title for title, _ in shown])
-        axes.set_xlabel("kNN 20, top-1 in per cent on the test images of CIFAR-10 (JPEG)")
+        figure.supxlabel("kNN 20, top-1 in per cent on the test images of CIFAR-10 (JPEG)", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
