@@ -110,7 +110,7 @@ def test_several_labels_go_from_a_table_to_the_mean_average_precision(tmp_path, 
     assert recorded["scores"]["logistic/map"]["value"] == found["logistic/map"]
     assert "average precision" in recorded["scores"]["knn_5/map"]["definition"]
     with pytest.raises(UserError, match="--evaluation linear needs one label per image"):
-        main_linear.main(argv)
+        main_linear.main([*argv, "--evaluation", "linear"])
 
 
 @pytest.mark.pictures
