@@ -52,21 +52,22 @@ def line_of(heads: Sequence[str], found: Values, columns: Mapping[str, str]) -> 
 
 
 def table_of(
-    table: str, rows: Mapping[str, Row], columns: Mapping[str, str], suffixes: Sequence[str]
+    table: str, rows: Mapping[str, Row], columns: Mapping[str, str], suffixes: Sequence[str], names: str = "{}"
 ) -> list[list[str]]:
-    """A line for each row that has a run: title, seeds, columns, seconds."""
-    lines = (line_of([f"{row.title} (`{name}`)"], values(table, name, suffixes), columns) for name, row in rows.items())
+    """A line for each row that has a run: title, seeds, columns, seconds. names: how the ledger calls a row."""
+    found = {name: values(table, names.format(name), suffixes) for name in rows}
+    lines = (line_of([f"{row.title} (`{name}`)"], found[name], columns) for name, row in rows.items())
     return [line for line in lines if line]
 
 
-def baselines(columns: Mapping[str, str]) -> list[list[str]]:
+def baselines(
+    columns: Mapping[str, str], table: str = "methods", suffix: str = "-evaluated", names: str = "{}"
+) -> list[list[str]]:
     """Raw pixels and the untrained network, as the first row of METHODS was evaluated beside them."""
-    lines = []
-    for title, network in BASELINES.items():
-        found = values("methods", next(iter(METHODS)), ["-evaluated"], network)
-        if line := line_of([title], found, columns):
-            lines.append([*line[:-1], "-"])  # the seconds are those of the row's pretraining
-    return lines
+    first = names.format(next(iter(METHODS)))
+    found = {title: values(table, first, [suffix], network) for title, network in BASELINES.items()}
+    lines = (line_of([title], scores, columns) for title, scores in found.items())
+    return [[*line[:-1], "-"] for line in lines if line]  # the seconds are those of the row's pretraining
 
 
 def methods_table() -> str:
@@ -149,17 +150,10 @@ def transfer_table() -> str:
     """The networks of table 1 on other images: a table for each kind of images."""
     tables = []
     for images, (_, columns) in TRANSFER.items():
-        lines = []
-        for name, row in METHODS.items():
-            found = values("transfer", f"{name}-{images}", [""])
-            if line := line_of([f"{row.title} (`{name}`)"], found, columns):
-                lines.append(line[:-1])
-        for title, network in BASELINES.items():
-            found = values("transfer", f"{next(iter(METHODS))}-{images}", [""], network)
-            if line := line_of([title], found, columns):
-                lines.append(line[:-1])
+        names = f"{{}}-{images}"
+        lines = [*table_of("transfer", METHODS, columns, [""], names), *baselines(columns, "transfer", "", names)]
         if lines:
-            tables.append(markdown([images, "seeds", *columns.values()], lines))
+            tables.append(markdown([images, "seeds", *columns.values()], [line[:-1] for line in lines]))
     return "\n".join(tables) or nothing("transfer")
 
 

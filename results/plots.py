@@ -43,7 +43,6 @@ def methods_plot(path: Path) -> None:
         axes.set_yticks(range(len(shown)), [title for title, _ in shown])
         figure.supxlabel("kNN 20, top-1 in per cent on the test images of CIFAR-10 (JPEG)", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -119,7 +118,6 @@ def pairs(axes: "Axes", names: Sequence[str]) -> None:
     axes.set_xlabel("kNN 20, per cent")
     axes.set_title("Views and labels", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def label_axes(axes: "Axes", title: str, label: str, ticks: Sequence[int]) -> None:
@@ -131,7 +129,6 @@ def label_axes(axes: "Axes", title: str, label: str, ticks: Sequence[int]) -> No
     axes.set_xlabel(label)
     axes.set_ylabel("kNN 20, per cent")
     axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=7, frameon=False)
 
@@ -142,10 +139,11 @@ def deviation(scores: Sequence[float]) -> float:
 
 
 def svg_settings() -> contextlib.AbstractContextManager[None]:
-    """matplotlib writes the same text for the same plot: fixed ids, letters as text."""
+    """matplotlib writes the same text for the same plot: fixed ids, letters as text; no spines at the top and right."""
     import matplotlib as mpl
 
-    return mpl.rc_context({"svg.hashsalt": "results", "svg.fonttype": "none", "font.size": 9})
+    spines = {"axes.spines.top": False, "axes.spines.right": False}
+    return mpl.rc_context({"svg.hashsalt": "results", "svg.fonttype": "none", "font.size": 9, **spines})
 
 
 PLOTS: dict[str, Callable[[Path], None]] = {"methods.svg": methods_plot, "claims.svg": claims_plot}

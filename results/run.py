@@ -163,7 +163,7 @@ def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> Non
 def wait_for(pool: Iterable[threading.Thread]) -> None:
     """Wait until all threads have ended; a signal may interrupt it, and it may be called again.
 
-    Until Python 3.12 a `join` that a signal interrupts takes the thread for ended, and the next one does not wait.
+    Up to Python 3.12 a `join` that a signal interrupts takes the thread for ended, and the next one does not wait.
     """
     while any(worker.is_alive() for worker in pool):
         time.sleep(0.2)

@@ -67,9 +67,10 @@ OBJECTIVES = ("--supervised", "--decoupled", "--neighbours", "--top_k 3", "--reg
               "--small_views 4")  # fmt: skip  # flags that the table names
 OTHERS = 10  # epochs of a method without a case
 FEWER = "--small_views 2 --small_size 24 --small_scale 0.2 0.5"  # regressing targets needs more of the image
-SMALL_VIEWS = {"": ("--small_views 4 --small_scale 0.1 0.3", 0.75),  # flags, and factor on the epochs
-               "ibot": ("--small_views 4 --small_size 16 --small_scale 0.1 0.3", 0.75),  # whole patches of 4 px
-               "mocov2": ("--small_views 4 --small_scale 0.1 0.3", 1.0),  # 2.9 points with 0.75
+MORE = "--small_views 4 --small_scale 0.1 0.3"
+SMALL_VIEWS = {"": (MORE, 0.75),  # flags, and factor on the epochs
+               "ibot": (f"{MORE} --small_size 16", 0.75),  # whole patches of 4 px
+               "mocov2": (MORE, 1.0),  # 2.9 points with 0.75
                "byol": (FEWER, 1.0), "simsiam": (f"{FEWER} --lr 0.004", 1.2)}  # fmt: skip
 
 
