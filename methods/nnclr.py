@@ -81,6 +81,8 @@ class NNCLR(Method):
         add_queue_size_flag(parser, 98304, "sec. 4.1")
         parser.add_argument("--top_k", type=positive_int, default=1,
                             help="neighbours of an embedding; the loss is the mean over them")  # fmt: skip
+        parser.add_argument("--same_class_neighbours", action="store_true",
+                            help="neighbours among images of the same class, for studies")  # fmt: skip
         parser.add_argument("--push_views", type=int, choices=[1, 2], default=1,
                             help="large views of an image whose embeddings enter the support set")  # fmt: skip
 
@@ -88,6 +90,8 @@ class NNCLR(Method):
         super().__init__(args, plan, backbone, dim)
         if args.top_k > args.queue_size:
             raise UserError(f"--top_k {args.top_k} is more than --queue_size {args.queue_size} holds; lower --top_k")
+        if args.same_class_neighbours:
+            plan.training_set.require_labels("--same_class_neighbours")
         self.projector = projector(args, dim, last_norm=True)
         self.predictor = predictor(args) if args.predictor else nn.Identity()
         self.queue = build_queue(args, plan, args.proj_dim, rows_per_image=args.push_views)
@@ -99,7 +103,8 @@ class NNCLR(Method):
         z = [self.projector(f) for f in feats.all]
         p = [l2_normalize(self.predictor(x)) for x in z]
         queries = [l2_normalize(x).detach() for x in z[: len(feats.large)]]
-        found = [self.queue.nearest_several(q, self.args.top_k) for q in queries]
+        classes = batch.labels if self.args.same_class_neighbours else None
+        found = [self.queue.nearest_several(q, self.args.top_k, labels=classes) for q in queries]
         loss = nnclr_loss(self.queue.rows, [index for index, _ in found], p, self.args.temperature)
         index, similarity = (x[:, 0] for x in found[0])  # of the nearest neighbours
         metrics = neighbour_metrics(self.queue, index, similarity, batch.labels, self.probe is not None)

@@ -95,11 +95,8 @@ class SimCLR(Method):
 
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
-        if args.supervised and not plan.training_set.num_classes:
-            raise UserError(
-                f"--supervised needs labels, but the training images of {plan.training_set.name} have none; "
-                f"remove --supervised"
-            )
+        if args.supervised:
+            plan.training_set.require_labels("--supervised")
         if args.supervised and args.decoupled:
             raise UserError("--supervised and --decoupled name two losses, and a run has one; remove one of them")
         v = self.large_views + plan.views.small_views

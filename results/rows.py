@@ -167,6 +167,7 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     "nnclr_long": claim("NNCLR, 80 epochs", NNCLR, "nnclr", LONG),
     "nnclr_queue_512": claim("NNCLR, queue of 512", NNCLR.replace(str(QUEUE), "512"), "nnclr"),
     "nnclr_queue_9984": claim("NNCLR, queue of 9,984", NNCLR.replace(str(QUEUE), "9984"), "nnclr"),
+    "nnclr_same_class": claim("NNCLR, neighbours of the image's class", f"{NNCLR} --same_class_neighbours", "nnclr"),
     "supcon": claim("SupCon (labels)", f"{SIMCLR} --supervised", "supcon"),
     "rotnet": claim("RotNet", "--method rotnet", "rotnet"),
     "rotnet_longer": claim("RotNet, twice the epochs", "--method rotnet", "rotnet", 2 * LENGTH),

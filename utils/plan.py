@@ -5,6 +5,7 @@ The command line resolves its flags into one Plan; each part is passed to the co
 
 from dataclasses import dataclass
 
+from utils.errors import UserError
 from utils.optim import OptimizerConfig, ScheduleConfig
 
 
@@ -82,6 +83,11 @@ class TrainingSet:
     labelled_images: int
     num_classes: int
     fingerprint: str
+
+    def require_labels(self, flag: str) -> None:
+        """A flag that needs labels is an error where the images have none."""
+        if not self.num_classes:
+            raise UserError(f"{flag} needs labels, but the training images of {self.name} have none; remove {flag}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A first-in, first-out queue of embeddings (memory bank, support set)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,28 +63,35 @@ class FeatureQueue(StepModule):
     def discard(self) -> None:
         self._pending.clear()
 
-    @full_precision
-    @torch.no_grad()
     def nearest(self, z: Tensor, max_similarities: int = 2**26) -> tuple[Tensor, Tensor]:
-        """Find the row with the largest cosine for each query.
-
-        z: (N, D) unit queries. max_similarities: upper bound on the similarities in memory. Returns the (N,) positions
-        and their (N,) cosines. Indexing `rows` with the positions copies, so a later step cannot change a graph.
-        """
-        chunks = z.split(max(1, max_similarities // len(self.rows)))
-        best = [(chunk @ self.rows.T).max(dim=1) for chunk in chunks]
-        return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+        """`nearest_several` of one neighbour: (N,) positions and cosines."""
+        index, cosine = self.nearest_several(z, 1, max_similarities)
+        return index[:, 0], cosine[:, 0]
 
     @full_precision
     @torch.no_grad()
-    def nearest_several(self, z: Tensor, k: int, max_similarities: int = 2**26) -> tuple[Tensor, Tensor]:
-        """`nearest`, but the k rows with the largest cosines: (N, k) positions and cosines, the nearest one first."""
-        if k == 1:
-            index, cosine = self.nearest(z, max_similarities)
-            return index[:, None], cosine[:, None]
-        chunks = z.split(max(1, max_similarities // len(self.rows)))
-        best = [(chunk @ self.rows.T).topk(k, dim=1) for chunk in chunks]
-        return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
+    def nearest_several(
+        self, z: Tensor, k: int, max_similarities: int = 2**26, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Find the k rows with the largest cosines for each query: (N, k) positions and cosines, the nearest one first.
+
+        z: (N, D) unit queries. max_similarities: upper bound on the similarities in memory. labels: (N,) of the
+        queries, where rows with their label come before all others; a negative one has no preference. Indexing
+        `rows` with the positions copies, so a later step cannot change a graph.
+        """
+        size = max(1, max_similarities // len(self.rows))
+        names: Sequence[Tensor | None] = [None] * -(-len(z) // size) if labels is None else labels.split(size)
+        best = [self._nearest(chunk, k, name) for chunk, name in zip(z.split(size), names, strict=True)]
+        return torch.cat([index for index, _ in best]), torch.cat([cosine for _, cosine in best])
+
+    def _nearest(self, z: Tensor, k: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`nearest_several` of one chunk."""
+        cosine = rank = z @ self.rows.T
+        if labels is not None:
+            other = (labels[:, None] != self.labels) & (labels >= 0)[:, None]
+            rank = cosine - 3 * other  # cosines are within [-1, 1]
+        best = rank.max(dim=1, keepdim=True) if k == 1 else rank.topk(k, dim=1)
+        return best.indices, best.values if labels is None else cosine.gather(1, best.indices)
 
     def metrics(self) -> dict[str, Tensor]:
         """Logged state of the queue. queue_fill: share of rows that came from images; queue_age: their mean age."""

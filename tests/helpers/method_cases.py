@@ -47,7 +47,7 @@ CASES: dict[str, MethodCase] = {
         local=("", "--no_norm_pixels"),
     ),
     "mocov2": MethodCase(variants=("--symmetric",)),
-    "nnclr": MethodCase(variants=("--no_predictor", "--top_k 3 --push_views 2")),
+    "nnclr": MethodCase(variants=("--no_predictor", "--top_k 3 --push_views 2", "--same_class_neighbours")),
     "simclr": MethodCase(variants=("--supervised", "--decoupled --decoupled_weights")),
     "simsiam": MethodCase(variants=("--neighbours",)),
     "swav": MethodCase(

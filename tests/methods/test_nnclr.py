@@ -187,3 +187,21 @@ def test_push_views_enter_the_queue_by_image_then_by_view(views):
 def test_queue_too_small_for_its_settings_is_an_error(words, message):
     with pytest.raises(UserError, match=message):
         build_method("nnclr", Flat(12), 6, *words)
+
+
+def test_same_class_neighbours_are_rows_of_the_class_of_the_image():
+    method, b = build("--same_class_neighbours"), batch()
+    method.queue.labels.copy_(torch.arange(40) % 4)  # the images of the batch have labels 0 to 3
+    rows = method.queue.rows.clone()
+    out = loss_of(method, b)
+    z = [F.normalize(method.projector(method(v)), dim=1).detach() for v in b.views]
+    p = [F.normalize(method.predictor(method.projector(method(v))), dim=1).detach() for v in b.views]
+    nn = [torch.stack([max(rows[i::4], key=lambda row: float(row @ x[i])) for i in range(4)]) for x in z]
+    expected = (naive_nnclr(nn[0], p[1], 0.1) + naive_nnclr(nn[1], p[0], 0.1)) / 2
+    assert_close(out["loss"].detach(), expected, rtol=0, atol=1e-10)
+    assert out["nn_label_acc"] == 100
+
+
+def test_same_class_neighbours_without_labels_are_refused():
+    with pytest.raises(UserError, match=r"--same_class_neighbours needs labels.*digits"):
+        build_method("nnclr", Flat(12), 6, "--same_class_neighbours", classes=0)

@@ -78,6 +78,24 @@ def test_nearest_is_the_largest_cosine(max_similarities):
         assert similarity[i].item() == pytest.approx(max(cosines), abs=1e-12)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("max_similarities", [1, 50, 2**26])
+def test_rows_with_the_label_of_the_query_come_first(k, max_similarities):
+    """Class 0 has many rows, 7 has one, 8 none, and a query without a label has no preference."""
+    queue = FeatureQueue(40, 5, 3).double()
+    queue.labels[:30] = torch.arange(30) % 3
+    queue.labels[33] = 7
+    z = F.normalize(torch.randn(5, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.tensor([0, 2, 7, 8, -1])
+    index, cosine = queue.nearest_several(z, k, max_similarities, labels)
+    for i, label in enumerate(labels.tolist()):
+        cosines = [float(z[i] @ row) for row in queue.rows]
+        others = [label >= 0 and found != label for found in queue.labels.tolist()]
+        expected = sorted(range(40), key=lambda j: (others[j], -cosines[j]))[:k]
+        assert index[i].tolist() == expected
+        assert cosine[i].tolist() == pytest.approx([cosines[j] for j in expected], abs=1e-12)
+
+
 def test_look_ups_are_copies_and_the_state_dict_is_complete():
     queue = FeatureQueue(4, 3, 0)
     found = queue.rows[queue.nearest(rows(2))[0]]
