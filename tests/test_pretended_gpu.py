@@ -56,6 +56,8 @@ BOUNDS = {
     "mocov2 --symmetric": (339, 1440, 375), "mocov2 --symmetric --small_views 2": (599, 1870, 637),
     "mocov3": (317, 1490, 349), "mocov3 --small_views 2": (539, 1880, 573),
     "nnclr --no_predictor --small_views 2": (593, 1570, 615), "nnclr --top_k 3 --push_views 2": (487, 1270, 513),
+    "nnclr --same_class_neighbours": (393, 1230, 419),
+    "nnclr --same_class_neighbours --small_views 2": (673, 1680, 701),
     "nnclr --top_k 3 --push_views 2 --small_views 2": (955, 1810, 983), "ressl": (185, 810, 212),
     "ressl --small_views 2": (303, 1210, 332), "simclr --supervised --small_views 2": (376, 1540, 394),
     "simclr --decoupled --decoupled_weights": (260, 1120, 276),
