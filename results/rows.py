@@ -32,7 +32,8 @@ HEADS = "--hidden_mlp 512 --proj_dim 128"
 WIDE = "--hidden_mlp 512 --proj_dim 512"
 CROPS = "--jitter_strengths 0.8 0.8 0.8 0.2"
 SIMCLR = f"--method simclr {HEADS} --temperature 0.2 {CROPS}"
-NNCLR = f"--method nnclr {HEADS} --pred_hidden_mlp 512 --temperature 0.2 --queue_size {QUEUE} {CROPS}"
+PREDICTOR = "--pred_hidden_mlp 512"
+NNCLR = f"--method nnclr {HEADS} {PREDICTOR} --temperature 0.2 --queue_size {QUEUE} {CROPS}"
 BYOL = f"--method byol {HEADS} --pred_hidden_mlp 512 --tau 0.98 {CROPS}"
 SIMSIAM = f"--method simsiam {WIDE} --pred_hidden_mlp 128 {CROPS}"
 MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.99 {CROPS}"
@@ -119,7 +120,8 @@ METHODS: dict[str, Row] = {  # in the order of their value
         "--method ijepa --predictor_dim 64 --predictor_layers 2 --predictor_heads 2 --tau 0.99 --target_scale 0.05 0.1",
         network=TRANSFORMER,
     ),
-    "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace("--pred_hidden_mlp 512", "--no_predictor"), "nnclr"),
+    "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "nnclr"),
+    "nnclr_rate": Row("NNCLR, rate and decay of SimCLR", NNCLR, "simclr"),
     "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
     "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),
     "simclr_decoupled_weights": Row(
@@ -167,7 +169,14 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     "nnclr_long": claim("NNCLR, 80 epochs", NNCLR, "nnclr", LONG),
     "nnclr_queue_512": claim("NNCLR, queue of 512", NNCLR.replace(str(QUEUE), "512"), "nnclr"),
     "nnclr_queue_9984": claim("NNCLR, queue of 9,984", NNCLR.replace(str(QUEUE), "9984"), "nnclr"),
-    "nnclr_same_class": claim("NNCLR, neighbours of the image's class", f"{NNCLR} --same_class_neighbours", "nnclr"),
+    "nnclr_rate": claim("NNCLR, rate and decay of SimCLR", NNCLR, "simclr"),
+    "nnclr_rate_long": claim("NNCLR, rate and decay of SimCLR, 80 epochs", NNCLR, "simclr", LONG),
+    "nnclr_rate_no_predictor": claim(
+        "NNCLR, rate and decay of SimCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "simclr"
+    ),
+    "nnclr_rate_same_class": claim(
+        "NNCLR, rate and decay of SimCLR, neighbours of the image's class", f"{NNCLR} --same_class_neighbours", "simclr"
+    ),
     "supcon": claim("SupCon (labels)", f"{SIMCLR} --supervised", "supcon"),
     "rotnet": claim("RotNet", "--method rotnet", "rotnet"),
     "rotnet_longer": claim("RotNet, twice the epochs", "--method rotnet", "rotnet", 2 * LENGTH),
