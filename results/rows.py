@@ -43,7 +43,8 @@ MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.
 class Row:
     """A row of a table: its title, the flags that make it, and what it builds on.
 
-    settings: row of METHODS whose rate and weight decay it takes, its own where empty. network: another backbone.
+    settings: row of METHODS whose rate and weight decay it takes, its own where empty. rate: in the place of that one,
+    where it is not 0. network: another backbone.
     epochs: passes over the training images. needs: records that must be there, with {seed}. before: arguments of
     evaluation commands that run first.
     """
@@ -55,6 +56,7 @@ class Row:
     epochs: int = EPOCHS
     needs: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    rate: float = 0.0
 
 
 def clusterfit(table: str, title: str, clusters: int, images: str, **settings: Any) -> Row:
@@ -121,7 +123,6 @@ METHODS: dict[str, Row] = {  # in the order of their value
         network=TRANSFORMER,
     ),
     "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "nnclr"),
-    "nnclr_rate": Row("NNCLR, rate and decay of SimCLR", NNCLR, "simclr"),
     "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
     "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),
     "simclr_decoupled_weights": Row(
@@ -149,9 +150,9 @@ def with_short_queue(flags: str) -> str:
     return flags.replace(f"--queue_size {QUEUE}", f"--queue_size {QUEUE // 4}")
 
 
-def claim(title: str, flags: str, settings: str, epochs: int = LENGTH, network: str = NETWORK) -> Row:
+def claim(title: str, flags: str, settings: str, epochs: int = LENGTH, **others: Any) -> Row:
     """A row of CLAIMS."""
-    return Row(title, with_short_queue(flags), settings, network, epochs)
+    return Row(title, with_short_queue(flags), settings, epochs=epochs, **others)
 
 
 def claim_of_clusterfit(title: str, clusters: int, flags: str = "") -> Row:
@@ -169,14 +170,11 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     "nnclr_long": claim("NNCLR, 80 epochs", NNCLR, "nnclr", LONG),
     "nnclr_queue_512": claim("NNCLR, queue of 512", NNCLR.replace(str(QUEUE), "512"), "nnclr"),
     "nnclr_queue_9984": claim("NNCLR, queue of 9,984", NNCLR.replace(str(QUEUE), "9984"), "nnclr"),
-    "nnclr_rate": claim("NNCLR, rate and decay of SimCLR", NNCLR, "simclr"),
-    "nnclr_rate_long": claim("NNCLR, rate and decay of SimCLR, 80 epochs", NNCLR, "simclr", LONG),
-    "nnclr_rate_no_predictor": claim(
-        "NNCLR, rate and decay of SimCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "simclr"
-    ),
-    "nnclr_rate_same_class": claim(
-        "NNCLR, rate and decay of SimCLR, neighbours of the image's class", f"{NNCLR} --same_class_neighbours", "simclr"
-    ),
+    "simclr_rate_8": claim("SimCLR, rate 0.008", SIMCLR, "simclr", rate=0.008),
+    "simclr_rate_16": claim("SimCLR, rate 0.016", SIMCLR, "simclr", rate=0.016),
+    "nnclr_rate_4": claim("NNCLR, rate 0.004", NNCLR, "simclr", rate=0.004),
+    "nnclr_rate_8": claim("NNCLR, rate 0.008", NNCLR, "simclr", rate=0.008),
+    "nnclr_rate_16": claim("NNCLR, rate 0.016", NNCLR, "simclr", rate=0.016),
     "supcon": claim("SupCon (labels)", f"{SIMCLR} --supervised", "supcon"),
     "rotnet": claim("RotNet", "--method rotnet", "rotnet"),
     "rotnet_longer": claim("RotNet, twice the epochs", "--method rotnet", "rotnet", 2 * LENGTH),

@@ -126,6 +126,8 @@ def pretraining(table: str, images: str, name: str, row: Row, seed: int) -> str 
     found = chosen_settings(row.settings or name)
     if found is None:
         return None
+    if row.rate:
+        found = {**found, "--lr": row.rate}
     settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
     return (
         f"cifar10 {row.network} {images} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 {settings} "
