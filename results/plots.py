@@ -5,7 +5,7 @@ A point is the mean over seeds; a band or bar around it is the standard deviatio
 
 import contextlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,19 +47,23 @@ def methods_plot(path: Path) -> None:
 
 
 def claims_plot(path: Path) -> None:
-    """What papers claim: length, queue, clusters and batch as curves, and settings that are on or off side by side."""
+    """What papers claim: curves over length, rate, queue, clusters and batch; what is on or off side by side."""
     if not any(claim_scores(name) for name in CLAIMS):
         return
     with svg_settings():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(10, 6), layout="constrained")
+        figure = Figure(figsize=(12, 6), layout="constrained")
         upper, lower = figure.subfigures(2, 1)
-        panels = upper.subplot_mosaic([["length", "queue", "clusters", "batch"]])
+        panels = upper.subplot_mosaic([["length", "rate", "queue", "clusters", "batch"]])
         length = panels["length"]
         curve(length, "SimCLR", BLUE, {8: "simclr_short", 24: "simclr", 80: "simclr_long"})
         curve(length, "NNCLR", RED, {8: "nnclr_short", 24: "nnclr", 80: "nnclr_long"})
         label_axes(length, "Length", "epochs of 10,000 images", (8, 24, 80))
+        rate = panels["rate"]
+        curve(rate, "SimCLR", BLUE, {0.004: "simclr", 0.008: "simclr_rate_8", 0.016: "simclr_rate_16"})
+        curve(rate, "NNCLR", RED, {0.004: "nnclr_rate_4", 0.008: "nnclr_rate_8", 0.016: "nnclr_rate_16"})
+        label_axes(rate, "Learning rate", "rate, with decay 0.01", (0.004, 0.008, 0.016))
         queue = panels["queue"]
         curve(queue, "NNCLR", RED, {512: "nnclr_queue_512", 4096: "nnclr", 9984: "nnclr_queue_9984"})
         level(queue, "SimCLR", BLUE, "simclr")
@@ -83,7 +87,7 @@ def claim_scores(name: str) -> list[float]:
     return values("claims", name).get("knn_20", [])
 
 
-def curve(axes: "Axes", label: str, color: str, rows: dict[int, str]) -> None:
+def curve(axes: "Axes", label: str, color: str, rows: Mapping[float, str]) -> None:
     """Means of rows of CLAIMS over a number that varies, with a band of the deviation."""
     points = [(x, scores) for x, name in rows.items() if (scores := claim_scores(name))]
     if not points:
@@ -120,7 +124,7 @@ def pairs(axes: "Axes", names: Sequence[str]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def label_axes(axes: "Axes", title: str, label: str, ticks: Sequence[int]) -> None:
+def label_axes(axes: "Axes", title: str, label: str, ticks: Sequence[float]) -> None:
     """Titles, ticks and a logarithmic axis of a panel of curves."""
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
