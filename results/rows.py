@@ -34,6 +34,7 @@ CROPS = "--jitter_strengths 0.8 0.8 0.8 0.2"
 SIMCLR = f"--method simclr {HEADS} --temperature 0.2 {CROPS}"
 PREDICTOR = "--pred_hidden_mlp 512"
 NNCLR = f"--method nnclr {HEADS} {PREDICTOR} --temperature 0.2 --queue_size {QUEUE} {CROPS}"
+TUNED = f"{NNCLR} --proj_layers 2"  # as many as SimCLR's
 BYOL = f"--method byol {HEADS} --pred_hidden_mlp 512 --tau 0.98 {CROPS}"
 SIMSIAM = f"--method simsiam {WIDE} --pred_hidden_mlp 128 {CROPS}"
 MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.99 {CROPS}"
@@ -175,6 +176,17 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     "nnclr_rate_4": claim("NNCLR, rate 0.004", NNCLR, "simclr", rate=0.004),
     "nnclr_rate_8": claim("NNCLR, rate 0.008", NNCLR, "simclr", rate=0.008),
     "nnclr_rate_16": claim("NNCLR, rate 0.016", NNCLR, "simclr", rate=0.016),
+    "nnclr_tuned": claim("NNCLR, rate 0.008, 2 layers", TUNED, "simclr", rate=0.008),
+    "nnclr_tuned_same_class": claim(
+        "NNCLR, rate 0.008, 2 layers, neighbours of the image's class",
+        f"{TUNED} --same_class_neighbours",
+        "simclr",
+        rate=0.008,
+    ),
+    "nnclr_tuned_no_predictor": claim(
+        "NNCLR, rate 0.008, 2 layers, no predictor", TUNED.replace(PREDICTOR, "--no_predictor"), "simclr", rate=0.008
+    ),
+    "nnclr_tuned_long": claim("NNCLR, rate 0.008, 2 layers, 80 epochs", TUNED, "simclr", LONG, rate=0.008),
     "supcon": claim("SupCon (labels)", f"{SIMCLR} --supervised", "supcon"),
     "rotnet": claim("RotNet", "--method rotnet", "rotnet"),
     "rotnet_longer": claim("RotNet, twice the epochs", "--method rotnet", "rotnet", 2 * LENGTH),
