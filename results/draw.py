@@ -12,7 +12,7 @@ from pathlib import Path
 from results.plots import FOLDER, PLOTS
 from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, TRANSFER, Row
 from results.scores import Values, values
-from results.tables import LEDGER, PEER_METHODS, PEERS, ROOT, chosen_settings, read_record
+from results.tables import LEDGER, PEER_METHODS, PEERS, ROOT, read_record, row_settings
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
@@ -78,7 +78,7 @@ def methods_table() -> str:
     lines.sort(key=lambda line: -float(line[2].split()[0]))
     for line in lines:
         name = line[0].split("`")[1]
-        settings = chosen_settings(METHODS[name].settings or name) or {}
+        settings = row_settings(name, METHODS[name]) or {}
         line.append(", ".join(f"{value:g}" for value in settings.values()))
     head = ["", "seeds", *COLUMNS.values(), "seconds", "rate, decay"]
     text = markdown(head, [*lines, *([*line, "-"] for line in baselines(COLUMNS))])

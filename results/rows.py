@@ -124,6 +124,7 @@ METHODS: dict[str, Row] = {  # in the order of their value
         network=TRANSFORMER,
     ),
     "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "nnclr"),
+    "nnclr_tuned": Row("NNCLR, rate 0.008, 2 layers", TUNED, "simclr", rate=0.008),
     "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
     "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),
     "simclr_decoupled_weights": Row(

@@ -95,6 +95,12 @@ def chosen_settings(name: str) -> Mapping[str, float] | None:
     return dict(zip(SEARCHED, max(tried)[1], strict=True))
 
 
+def row_settings(name: str, row: Row) -> Mapping[str, float] | None:
+    """Rate and weight decay of a row of METHODS or CLAIMS; None before the search that they come from is complete."""
+    found = chosen_settings(row.settings or name)
+    return {**found, "--lr": row.rate} if found and row.rate else found
+
+
 def search_runs() -> Iterator[Run]:
     """The search of rate and decay: the same settings for every method, fewer images and epochs, held-out images."""
     for name, row in METHODS.items():
@@ -123,11 +129,9 @@ def network_runs() -> Iterator[Run]:
 
 def pretraining(table: str, images: str, name: str, row: Row, seed: int) -> str | None:
     """Arguments that pretrain a row of METHODS or CLAIMS; None before the search of its rate and decay is complete."""
-    found = chosen_settings(row.settings or name)
+    found = row_settings(name, row)
     if found is None:
         return None
-    if row.rate:
-        found = {**found, "--lr": row.rate}
     settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
     return (
         f"cifar10 {row.network} {images} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 {settings} "

@@ -100,7 +100,7 @@ def test_claims_are_means_over_seeds_in_table_and_plot(tmp_path, monkeypatch):
     claims_plot(tmp_path / "claims.svg")
     drawn_text = (tmp_path / "claims.svg").read_text()
     assert all(text in drawn_text for text in ("SimCLR", ">41.0<", ">50.5<", "epochs of 10,000 images"))
-    assert drawn_text.count("FillBetweenPolyCollection") == 2, "bands of length and batch"
+    assert drawn_text.count("FillBetweenPolyCollection") == 3, "bands of length, rate and batch"
 
 
 def test_transfer_has_a_table_for_each_kind_of_images(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Tests of the tables of results: every command is one that the parser takes, and every name is there once."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
 from methods import METHODS
 from results.rows import METHODS as ROWS
-from results.tables import EVALUATE, PEER, PRETRAIN, TABLES, chosen_settings
+from results.tables import EVALUATE, PEER, PRETRAIN, TABLES, chosen_settings, row_settings
 
 
 @pytest.fixture(autouse=True)
@@ -63,4 +64,7 @@ def test_settings_are_chosen_by_knn_once_all_were_tried(tmp_path, monkeypatch):
         record = f'{{"scores": {{"knn_20": {{"value": {knn}}}}}}}'
         (tmp_path / "search" / f"simclr-{name}.json").write_text(record)
     assert chosen_settings("simclr") == {"--lr": 0.002, "--weight_decay": 0.01}
-    assert "simclr" in ROWS
+    assert row_settings("simclr", ROWS["simclr"]) == chosen_settings("simclr")
+    faster = replace(ROWS["simclr"], rate=0.008)
+    assert row_settings("simclr", faster) == {"--lr": 0.008, "--weight_decay": 0.01}
+    assert row_settings("nnclr", replace(ROWS["nnclr"], rate=0.008)) is None
