@@ -12,7 +12,7 @@ from pathlib import Path
 from results.plots import FOLDER, PLOTS
 from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, TRANSFER, Row
 from results.scores import Values, values
-from results.tables import LEDGER, PEER_METHODS, PEERS, ROOT, read_record, row_settings
+from results.tables import LEDGER, PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, read_record, row_settings
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
@@ -161,11 +161,13 @@ def peers_table() -> str:
     """Each method of the peers: ours with the settings of table 1, Lightly's, and ours with those of solo-learn."""
     lines = []
     for name in PEER_METHODS:
-        sides = [("Lookalike", "methods", name), *((title, "peers", f"{peer}-{name}") for peer, title in PEERS.items())]
+        sides = [("Lookalike", "methods", name)]
+        sides += [(title, "methods", row) for row, title in PEER_VARIANTS.get(name, {}).items()]
+        sides += [(title, "peers", f"{peer}-{name}") for peer, title in PEERS.items()]
         for title, table, row in sides:
             if line := line_of([METHODS[name].title, title], values(table, row, ["-evaluated"]), ALL_LABELS):
                 lines.append(line)
-    peers_ran = any(line[1] != "Lookalike" for line in lines)
+    peers_ran = any(line[1] in PEERS.values() for line in lines)
     return markdown(["", "", "seeds", *ALL_LABELS.values(), "seconds"], lines) if peers_ran else nothing("peers")
 
 

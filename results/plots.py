@@ -53,12 +53,13 @@ def claims_plot(path: Path) -> None:
     with svg_settings():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(12, 6), layout="constrained")
+        figure = Figure(figsize=(12, 6.5), layout="constrained")
         upper, lower = figure.subfigures(2, 1)
         panels = upper.subplot_mosaic([["length", "rate", "queue", "clusters", "batch"]])
         length = panels["length"]
         curve(length, "SimCLR", BLUE, {8: "simclr_short", 24: "simclr", 80: "simclr_long"})
         curve(length, "NNCLR", RED, {8: "nnclr_short", 24: "nnclr", 80: "nnclr_long"})
+        curve(length, "NNCLR, 2 layers", YELLOW, {24: "nnclr_tuned", 80: "nnclr_tuned_long"})
         label_axes(length, "Length", "epochs of 10,000 images", (8, 24, 80))
         rate = panels["rate"]
         curve(rate, "SimCLR", BLUE, {0.004: "simclr", 0.008: "simclr_rate_8", 0.016: "simclr_rate_16"})
@@ -78,7 +79,8 @@ def claims_plot(path: Path) -> None:
         curve(batch, "SimCLR", BLUE, {64: "simclr_batch_64", 256: "simclr", 1024: "simclr_batch_1024"})
         label_axes(batch, "Batch", "images in a batch", (64, 256, 1024))
         pairs(lower.subplots(), ("simclr", "simclr_crops_only", "simclr_small_views", "supcon", "nnclr",
-                                "nnclr_crops_only", "swav", "swav_small_views"))  # fmt: skip
+                                "nnclr_crops_only", "nnclr_tuned", "nnclr_tuned_no_predictor",
+                                "nnclr_tuned_same_class", "swav", "swav_small_views"))  # fmt: skip
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -120,7 +122,7 @@ def pairs(axes: "Axes", names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [CLAIMS[name].title for name in reversed(names)])
     axes.set_ylim(-0.5, len(names) - 0.3)
     axes.set_xlabel("kNN 20, per cent")
-    axes.set_title("Views and labels", fontsize=10)
+    axes.set_title("Views, labels and heads", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
 
 

@@ -44,10 +44,9 @@ MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.
 class Row:
     """A row of a table: its title, the flags that make it, and what it builds on.
 
-    settings: row of METHODS whose rate and weight decay it takes, its own where empty. rate: in the place of that one,
-    where it is not 0. network: another backbone.
-    epochs: passes over the training images. needs: records that must be there, with {seed}. before: arguments of
-    evaluation commands that run first.
+    settings: row of METHODS whose rate and weight decay it takes, its own where empty. rate, decay: in the place of
+    these, where they are not 0. network: another backbone. epochs: passes over the training images. needs: records that
+    must be there, with {seed}. before: arguments of evaluation commands that run first.
     """
 
     title: str
@@ -58,6 +57,7 @@ class Row:
     needs: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     rate: float = 0.0
+    decay: float = 0.0
 
 
 def clusterfit(table: str, title: str, clusters: int, images: str, **settings: Any) -> Row:
@@ -126,6 +126,13 @@ METHODS: dict[str, Row] = {  # in the order of their value
     "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "nnclr"),
     "nnclr_tuned": Row("NNCLR, rate 0.008, 2 layers", TUNED, "simclr", rate=0.008),
     "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
+    "simclr_lightly": Row(
+        "SimCLR, settings of Lightly",
+        f"--method simclr {HEADS} --temperature 0.5 --jitter_strengths 0.4 0.4 0.4 0.1 --blur 0 --optimizer sgd",
+        "simclr",
+        rate=0.12,
+        decay=0.0005,
+    ),
     "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),
     "simclr_decoupled_weights": Row(
         "SimCLR, decoupled, weighted (DCLW)", f"{SIMCLR} --decoupled --decoupled_weights", "simclr"

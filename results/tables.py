@@ -36,6 +36,10 @@ LINEAR = "--evaluation linear --epochs 10"
 GPU_EPOCHS = 100
 PEER_METHODS = ("simclr", "nnclr", "byol", "barlow_twins", "vicreg")
 PEERS = {"lightly": "Lightly", "solo-learn": "solo-learn's settings"}
+PEER_VARIANTS = {  # method -> rows of METHODS that stand beside the peers too
+    "simclr": {"simclr_lightly": "Lookalike, Lightly's settings"},
+    "nnclr": {"nnclr_tuned": "Lookalike, rate 0.008, 2 layers"},
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def chosen_settings(name: str) -> Mapping[str, float] | None:
 def row_settings(name: str, row: Row) -> Mapping[str, float] | None:
     """Rate and weight decay of a row of METHODS or CLAIMS; None before the search that they come from is complete."""
     found = chosen_settings(row.settings or name)
-    return {**found, "--lr": row.rate} if found and row.rate else found
+    own = {"--lr": row.rate, "--weight_decay": row.decay}
+    return found and {**found, **{flag: value for flag, value in own.items() if value}}
 
 
 def search_runs() -> Iterator[Run]:

@@ -67,4 +67,5 @@ def test_settings_are_chosen_by_knn_once_all_were_tried(tmp_path, monkeypatch):
     assert row_settings("simclr", ROWS["simclr"]) == chosen_settings("simclr")
     faster = replace(ROWS["simclr"], rate=0.008)
     assert row_settings("simclr", faster) == {"--lr": 0.008, "--weight_decay": 0.01}
+    assert row_settings("simclr", replace(faster, decay=0.1)) == {"--lr": 0.008, "--weight_decay": 0.1}
     assert row_settings("nnclr", replace(ROWS["nnclr"], rate=0.008)) is None
