@@ -1,7 +1,5 @@
 """A first-in, first-out queue of embeddings (memory bank, support set)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -80,8 +78,10 @@ class FeatureQueue(StepModule):
         `rows` with the positions copies, so a later step cannot change a graph.
         """
         size = max(1, max_similarities // len(self.rows))
-        names: Sequence[Tensor | None] = [None] * -(-len(z) // size) if labels is None else labels.split(size)
-        best = [self._nearest(chunk, k, name) for chunk, name in zip(z.split(size), names, strict=True)]
+        best = [
+            self._nearest(z[i : i + size], k, None if labels is None else labels[i : i + size])
+            for i in range(0, len(z), size)
+        ]
         return torch.cat([index for index, _ in best]), torch.cat([cosine for _, cosine in best])
 
     def _nearest(self, z: Tensor, k: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
