@@ -69,7 +69,7 @@ OTHERS = 10  # epochs of a method without a case
 FEWER = "--small_views 2 --small_size 24 --small_scale 0.2 0.5"  # regressing targets needs more of the image
 MORE = "--small_views 4 --small_scale 0.1 0.3"
 SMALL_VIEWS = {"": (MORE, 0.75),  # flags, and factor on the epochs
-               "ibot": (f"{MORE} --small_size 16", 1.0),  # whole patches of 4 px; 2.3 points with 0.75
+               "ibot": (f"{MORE} --small_size 16", 1.25),  # whole patches of 4 px; 2.3 points with 0.75, 3.1 with 1
                "dino": (MORE, 1.25), "swav": (MORE, 1.25),  # 2.7 and 3 points with 0.75
                "mocov2": (f"{MORE} --tau 0.98", 1.0),  # 3 points with 0.95, where keys follow the network faster
                "byol": (FEWER, 1.0), "simsiam": (f"{FEWER} --lr 0.004", 1.2)}  # fmt: skip
