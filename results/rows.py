@@ -191,6 +191,13 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
         "simclr",
         rate=0.008,
     ),
+    "nnclr_tuned_same_class_long": claim(
+        "NNCLR, rate 0.008, 2 layers, neighbours of the image's class, 80 epochs",
+        f"{TUNED} --same_class_neighbours",
+        "simclr",
+        LONG,
+        rate=0.008,
+    ),
     "nnclr_tuned_no_predictor": claim(
         "NNCLR, rate 0.008, 2 layers, no predictor", TUNED.replace(PREDICTOR, "--no_predictor"), "simclr", rate=0.008
     ),
