@@ -168,6 +168,13 @@ def claim_of_clusterfit(title: str, clusters: int, flags: str = "") -> Row:
     return clusterfit("claims", title, clusters, SEARCH_IMAGES, flags=flags, epochs=LENGTH)
 
 
+def claim_of_tuned_nnclr(title: str, flags: str = "", epochs: int = LENGTH) -> Row:
+    """A row of NNCLR with the rate and the head of METHODS["nnclr_tuned"], and what its title and flags add."""
+    row = METHODS["nnclr_tuned"]
+    return claim(f"{row.title}{title}", f"{row.flags} {flags}".strip(), row.settings, epochs, rate=row.rate)
+
+
+SAME_CLASS = ", neighbours of the image's class"
 CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     "simclr": claim("SimCLR", SIMCLR, "simclr"),
     "nnclr": claim("NNCLR, queue of 4,096", NNCLR, "nnclr"),
@@ -184,24 +191,13 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     "nnclr_rate_4": claim("NNCLR, rate 0.004", NNCLR, "simclr", rate=0.004),
     "nnclr_rate_8": claim("NNCLR, rate 0.008", NNCLR, "simclr", rate=0.008),
     "nnclr_rate_16": claim("NNCLR, rate 0.016", NNCLR, "simclr", rate=0.016),
-    "nnclr_tuned": claim("NNCLR, rate 0.008, 2 layers", TUNED, "simclr", rate=0.008),
-    "nnclr_tuned_same_class": claim(
-        "NNCLR, rate 0.008, 2 layers, neighbours of the image's class",
-        f"{TUNED} --same_class_neighbours",
-        "simclr",
-        rate=0.008,
+    "nnclr_tuned": claim_of_tuned_nnclr(""),
+    "nnclr_tuned_same_class": claim_of_tuned_nnclr(SAME_CLASS, "--same_class_neighbours"),
+    "nnclr_tuned_same_class_long": claim_of_tuned_nnclr(f"{SAME_CLASS}, 80 epochs", "--same_class_neighbours", LONG),
+    "nnclr_tuned_no_predictor": replace(
+        claim_of_tuned_nnclr(", no predictor"), flags=with_short_queue(TUNED.replace(PREDICTOR, "--no_predictor"))
     ),
-    "nnclr_tuned_same_class_long": claim(
-        "NNCLR, rate 0.008, 2 layers, neighbours of the image's class, 80 epochs",
-        f"{TUNED} --same_class_neighbours",
-        "simclr",
-        LONG,
-        rate=0.008,
-    ),
-    "nnclr_tuned_no_predictor": claim(
-        "NNCLR, rate 0.008, 2 layers, no predictor", TUNED.replace(PREDICTOR, "--no_predictor"), "simclr", rate=0.008
-    ),
-    "nnclr_tuned_long": claim("NNCLR, rate 0.008, 2 layers, 80 epochs", TUNED, "simclr", LONG, rate=0.008),
+    "nnclr_tuned_long": claim_of_tuned_nnclr(", 80 epochs", epochs=LONG),
     "supcon": claim("SupCon (labels)", f"{SIMCLR} --supervised", "supcon"),
     "rotnet": claim("RotNet", "--method rotnet", "rotnet"),
     "rotnet_longer": claim("RotNet, twice the epochs", "--method rotnet", "rotnet", 2 * LENGTH),
