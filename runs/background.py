@@ -13,13 +13,14 @@ from torch import Tensor
 from utils.errors import UserError
 
 Job = Callable[[], None]
-_writing: set[threading.Thread] = set()  # the threads that write now
+_writing: dict[threading.Thread, threading.Event] = {}  # the threads that write now; what each sets at its end
 
 
 def _wait_before_fork() -> None:
     """Let no process be forked while a thread writes: the child would wait forever for a lock that the thread holds."""
-    for thread in _writing - {threading.current_thread()}:
-        thread.join()
+    for thread, finished in list(_writing.items()):
+        if thread is not threading.current_thread():
+            finished.wait()
 
 
 os.register_at_fork(before=_wait_before_fork)
@@ -35,17 +36,17 @@ class BackgroundWriter:
     def __init__(self) -> None:
         self.failure: str | None = None
         self._jobs: deque[Job] = deque()
-        self._thread: threading.Thread | None = None
+        # Not Thread.join: where a signal ends a join, Python 3.11 takes the thread for ended (CPython 90882).
+        self._finished = threading.Event()
+        self._finished.set()
 
     @property
     def is_idle(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
+        return self._finished.is_set()
 
     def wait(self) -> str | None:
-        """Wait for the end of the save that is under way; why it failed, or None."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Wait for the end of the save that is under way; why it failed, or None. A signal may end the wait alone."""
+        self._finished.wait()
         return self.failure
 
     def clear(self) -> None:
@@ -57,13 +58,13 @@ class BackgroundWriter:
     def start(self, *jobs: Job) -> None:
         """Begin a save; the one before must be cleared."""
         self._jobs.extend(jobs)
-        self._thread = threading.Thread(target=self._run, name="checkpoint writer")
-        _writing.add(self._thread)
+        thread = threading.Thread(target=self._run, name="checkpoint writer")
+        _writing[thread] = self._finished
         try:
-            self._thread.start()
+            self._finished.clear()
+            thread.start()
         except RuntimeError:  # the system has no thread left: saving costs more time here, but it does not fail
-            _writing.discard(self._thread)
-            self._thread = None
+            _writing.pop(thread)
             self._run()
 
     def retry(self) -> str | None:
@@ -83,7 +84,8 @@ class BackgroundWriter:
         except Exception as e:  # a defect, but the training is worth more than this save
             self.failure = f"cannot save ({type(e).__name__}: {next(iter(str(e).splitlines()), '')})"
         finally:
-            _writing.discard(threading.current_thread())
+            _writing.pop(threading.current_thread(), None)
+            self._finished.set()
 
 
 def copy_to_cpu(state: Any) -> Any:

@@ -1,6 +1,7 @@
 """The copy of the state, and the thread that writes it."""
 
 import os
+import signal
 import sys
 import threading
 
@@ -55,6 +56,25 @@ def test_failure_is_told_and_what_is_left_is_tried_again():
     writer.clear()
     assert writer.wait() is None
     assert writer.retry() is None, "a cleared save is forgotten"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no timer signals")
+def test_wait_that_a_signal_ends_does_not_take_the_save_for_done():
+    """A Ctrl-C while a save is awaited begins another save, which must not write the same file beside the first one."""
+    writer, go_on, done = BackgroundWriter(), threading.Event(), []
+    writer.start(lambda: done.append(go_on.wait(5)))
+    before = signal.signal(signal.SIGALRM, lambda *_: fail())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(OSError, match="no"):
+            writer.wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not writer.is_idle
+    threading.Timer(0.05, go_on.set).start()
+    assert writer.wait() is None
+    assert done == [True]
+    assert writer.is_idle
 
 
 def test_system_without_a_thread_left_writes_here(monkeypatch):
