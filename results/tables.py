@@ -39,6 +39,7 @@ PEERS = {"lightly": "Lightly", "solo-learn": "solo-learn's settings"}
 PEER_VARIANTS = {  # method -> rows of METHODS that stand beside the peers too
     "simclr": {"simclr_lightly": "Lookalike, Lightly's settings"},
     "nnclr": {"nnclr_tuned": "Lookalike, rate 0.008, 2 layers"},
+    "byol": {"byol_lightly": "Lookalike, Lightly's settings"},
 }
 
 
