@@ -94,6 +94,15 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     return tuple(number for number in STOP_SIGNALS if not (hung_up and number == signal.SIGHUP))
 
 
+def _end_without_words() -> None:
+    """Ignore the signals to stop from here on: the work is done or refused, and the status of that is right.
+
+    An exception of a handler while Python ends would be printed with its traceback. A Ctrl-C ends Python at once.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+
+
 def run_cli(main: Callable[[list[str]], None]) -> None:
     """Call a command with the arguments of the shell; a user's mistake ends it with one line and status 2.
 
@@ -108,6 +117,7 @@ def run_cli(main: Callable[[list[str]], None]) -> None:
     processes = launched_size()  # Lightning removes it from the environment when it cleans up
     try:
         main(sys.argv[1:])
+        _end_without_words()
     except SystemExit:
         raise
     except BaseException as error:
@@ -131,6 +141,7 @@ def _exit_with_reason(error: BaseException, processes: int) -> None:
             time.sleep(SAME_MISTAKE)
             print(failure.line(processes), file=sys.stderr)
         leave_at_once(failure.code)  # the others wait for it; Python would tidy up for seconds
+    _end_without_words()
     sys.exit(failure.code)
 
 

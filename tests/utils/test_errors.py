@@ -3,11 +3,13 @@
 import io
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.helpers.commands import ROOT
 from utils.distributed import ProcessError
 from utils.errors import STOP_SIGNALS, Interrupted, UserError, announce, did_you_mean, leave_on_signals, run_cli
 from utils.peers import Failure
@@ -47,6 +49,18 @@ def test_run_cli_ends_with_one_line_and_the_status_of_a_signal(capsys, number):
         run_cli(lambda argv: signal.raise_signal(number))
     assert e.value.code == 128 + number
     assert capsys.readouterr().err == f"\nStopped by {number.name}; unfinished work was not saved\n"
+
+
+@pytest.mark.parametrize(("number", "statuses"), [(signal.SIGTERM, (0, 2)), (signal.SIGUSR1, (0, 2)),
+                                                  (signal.SIGINT, (-signal.SIGINT,) * 2)])  # fmt: skip
+def test_signal_while_python_ends_prints_nothing(number, statuses):
+    """The status of a command that is done, or that refused, stays; a Ctrl-C ends Python at once, should it hang."""
+    code = (f"import atexit, os, sys\nfrom utils.errors import UserError, run_cli\n"
+            f"def main(argv):\n    if argv: raise UserError('no')\n"
+            f"atexit.register(os.kill, os.getpid(), {number.value})\nrun_cli(main)\n")  # fmt: skip
+    for words, status, said in (([], statuses[0], b""), (["x"], statuses[1], b"error: no\n")):
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, cwd=ROOT)
+        assert (ended.returncode, ended.stderr) == (status, said)
 
 
 def test_forked_worker_dies_of_the_signal_without_a_line():

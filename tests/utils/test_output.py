@@ -36,6 +36,20 @@ def test_program_goes_on_when_the_reader_of_a_stream_leaves(stream, other):
     assert process.wait(30) == 0
 
 
+@pytest.mark.parametrize("stream", ["sys.stdout", "sys.stderr"])
+def test_streams_of_unbuffered_python_stay_unbuffered(stream):
+    """PYTHONUNBUFFERED=1 is usual in containers and on clusters; what was printed must be there after a kill -9."""
+    script = f"""
+import os, sys
+from utils.output import outlive_readers
+outlive_readers()
+print("a line", "half a", sep="\\n", end="", file={stream})
+os._exit(0)
+"""
+    ended = subprocess.run([sys.executable, "-u", "-c", script], cwd=ROOT, text=True, capture_output=True)
+    assert ended.stdout + ended.stderr == "a line\nhalf a"
+
+
 def test_other_errors_of_a_stream_are_errors(tmp_path):
     (tmp_path / "file").touch()
     read_only = os.open(tmp_path / "file", os.O_RDONLY)
