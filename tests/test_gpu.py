@@ -31,7 +31,8 @@ pytestmark = [
 
 def command(method):
     """The words of a run of a method on the digits, without those of its length and hardware."""
-    queue = ["--queue_size", "300"] if "--queue_size" in flags_of(method) else []
+    short = {"--queue_size": "300", "--queue_start_epoch": "1"}  # for runs of two epochs and more
+    queue = [word for flag in sorted(short.keys() & flags_of(method)) for word in (flag, short[flag])]
     return ["digits", *backbone_words(method, NETWORK), "--method", method, *small(method, *queue)]
 
 
