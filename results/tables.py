@@ -4,8 +4,9 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from results.rows import (
     record_flags,
     with_short_queue,
 )
+from utils.errors import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 LEDGER = ROOT / "results"
@@ -241,3 +243,27 @@ TABLES: dict[str, Callable[[], Iterator[Run]]] = {
     "peers": peer_runs,
     "gpu": gpu_runs,
 }
+
+
+def chosen_runs(words: Iterable[str]) -> Iterator[Run]:
+    """The runs of tables in the order of the words: each is a table, or "table:pattern" for the rows that it matches.
+
+    Patterns are those of a shell ("methods:*-s1").
+    """
+    for word in words:
+        table, _, pattern = word.partition(":")
+        yield from (run for run in TABLES[table]() if fnmatchcase(run.name, pattern or "*"))
+
+
+def check_choice(words: Sequence[str]) -> None:
+    """A table that there is not, or a pattern without a row, is a UserError.
+
+    Methods whose search is not complete have no rows yet; with the search among the words they may come.
+    """
+    for word in words:
+        table, _, pattern = word.partition(":")
+        if table not in TABLES:
+            raise UserError(f"there is no table {table!r}{did_you_mean(table, TABLES)}; tables are {', '.join(TABLES)}")
+        if pattern and not any(chosen_runs([word])) and "search" not in words:
+            near = did_you_mean(pattern, [run.name for run in TABLES[table]()])
+            raise UserError(f"table {table} has no row {pattern!r}{near}; `*` stands for any part of a name")

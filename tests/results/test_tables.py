@@ -13,7 +13,8 @@ from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
 from methods import METHODS
 from results.rows import METHODS as ROWS
-from results.tables import EVALUATE, PEER, PRETRAIN, TABLES, chosen_settings, row_settings
+from results.tables import EVALUATE, PEER, PRETRAIN, TABLES, check_choice, chosen_runs, chosen_settings, row_settings
+from utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,33 @@ def test_needs_of_a_run_are_records_of_other_runs():
     needs = {need for runs in TABLES.values() for run in runs() for need in run.needs}
     assert needs
     assert needs <= records
+
+
+def test_rows_are_chosen_by_patterns_in_the_order_of_the_words():
+    chosen = [(run.table, run.name) for run in chosen_runs(["claims:simclr_long-s?", "methods:*-s1", "search"])]
+    assert chosen[:3] == [("claims", f"simclr_long-s{seed}") for seed in range(3)]
+    assert chosen[3 : 3 + len(ROWS)] == [("methods", f"{name}-s1") for name in ROWS]
+    assert {table for table, _ in chosen[3 + len(ROWS) :]} == {"search"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["method"], "there is no table 'method' (did you mean methods?); tables are search"),
+        (["claims", "methods:simcrl-s0"], "table methods has no row 'simcrl-s0' (did you mean simclr-s0"),
+        (["methods:*-s7"], "table methods has no row '*-s7'; `*` stands for any part of a name"),
+    ],
+)
+def test_tables_and_rows_that_there_are_not_are_named(words, said):
+    with pytest.raises(UserError) as e:
+        check_choice(words)
+    assert said in str(e.value)
+
+
+def test_rows_may_wait_for_the_search_that_runs_before_them(monkeypatch):
+    monkeypatch.setattr(tables, "chosen_settings", lambda name: None)
+    check_choice(["search", "methods:ibot-s0"])
+    check_choice(["methods"])
 
 
 def test_settings_are_chosen_by_knn_once_all_were_tried(tmp_path, monkeypatch):
