@@ -102,6 +102,7 @@ def _optimizer(args: Namespace, batch: BatchConfig, precision: str) -> Optimizer
         adam_betas=tuple(args.adam_betas),
         final_weight_decay=args.final_weight_decay,
         layer_decay=args.layer_decay,
+        decay_norms=args.decay_norms,
         # Under 16-mixed a fused step unscales the gradients by itself, which is too late for clipping them.
         fused=not (precision == "16-mixed" and args.clip_grad),
     )
@@ -216,7 +217,8 @@ def _describe_backbone(backbone: BackboneConfig) -> str:
 
 def _weight_decay(optimizer: OptimizerConfig) -> str:
     final = optimizer.final_weight_decay
-    return f"{optimizer.weight_decay:g}" + (f" to {final:g}" if final is not None else "")
+    changed = f" to {final:g}" if final is not None else ""
+    return f"{optimizer.weight_decay:g}{changed}{', of norms too' if optimizer.decay_norms else ''}"
 
 
 def _end(schedule: ScheduleConfig) -> str:

@@ -38,6 +38,7 @@ RULES: tuple[Rule, ...] = (
     *HARDWARE_RULES,
     (("small_size", "small_scale"), "--small_views", lambda a: bool(a.small_views)),
     (("warmup_epochs",), "--scheduler warmup_cosine", lambda a: a.scheduler == "warmup_cosine"),
+    (("decay_norms",), "a --weight_decay above 0", lambda a: bool(a.weight_decay or a.final_weight_decay)),
     (("final_lr",), "--scheduler warmup_cosine or cosine", lambda a: a.scheduler.endswith("cosine")),
     (
         ("state_dict_key", "remove_prefix", "append_prefix", "skip_layers", "dry_run"),
@@ -199,6 +200,8 @@ def _add_optimization_flags(g: FlagGroup) -> None:
     add_optimizer_flags(g)
     g.add_argument("--weight_decay", type=nonnegative_float, default=1e-4,
                    help="weight decay of weights; biases and norms have none")  # fmt: skip
+    g.add_argument("--decay_norms", action="store_true",
+                   help="give biases and norms the weight decay too, as a plain torch.optim has it")  # fmt: skip
     g.add_argument("--final_weight_decay", type=nonnegative_float,
                    help="weight decay at the end of the run, along half a cosine; default: --weight_decay")  # fmt: skip
     g.add_argument("--final_lr", type=nonnegative_float, default=0.0,

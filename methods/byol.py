@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from methods.base import Method
-from utils.arg_types import probability
 from utils.batch import Batch
-from utils.ema import EMA
+from utils.ema import EMA, add_tau_flags
 from utils.heads import add_predictor_flags, add_projector_flags, predictor, projector
 from utils.nearest_neighbours import QUEUE_NEEDS_NEIGHBOURS, add_neighbour_flags, build_queue, replace_by_neighbours
 from utils.optim import FlagGroup
@@ -50,9 +49,7 @@ class BYOL(Method):
                             blur=[1.0, 0.1], solarize=[0.0, 0.2])  # fmt: skip
         add_projector_flags(parser, hidden=4096, dim=256, layers=2, source="sec. 3.3")
         add_predictor_flags(parser, hidden=4096, source="sec. 3.3")
-        parser.add_argument("--tau", type=probability, default=short["tau"],
-                            help="initial decay of the moving average, rising to 1 over the run (sec. 3.3); "
-                            f"0.996 for more than {SHORT_RUN} epochs")  # fmt: skip
+        add_tau_flags(parser, short["tau"], "sec. 3.3", note=f"; 0.996 for more than {SHORT_RUN} epochs")
         add_neighbour_flags(parser, "NNBYOL")
 
     @staticmethod
@@ -65,7 +62,7 @@ class BYOL(Method):
         super().__init__(args, plan, backbone, dim)
         self.projector = projector(args, dim, last_norm=False)
         self.predictor = predictor(args)
-        self.target = EMA(nn.Sequential(backbone, self.projector), args.tau)
+        self.target = EMA(nn.Sequential(backbone, self.projector), args.tau, args.final_tau)
         self.queue = build_queue(args, plan, args.proj_dim) if args.neighbours else None
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ class DINO(Method):
     def __init__(self, args: Namespace, plan: Plan, backbone: nn.Module, dim: int):
         super().__init__(args, plan, backbone, dim)
         self.head = DistillationHead(args, dim)
-        self.teacher_backbone, self.teacher_head = EMA(backbone, args.tau), EMA(self.head, args.tau)
+        self.teacher_backbone, self.teacher_head = (EMA(x, args.tau, args.final_tau) for x in (backbone, self.head))
         disable_drop_path(self.teacher_backbone)
         self.center = RunningMean((args.num_prototypes,), args.center_momentum)
         self.teacher_temperature = teacher_temperature(args)

@@ -65,11 +65,11 @@ class IBOT(Method):
         check_masks(args)
         self.patch_side = patch_size(require_vision_transformer(backbone, self.transformer_name))
         self.head = DistillationHead(args, dim)
-        self.teacher_backbone, self.teacher_head = EMA(backbone, args.tau), EMA(self.head, args.tau)
+        self.teacher_backbone, self.teacher_head = (EMA(x, args.tau, args.final_tau) for x in (backbone, self.head))
         disable_drop_path(self.teacher_backbone)
         if args.untied_head:
             self.patch_head = DistillationHead(args, dim)
-            self.teacher_patch_head = EMA(self.patch_head, args.tau)
+            self.teacher_patch_head = EMA(self.patch_head, args.tau, args.final_tau)
         self.mask_token = nn.Parameter(torch.zeros(dim))
         self.center, self.patch_center = (RunningMean((args.num_prototypes,), args.center_momentum) for _ in range(2))
         self.teacher_temperature, self.whole_epochs = teacher_temperature(args), epoch_number()

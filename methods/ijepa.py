@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Method
-from utils.arg_types import area_share, positive_int, probability
+from utils.arg_types import area_share, positive_int
 from utils.batch import Batch
 from utils.block_masks import Blocks, BlockSampler
-from utils.ema import EMA
+from utils.ema import EMA, add_tau_flags
 from utils.masked_tokens import (
     FIXED_POSITIONS,
     add_token_predictor_flags,
@@ -75,8 +75,7 @@ class IJEPA(Method):
         # App. A.1 and the official configuration, whose rates are those of a batch of 2048 images.
         parser.set_defaults(optimizer="adamw", lr=1.25e-4, final_lr=1.25e-7, weight_decay=0.04, final_weight_decay=0.4)
         parser.set_defaults(crop_scale=[0.3, 1.0], flip=0.0, jitter=[0.0], gray=[0.0], pool="avg")
-        parser.add_argument("--tau", type=probability, default=0.996,
-                            help="initial decay of the moving average, rising linearly to 1 (sec. 4)")  # fmt: skip
+        add_tau_flags(parser, 0.996, "sec. 4", path="a line")
         parser.add_argument("--target_blocks", type=positive_int, default=4, help="target blocks of an image (sec. 4)")
         for name, scale in (("target", [0.15, 0.2]), ("context", [0.85, 1.0])):
             parser.add_argument(f"--{name}_scale", type=area_share, nargs=2, default=scale, metavar=("MIN", "MAX"),
@@ -90,7 +89,7 @@ class IJEPA(Method):
         width = self.backbone.embed_dim
         init = functools.partial(nn.init.trunc_normal_, std=0.02)
         self.predictor = token_predictor(args, "predictor", width, width, grid, init)
-        self.target = EMA(backbone, args.tau, schedule="linear")
+        self.target = EMA(backbone, args.tau, args.final_tau, schedule="linear")
         disable_drop_path(self.target.teacher)
         self.epoch_number = epoch_number()
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Method
-from utils.arg_types import positive_float, positive_int, probability
+from utils.arg_types import positive_float, positive_int
 from utils.batch import Batch
 from utils.distributed import gather, rank
-from utils.ema import EMA
+from utils.ema import EMA, add_tau_flags
 from utils.errors import UserError
 from utils.heads import add_predictor_flags, mlp, predictor
 from utils.optim import FlagGroup
@@ -75,9 +75,7 @@ class MoCoV3(Method):
         )
         parser.add_argument("--proj_dim", type=positive_int, default=256, help="width of the embedding (sec. 5)")
         add_predictor_flags(parser, hidden=4096, source="sec. 5")
-        parser.add_argument("--tau", type=probability, default=short["tau"],
-                            help="initial decay of the moving average, rising to 1 over the run (official code); "
-                            "0.996 for more than 300 epochs")  # fmt: skip
+        add_tau_flags(parser, short["tau"], "official code", note="; 0.996 for more than 300 epochs")
         parser.add_argument("--no_freeze_patch_embedding", dest="freeze_patch_embedding", action="store_false",
                             help="train the patch embedding of a vision transformer (sec. 4.2)")  # fmt: skip
 
@@ -100,7 +98,7 @@ class MoCoV3(Method):
         widths = (dim, *[args.hidden_mlp] * (2 if transformer else 1), args.proj_dim)
         self.projector = mlp(*widths, last_norm=True, last_affine=False)
         self.predictor = predictor(args, last_norm=transformer, last_affine=False, last_bias=False)
-        self.target = EMA(nn.Sequential(backbone, self.projector), args.tau)
+        self.target = EMA(nn.Sequential(backbone, self.projector), args.tau, args.final_tau)
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         q = [l2_normalize(self.predictor(self.projector(f))) for f in feats.all]

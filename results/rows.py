@@ -36,6 +36,13 @@ PREDICTOR = "--pred_hidden_mlp 512"
 NNCLR = f"--method nnclr {HEADS} {PREDICTOR} --temperature 0.2 --queue_size {QUEUE} {CROPS}"
 TUNED = f"{NNCLR} --proj_layers 2"  # as many as SimCLR's
 BYOL = f"--method byol {HEADS} --pred_hidden_mlp 512 --tau 0.98 {CROPS}"
+SIMCLR_LIGHTLY = (
+    f"--method simclr {HEADS} --temperature 0.5 --jitter_strengths 0.4 0.4 0.4 0.1 --blur 0 --optimizer sgd"
+)
+# The gradient of Lightly's BYOL loss is a quarter of ours: its 0.12 and 0.0005 of SGD are 0.03 and 0.002 here.
+BYOL_LIGHTLY = (
+    "--method byol --hidden_mlp 1024 --proj_dim 256 --pred_hidden_mlp 1024 --tau 0.99 --blur 0 --optimizer sgd"
+)
 SIMSIAM = f"--method simsiam {WIDE} --pred_hidden_mlp 128 {CROPS}"
 MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.99 {CROPS}"
 
@@ -126,20 +133,23 @@ METHODS: dict[str, Row] = {  # in the order of their value
     "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "nnclr"),
     "nnclr_tuned": Row("NNCLR, rate 0.008, 2 layers", TUNED, "simclr", rate=0.008),
     "nnclr_top_k": Row("NNCLR, 3 neighbours, both views stored", f"{NNCLR} --top_k 3 --push_views 2", "nnclr"),
-    "simclr_lightly": Row(
-        "SimCLR, settings of Lightly",
-        f"--method simclr {HEADS} --temperature 0.5 --jitter_strengths 0.4 0.4 0.4 0.1 --blur 0 --optimizer sgd",
-        "simclr",
-        rate=0.12,
-        decay=0.0005,
-    ),
-    "byol_lightly": Row(  # its loss is a quarter of ours: 0.12 and 0.0005 of SGD there are 0.03 and 0.002 here
-        "BYOL, settings of Lightly",
-        "--method byol --hidden_mlp 1024 --proj_dim 256 --pred_hidden_mlp 1024 --tau 0.99 --blur 0 --optimizer sgd",
+    "simclr_lightly": Row("SimCLR, settings of Lightly", SIMCLR_LIGHTLY, "simclr", rate=0.12, decay=0.0005),
+    "byol_lightly": Row("BYOL, settings of Lightly", BYOL_LIGHTLY, "byol", rate=0.03, decay=0.002),
+    "byol_lightly_exactly": Row(
+        "BYOL, settings of Lightly, constant tau, decay of norms",
+        f"{BYOL_LIGHTLY} --final_tau 0.99 --decay_norms",
         "byol",
         rate=0.03,
         decay=0.002,
     ),
+    "simclr_lightly_exactly": Row(
+        "SimCLR, settings of Lightly, decay of norms",
+        f"{SIMCLR_LIGHTLY} --decay_norms",
+        "simclr",
+        rate=0.12,
+        decay=0.0005,
+    ),
+    "byol_constant": Row("BYOL, constant tau", f"{BYOL} --final_tau 0.98", "byol"),
     "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),
     "simclr_decoupled_weights": Row(
         "SimCLR, decoupled, weighted (DCLW)", f"{SIMCLR} --decoupled --decoupled_weights", "simclr"

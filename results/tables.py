@@ -39,9 +39,15 @@ GPU_EPOCHS = 100
 PEER_METHODS = ("simclr", "nnclr", "byol", "barlow_twins", "vicreg")
 PEERS = {"lightly": "Lightly", "solo-learn": "solo-learn's settings"}
 PEER_VARIANTS = {  # method -> rows of METHODS that stand beside the peers too
-    "simclr": {"simclr_lightly": "Lookalike, Lightly's settings"},
+    "simclr": {
+        "simclr_lightly": "Lookalike, Lightly's settings",
+        "simclr_lightly_exactly": "Lookalike, Lightly's settings, decay of norms",
+    },
     "nnclr": {"nnclr_tuned": "Lookalike, rate 0.008, 2 layers"},
-    "byol": {"byol_lightly": "Lookalike, Lightly's settings"},
+    "byol": {
+        "byol_lightly": "Lookalike, Lightly's settings",
+        "byol_lightly_exactly": "Lookalike, Lightly's settings, constant tau, decay of norms",
+    },
 }
 
 

@@ -7,7 +7,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from utils.arg_types import probability
+from utils.optim import FlagGroup
 from utils.step_modules import StepModule, cosine_value
+
+
+def add_tau_flags(parser: FlagGroup, tau: float, source: str, path: str = "half a cosine", note: str = "") -> None:
+    """Add --tau and --final_tau with a paper's defaults. source: what states them; note: on other defaults of --tau."""
+    parser.add_argument(
+        "--tau", type=probability, default=tau, help=f"initial decay of the moving average ({source}){note}"
+    )
+    parser.add_argument(
+        "--final_tau", type=probability, default=1.0,
+        help=f"decay of the moving average at the end of the run, reached along {path} ({source}); that of --tau keeps "
+        "it constant, which suits short runs",
+    )  # fmt: skip
 
 
 class EMA(StepModule):

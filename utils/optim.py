@@ -27,7 +27,8 @@ class OptimizerConfig:
     lr: learning rate of a step, already scaled to the global batch. trust_coefficient and clip_trust_ratio: of LARS.
     clip_grad: largest norm of the gradient, None for no limit. fused: whether SGD and AdamW take one kernel per step.
     final_weight_decay: weight decay at the end of the run, along half a cosine; None for a constant one. layer_decay:
-    factor on the learning rate from each block of a timm network to the one before it.
+    factor on the learning rate from each block of a timm network to the one before it. decay_norms: whether biases and
+    norms have weight decay too.
     """
 
     name: str
@@ -41,6 +42,7 @@ class OptimizerConfig:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     final_weight_decay: float | None = None
     layer_decay: float = 1.0
+    decay_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def rule_of(name: str, rules: Rules) -> tuple[str, ParamGroupRule]:
 def parameter_groups(
     module: nn.Module, config: OptimizerConfig, probe_lr: float = 0.0, rules: Rules | None = None
 ) -> list[ParameterGroup]:
-    """Trainable parameters in groups: weights; biases and norms, without weight decay; the online probe.
+    """Trainable parameters in groups: weights; biases and norms, mostly without weight decay; the online probe.
 
     The submodule "probe" has the rate probe_lr and no weight decay. rules: prefix of parameter names ("" for all) ->
     what differs; each rule makes groups of its own. Empty groups are left out. A group holds plain values only.
@@ -146,7 +148,8 @@ def parameter_groups(
     for name, p in module.named_parameters():
         if not p.requires_grad:
             continue
-        kind = "probe" if name.startswith("probe.") else "norms" if p.ndim <= 1 or name in exempt else "weights"
+        undecayed = name in exempt or (p.ndim <= 1 and not config.decay_norms)
+        kind = "probe" if name.startswith("probe.") else "norms" if undecayed else "weights"
         prefix, rule = ("", ParamGroupRule()) if kind == "probe" else rule_of(name, rules or {})
         if (group := groups.get((kind, rule))) is None:
             group = groups[kind, rule] = _group(kind, prefix, rule, config, probe_lr)

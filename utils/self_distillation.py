@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.arg_types import nonnegative_float, positive_float, positive_int, probability
+from utils.ema import add_tau_flags
 from utils.heads import Prototypes, add_projector_flags, projector
 from utils.optim import FlagGroup, ParamGroupRule
 from utils.precision import at_least_float32, full_precision, l2_normalize
@@ -44,8 +45,7 @@ def add_distillation_flags(parser: FlagGroup, prototypes: int, source: str) -> N
                         help=f"epochs of linear warm-up of the teacher's temperature ({source})")  # fmt: skip
     parser.add_argument("--center_momentum", type=probability, default=0.9,
                         help=f"momentum of the mean of the teacher's outputs ({source})")  # fmt: skip
-    parser.add_argument("--tau", type=probability, default=0.996,
-                        help=f"initial decay of the teacher, rising to 1 over the run ({source})")  # fmt: skip
+    add_tau_flags(parser, 0.996, source)
 
 
 def frozen_prototypes(args: Namespace, *heads: str) -> dict[str, ParamGroupRule]:

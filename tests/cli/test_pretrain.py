@@ -73,6 +73,7 @@ def test_parse_pretraining_takes_the_documented_command():
         ("digits resnet18 --accelerator cpu --gpus 0", "--gpus has no effect without --accelerator auto or cuda"),
         ("digits resnet18 --method SimCLR", "unknown method 'SimCLR' (did you mean simclr?)"),
         ("digits resnet18 --devices 2", "unknown argument --devices (did you mean --gpus?)"),
+        ("digits resnet18 --decay_norms --weight_decay 0", "has no effect without a --weight_decay above 0"),
         ("digits resnet18 --lr_decay_steps 3", "--lr_decay_steps has no effect without --scheduler step"),
         ("digits resnet18 --scheduler step --warmup_epochs 3", "has no effect without --scheduler warmup_cosine"),
         ("digits resnet18 --method nnclr --no_predictor --pred_layers 3", "has no effect without a predictor"),

@@ -7,6 +7,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from methods import METHODS
+from tests.helpers.commands import build_method, flags_of
+from tests.helpers.method_cases import backbone_of
+from tests.helpers.networks import Flat
 from utils.ema import EMA
 
 
@@ -96,3 +100,17 @@ def test_buffers_are_averaged_on_request(average):
     s[1].running_mean.fill_(1.0)
     ema.after_optimizer_step(0.0)
     assert_close(ema.teacher[1].running_mean, torch.full((3,), 0.1 if average else 0.0))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "--tau" in flags_of(name)])
+def test_teachers_of_every_method_follow_its_flags(name):
+    ends = {"--tau": 0.8, "--final_tau": 0.9} if "--final_tau" in flags_of(name) else {"--tau": 0.8}
+    words = [str(word) for flag_and_value in ends.items() for word in flag_and_value]
+    backbone = backbone_of(name, lambda: Flat(12, 8), size=2, patch=1, dim=8)
+    method = build_method(name, backbone, 8, "--batch_size", "8", *words)
+    averages = [module for module in method.modules() if isinstance(module, EMA)]
+    assert averages
+    for average in averages:
+        for progress, tau in ((0.0, 0.8), (1.0, list(ends.values())[-1])):
+            average.after_optimizer_step(progress)
+            assert average.tau.item() == pytest.approx(tau)

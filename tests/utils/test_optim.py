@@ -37,9 +37,10 @@ def groups_of(module):
     return module.build_optimizer().param_groups
 
 
+@pytest.mark.parametrize("decay_norms", [False, True])
 @pytest.mark.parametrize("name", METHODS)
-def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights(name):
-    module = method(name, "--weight_decay", "0.5")
+def test_parameter_groups_hold_every_parameter_once_and_decay_what_the_flags_say(name, decay_norms):
+    module = method(name, "--weight_decay", "0.5", *["--decay_norms"] * decay_norms)
     groups = groups_of(module)
     owner = {id(p): g for g in groups for p in g["params"]}
     trained = {key: p for key, p in module.named_parameters() if p.requires_grad}
@@ -51,7 +52,7 @@ def test_parameter_groups_hold_every_parameter_once_and_decay_only_weights(name)
         if key.startswith("probe."):
             assert (group["lr"], group["weight_decay"]) == (module.plan.probe_lr, 0), key
         else:
-            decay = 0.5 if p.ndim > 1 and key not in exempt else 0
+            decay = 0.5 if (p.ndim > 1 or decay_norms) and key not in exempt else 0
             assert (group["lr"], group["weight_decay"]) == (module.plan.optimizer.lr, decay), key
 
 
