@@ -40,6 +40,7 @@ OWN_WORDS = {  # words that only these rooms may use in a string: commands, and 
 FILES = sorted(p for room in MAY_IMPORT for p in (ROOT / room).rglob("*.py"))
 MAINS = sorted(ROOT.glob("main_*.py"))
 DEFINE_FLAGS_OF_METHODS = {  # those that several methods share
+    "utils/ema.py",
     "utils/heads.py",
     "utils/masked_views.py",
     "utils/nearest_neighbours.py",
