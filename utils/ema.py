@@ -19,8 +19,8 @@ def add_tau_flags(parser: FlagGroup, tau: float, source: str, path: str = "half 
     )
     parser.add_argument(
         "--final_tau", type=probability, default=1.0,
-        help=f"decay of the moving average at the end of the run, reached along {path} ({source}); that of --tau keeps "
-        "it constant, which suits short runs",
+        help=f"decay of the moving average at the end of the run, reached along {path} ({source}); the value of --tau "
+        "keeps it constant",
     )  # fmt: skip
 
 
