@@ -23,6 +23,8 @@ LAUNCHER_POLL = 0.1  # seconds in which torchrun notices that a process failed
 PATIENCE = 120.0  # seconds after which a command that should have ended hangs
 
 _numbers = itertools.count()
+# multiprocessing polls every child when one starts; of two threads that poll the same one, the later reads 255.
+_polling = threading.Lock()
 
 
 class Pipe:
@@ -72,14 +74,18 @@ class Rank:
             arguments = (job, self.output.writer, self.events.writer)
             start_forkserver()
             self._forked = CONTEXT.Process(target=child.become_the_application, args=arguments)
-            self._forked.start()
+            with _polling:
+                self._forked.start()
             self.pid = self._forked.pid
         self.output.writer.close()
         self.events.writer.close()
 
     def status(self) -> int | None:
         """The exit status, negative for a signal, or None while the process runs."""
-        return self._forked.exitcode if self._forked is not None else self._own.poll()
+        if self._forked is None:
+            return self._own.poll()
+        with _polling:
+            return self._forked.exitcode
 
     def send(self, number: int) -> None:
         if self.status() is None:
