@@ -13,11 +13,11 @@ DEFINITIONS = {  # pattern of a whole key -> its definition; \\1 is a part of th
     r"knn_(\d+)/map": f"{MAP} the share of the \\1 nearest training images by cosine that have a class, each weighted "
     "by exp(cosine / 0.07)",
     r"logistic/map": f"{MAP} a logistic regression (L-BFGS, L2) per class on standardized features of all training "
-    "images; penalty chosen on a held-out fifth of them",
+    "images; penalty chosen on some of them, as `chosen` says",
     r"logistic$": f"{TOP_1} logistic regression (L-BFGS, L2) on standardized features of all training images; penalty "
-    "chosen on a held-out fifth of them",
+    "chosen on some of them, as `chosen` says",
     r"logistic_([\d.]+)pct": f"{TOP_1} logistic regression (L-BFGS, L2) on standardized features of \\1 % of the "
-    "training images of each class; penalty chosen on a held-out fifth of them",
+    "training images of each class; penalty chosen on some of them, as `chosen` says",
     r"linear_sgd$": f"{TOP_1} a linear classifier trained by SGD on augmented views with a frozen backbone; last epoch",
     r"linear_sgd_([\d.]+)pct": f"{TOP_1} a linear classifier trained by SGD on augmented views of \\1 % of the "
     "training images of each class with a frozen backbone; last epoch",

@@ -1,11 +1,14 @@
 """Tests of logistic regression on features: scikit-learn's optimum, the choice of the penalty, few labels."""
 
+import itertools
 from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from evaluation.features import FeatureSet
@@ -15,6 +18,7 @@ from evaluation.logistic import (
     LogisticSettings,
     _objective,
     choose_penalty,
+    chosen_on,
     fewshot,
     fewshot_accuracy,
     fewshot_settings,
@@ -79,25 +83,97 @@ def test_correlated_features_take_few_steps_to_the_same_optimum(monkeypatch):
     torch.testing.assert_close(found.softmax(dim=1), plain.softmax(dim=1), rtol=0, atol=2e-3)
 
 
-def test_curvature_is_computed_once_for_all_penalties(monkeypatch):
+@pytest.mark.parametrize(("enough", "fits"), [(40, 1), (41, 5)])
+def test_curvature_is_computed_once_for_all_penalties_of_rows(monkeypatch, enough, fits):
     calls = []
     monkeypatch.setattr("evaluation.logistic._curvature", lambda *args: calls.append(1))
-    choose_penalty(blobs(300), 0, CPU)
-    assert len(calls) == 1
+    monkeypatch.setattr("evaluation.logistic.ENOUGH", enough)
+    choose_penalty(blobs(200), 0, CPU)
+    assert len(calls) == fits
 
 
-def test_coordinates_that_are_copies_of_others_do_not_stop_a_fit():
-    train = blobs(300)
-    twice = FeatureSet(torch.cat([train.x, train.x, torch.ones(len(train.x), 1)], dim=1), train.y)
-    assert fit(twice, 100, CPU).score(twice) == pytest.approx(fit(train, 100, CPU).score(train), abs=1)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("enough", [40, 41])
+def test_penalty_is_the_best_by_accuracy_on_a_fifth_or_by_log_loss_in_five_folds(monkeypatch, seed, enough):
+    """By scikit-learn, one fit after another. Features are noise but for a little, so that folds disagree."""
+    monkeypatch.setattr("evaluation.logistic.ENOUGH", enough)
+    train = blobs(200, seed=seed)
+    train = FeatureSet(train.x / 4 + torch.randn(train.x.shape, generator=torch.Generator().manual_seed(seed)), train.y)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(seed)).numpy()
+    score = np.zeros(len(PENALTIES_C))
+    for fold in range(5 if enough == 41 else 1):
+        held, rest = order[40 * fold : 40 * fold + 40], np.delete(order, range(40 * fold, 40 * fold + 40))
+        x = StandardScaler().fit(train.x[rest]).transform(train.x)
+        for i, c in enumerate(PENALTIES_C):
+            model = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(x[rest], train.y[rest])
+            p = model.predict_proba(x[held])
+            score[i] += (
+                np.log(p[range(40), train.y[held]]).sum()
+                if enough == 41
+                else (p.argmax(1) == train.y[held].numpy()).sum()
+            )
+    assert choose_penalty(train, seed, CPU) == PENALTIES_C[score.argmax()]
 
 
-def test_logistic_score_chooses_the_penalty_without_the_validation_images():
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0, 0, 1], [0, 1] * 4])
+def test_penalty_of_a_handful_of_rows(labels):
+    train = FeatureSet(torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0)), torch.tensor(labels))
+    assert choose_penalty(train, 0, CPU) in PENALTIES_C
+
+
+def test_few_labels_choose_a_penalty_about_as_good_as_the_best(monkeypatch):
+    """On digits, 50 labels: the accuracy on ten of them, one fold, costs four points in the mean."""
+    digits = load_digits()
+    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
+    x, y = torch.from_numpy(digits.data).float()[order], torch.from_numpy(digits.target)[order]
+    draws, val = (
+        [FeatureSet(x[at : at + 50], y[at : at + 50]) for at in range(0, 300, 50)],
+        FeatureSet(x[300:], y[300:]),
+    )
+
+    def lost() -> float:
+        best = [max(fit_and_score(rows, val, c, CPU) for c in PENALTIES_C) for rows in draws]
+        return float(np.mean(best) - np.mean([logistic_score(rows, val, 0, CPU)[0] for rows in draws]))
+
+    assert lost() < 1
+    monkeypatch.setattr("evaluation.logistic.ENOUGH", 0)
+    assert lost() > 2
+
+
+def test_few_rows_of_several_labels_choose_a_penalty_by_the_log_loss_of_every_class():
+    """By scikit-learn, one regression for each class against the rest."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 4, generator=generator)
+    y = (x @ torch.randn(4, 3, generator=generator) / 2 + torch.randn(100, 3, generator=generator) > 0).float()
+    order, losses = torch.randperm(100, generator=torch.Generator().manual_seed(5)).numpy(), np.zeros(len(PENALTIES_C))
+    for held in np.split(order, 5):
+        rest = np.setdiff1d(order, held)
+        scaled = StandardScaler().fit(x[rest]).transform(x)
+        for (i, c), column in itertools.product(enumerate(PENALTIES_C), y.T.numpy()):
+            model = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(scaled[rest], column[rest])
+            losses[i] += log_loss(column[held], model.predict_proba(scaled[held]), normalize=False)
+    assert choose_penalty(FeatureSet(x, y), 5, CPU) == PENALTIES_C[losses.argmin()]
+    model = fit(FeatureSet(x, y), 0.1, CPU)
+    expected = sum(
+        log_loss(y[:, k], LogisticRegression(C=0.1, tol=1e-8).fit(StandardScaler().fit_transform(x), y[:, k])
+                 .predict_proba(StandardScaler().fit_transform(x)), normalize=False) for k in range(3)
+    )  # fmt: skip
+    assert model.log_loss(FeatureSet(x, y)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_log_loss_leaves_out_images_of_classes_that_training_lacked():
     train, val = blobs(300), blobs(100, seed=1)
-    accuracy, c = logistic_score(train, val, 0, CPU)
-    assert c in PENALTIES_C
-    assert accuracy == fit_and_score(train, val, c, CPU)
-    assert logistic_score(train, FeatureSet(val.x, val.y.roll(1)), 0, CPU)[1] == c
+    known = FeatureSet(train.x[train.y != 1], train.y[train.y != 1])
+    model, kept = fit(known, 0.1, CPU), val.y != 1
+    assert model.log_loss(val) == pytest.approx(model.log_loss(FeatureSet(val.x[kept], val.y[kept])))
+    assert model.log_loss(FeatureSet(val.x[~kept], val.y[~kept])) == 0
+
+
+@pytest.mark.parametrize(("rows", "text"), [(4995, "in five folds, by log-loss"), (4996, "a held-out fifth")])
+def test_images_of_the_choice_depend_on_how_many_there_are(rows, text):
+    """4,996 rows are split in 1,000 and 3,996."""
+    assert text in chosen_on(rows)
+    assert (len(torch.arange(rows).tensor_split(5)[0]) >= 1000) == ("fifth" in text)
 
 
 def test_fewshot_accuracy_draws_equally_from_each_class(monkeypatch):
@@ -119,7 +195,7 @@ def test_logistic_stores_the_penalty_beside_the_score(tmp_path):
     (score,) = logistic(target, LogisticSettings())
     accuracy, c = logistic_score(target.train, target.val, 0, CPU)
     assert (score.name, score.value, score.chosen) == ("logistic", accuracy, {"penalty_c": c})
-    assert "fifth of the training images" in score.chosen_on
+    assert score.chosen_on == chosen_on(200) != chosen_on(5000)
     assert score.numbers() == {"logistic": accuracy}
 
 

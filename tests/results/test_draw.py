@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from evaluation.logistic import chosen_on
 from results import draw, tables
 from results.draw import (
     BLOCK,
@@ -19,6 +20,7 @@ from results.draw import (
     transfer_table,
 )
 from results.plots import FOLDER, PLOTS, claims_plot, methods_plot
+from results.scores import values
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -118,6 +120,20 @@ def test_transfer_has_a_table_for_each_kind_of_images(tmp_path, monkeypatch):
         *("photographs", "---", "SimCLR (`simclr`)", "raw pixels"),
     ]
     assert lines[2] == "| SimCLR (`simclr`) | 1 | 90.0 | - | 70.0 | - |"
+
+
+def test_logistic_regression_whose_penalty_was_chosen_in_another_way_is_left_out(tmp_path, monkeypatch):
+    """Of 500 labels a fifth chose the penalty once; of 5,000 and of all 50,000 it still does."""
+    monkeypatch.setattr(tables, "LEDGER", tmp_path)
+    keys = ["knn_20", "logistic", "logistic_10pct", "logistic_1pct"]
+    for seed, rows in enumerate((50_000, 500)):
+        chosen = {key: {"penalty_c": 1.0, "chosen_on": chosen_on(rows)} for key in keys[1:]}
+        chosen["logistic"]["chosen_on"] = chosen["logistic_10pct"]["chosen_on"] = chosen_on(50_000)
+        row = {"scores": {key: {"value": 50.0 + seed} for key in keys}, "chosen": chosen}
+        write(tmp_path, f"simclr-s{seed}-evaluated", {"data": {"train": {"images": 50_000}}, "rows": {"b": row}})
+    assert values("methods", "simclr", ["-evaluated"]) == {key: [50.0, 51.0] for key in keys} | {
+        "logistic_1pct": [51.0]
+    }
 
 
 def test_cell():
