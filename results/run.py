@@ -17,6 +17,7 @@ from typing import Any
 
 from results.rows import MODELS
 from results.tables import EVALUATE, PRETRAIN, ROOT, Run, read_record
+from utils.errors import Interrupted
 
 
 class Filling:
@@ -154,9 +155,13 @@ def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> Non
         for worker in pool:
             worker.start()
         wait_for(pool)
-    except BaseException:
+    except BaseException as error:
         filling.deadline = 0.0
         wait_for(pool)
+        if isinstance(error, (KeyboardInterrupt, Interrupted)):
+            code = getattr(error, "code", 128 + signal.SIGINT)
+            message = "Stopped; the same command goes on, pretrainings from the step that they saved"
+            raise Interrupted(message, code - 128) from error
         raise
 
 

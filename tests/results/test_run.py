@@ -13,6 +13,7 @@ import pytest
 from results import run, tables
 from results.run import Filling, fill
 from results.tables import Command, Run
+from utils.errors import Interrupted
 
 WRITE = """
 import json, pathlib, signal, sys, time
@@ -109,8 +110,9 @@ def test_ctrl_c_waits_until_what_runs_has_saved_its_state(another_root):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="the same command goes on") as stopped:
         fill(lambda: [one("long", "--slow-stop"), one("next")], 1, 1)
+    assert stopped.value.code == 130
     assert (another_root / "saved").exists()
     assert tables.read_record("t", "next") is None
 
