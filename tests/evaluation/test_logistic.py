@@ -93,7 +93,7 @@ def test_curvature_is_computed_once_for_all_penalties_of_rows(monkeypatch, enoug
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("enough", [40, 41])
+@pytest.mark.parametrize("enough", [40, 200, 201])
 def test_penalty_is_the_best_by_accuracy_on_a_fifth_or_by_log_loss_in_five_folds(monkeypatch, seed, enough):
     """By scikit-learn, one fit after another. Features are noise but for a little, so that folds disagree."""
     monkeypatch.setattr("evaluation.logistic.ENOUGH", enough)
@@ -101,7 +101,7 @@ def test_penalty_is_the_best_by_accuracy_on_a_fifth_or_by_log_loss_in_five_folds
     train = FeatureSet(train.x / 4 + torch.randn(train.x.shape, generator=torch.Generator().manual_seed(seed)), train.y)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(seed)).numpy()
     score = np.zeros(len(PENALTIES_C))
-    for fold in range(5 if enough == 41 else 1):
+    for fold in range(1 if enough == 40 else 5):
         held, rest = order[40 * fold : 40 * fold + 40], np.delete(order, range(40 * fold, 40 * fold + 40))
         x = StandardScaler().fit(train.x[rest]).transform(train.x)
         for i, c in enumerate(PENALTIES_C):
@@ -109,7 +109,7 @@ def test_penalty_is_the_best_by_accuracy_on_a_fifth_or_by_log_loss_in_five_folds
             p = model.predict_proba(x[held])
             score[i] += (
                 np.log(p[range(40), train.y[held]]).sum()
-                if enough == 41
+                if enough == 201
                 else (p.argmax(1) == train.y[held].numpy()).sum()
             )
     assert choose_penalty(train, seed, CPU) == PENALTIES_C[score.argmax()]
@@ -169,10 +169,14 @@ def test_log_loss_leaves_out_images_of_classes_that_training_lacked():
     assert model.log_loss(FeatureSet(val.x[~kept], val.y[~kept])) == 0
 
 
-@pytest.mark.parametrize(("rows", "text"), [(4995, "in five folds, by log-loss"), (4996, "a held-out fifth")])
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [(999, "five folds, by log-loss"), (1000, "five folds"), (4995, "five folds"), (4996, "a held-out fifth")],
+)
 def test_images_of_the_choice_depend_on_how_many_there_are(rows, text):
     """4,996 rows are split in 1,000 and 3,996."""
     assert text in chosen_on(rows)
+    assert ("log-loss" in chosen_on(rows)) == (rows < 1000)
     assert (len(torch.arange(rows).tensor_split(5)[0]) >= 1000) == ("fifth" in text)
 
 
