@@ -121,6 +121,20 @@ def test_penalty_of_a_handful_of_rows(labels):
     assert choose_penalty(train, 0, CPU) in PENALTIES_C
 
 
+def test_coordinates_that_are_copies_of_others_do_not_stop_a_fit():
+    train = blobs(300)
+    twice = FeatureSet(torch.cat([train.x, train.x, torch.ones(len(train.x), 1)], dim=1), train.y)
+    assert fit(twice, 100, CPU).score(twice) == pytest.approx(fit(train, 100, CPU).score(train), abs=1)
+
+
+def test_logistic_score_chooses_the_penalty_without_the_validation_images():
+    train, val = blobs(300), blobs(100, seed=1)
+    accuracy, c = logistic_score(train, val, 0, CPU)
+    assert c in PENALTIES_C
+    assert accuracy == fit_and_score(train, val, c, CPU)
+    assert logistic_score(train, FeatureSet(val.x, val.y.roll(1)), 0, CPU)[1] == c
+
+
 def test_few_labels_choose_a_penalty_about_as_good_as_the_best(monkeypatch):
     """On digits, 50 labels: the accuracy on ten of them, one fold, costs four points in the mean."""
     digits = load_digits()
