@@ -115,7 +115,7 @@ def test_penalty_is_the_best_by_accuracy_on_a_fifth_or_by_log_loss_in_five_folds
     assert choose_penalty(train, seed, CPU) == PENALTIES_C[score.argmax()]
 
 
-@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0, 0, 1], [0, 1] * 4])
+@pytest.mark.parametrize("labels", [[0], [0, 1], [0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0, 0, 1], [0, 1] * 4])
 def test_penalty_of_a_handful_of_rows(labels):
     train = FeatureSet(torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0)), torch.tensor(labels))
     assert choose_penalty(train, 0, CPU) in PENALTIES_C
