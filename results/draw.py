@@ -126,11 +126,10 @@ def labels_table() -> str:
     """Few labels: a linear classifier by SGD, and the whole network fine-tuned, beside training from scratch."""
     lines = [line[:-1] for line in table_of("labels", METHODS, LABEL_COLUMNS, ["-finetuned", "-linear"])]
     scratch = values("labels", "simclr", ["-finetuned"], ", untrained")
-    if scratch:
-        seeds = str(len(next(iter(scratch.values()))))
-        lines.append(["from scratch (supervised)", seeds, *(cell(scratch.get(key)) for key in LABEL_COLUMNS)])
+    if line := line_of(["from scratch (supervised)"], scratch, LABEL_COLUMNS):
+        lines.append(line[:-1])
     text = markdown(["", "seeds", *LABEL_COLUMNS.values()], lines) if lines else nothing("labels")
-    ceiling = f"\nAll labels, from scratch: {cell(scratch['finetune'])} %.\n" if "finetune" in scratch else ""
+    ceiling = f"\nAll labels, from scratch, one seed: {cell(scratch['finetune'])} %.\n" if "finetune" in scratch else ""
     return text + ceiling
 
 

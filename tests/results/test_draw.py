@@ -14,6 +14,7 @@ from results.draw import (
     cell,
     claims_table,
     drawn,
+    labels_table,
     ledger_files,
     methods_table,
     peers_table,
@@ -134,6 +135,23 @@ def test_logistic_regression_whose_penalty_was_chosen_in_another_way_is_left_out
     assert values("methods", "simclr", ["-evaluated"]) == {key: [50.0, 51.0] for key in keys} | {
         "logistic_1pct": [51.0]
     }
+
+
+def test_training_from_scratch_has_the_seeds_of_its_shares_of_the_labels(tmp_path, monkeypatch):
+    """All labels were tried with one seed, and their number stands below the table."""
+    monkeypatch.setattr(tables, "LEDGER", tmp_path)
+    for seed, keys in enumerate((["finetune", "finetune_10pct"], ["finetune_10pct"])):
+        rows = {
+            title: {"scores": {key: {"value": value + seed} for key in keys}}
+            for title, value in {"test_resnet, untrained": 50.0, "test_resnet, simclr": 60.0}.items()
+        }
+        write(tmp_path, f"simclr-s{seed}-finetuned", {"rows": rows}, "labels")
+    assert labels_table().splitlines()[2:] == [
+        "| SimCLR (`simclr`) | 2 | - | 60.5 ± 0.7 | - |",
+        "| from scratch (supervised) | 2 | - | 50.5 ± 0.7 | - |",
+        "",
+        "All labels, from scratch, one seed: 50.0 %.",
+    ]
 
 
 def test_cell():

@@ -55,6 +55,13 @@ def test_needs_of_a_run_are_records_of_other_runs():
     assert needs <= records
 
 
+def test_one_run_alone_is_fine_tuned_with_all_labels():
+    """It takes 40 minutes, every other one two."""
+    commands = [command.words for run in TABLES["labels"]() for command in run.commands if "finetune" in command.words]
+    shares = [words[words.index("--label_fraction") + 3] == "1" for words in commands]
+    assert sum(shares) == 1 and shares[0]
+
+
 def test_rows_are_chosen_by_patterns_in_the_order_of_the_words():
     chosen = [(run.table, run.name) for run in chosen_runs(["claims:simclr_long-s?", "methods:*-s1", "search"])]
     assert chosen[:3] == [("claims", f"simclr_long-s{seed}") for seed in range(3)]
