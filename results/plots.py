@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FOLDER = ROOT / "docs" / "images"
 BLUE, RED, GREEN, YELLOW, GRAY = "#4477aa", "#cc4455", "#228833", "#aa8800", "#777777"
+COLORS = {"simclr": BLUE, "supcon": BLUE, "nnclr": RED, "swav": GREEN, "rotnet": YELLOW}  # by the method of a row
 BASELINES = (("raw pixels", "raw pixels", GRAY), ("untrained", ", untrained", RED))
 
 
@@ -80,7 +81,8 @@ def claims_plot(path: Path) -> None:
         label_axes(batch, "Batch", "images in a batch", (64, 256, 1024))
         pairs(lower.subplots(), ("simclr", "simclr_crops_only", "simclr_small_views", "supcon", "nnclr",
                                 "nnclr_crops_only", "nnclr_tuned", "nnclr_tuned_no_predictor",
-                                "nnclr_tuned_same_class", "swav", "swav_small_views"))  # fmt: skip
+                                "nnclr_tuned_same_class", "swav", "swav_small_views", "rotnet",
+                                "rotnet_colours"))  # fmt: skip
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -115,7 +117,7 @@ def pairs(axes: "Axes", names: Sequence[str]) -> None:
     """Means of rows of CLAIMS one below the other, with a bar of the deviation."""
     for y, name in enumerate(reversed(names)):
         if scores := claim_scores(name):
-            color = RED if name.startswith("nnclr") else GREEN if name.startswith("swav") else BLUE
+            color = COLORS[name.split("_")[0]]
             mean = statistics.fmean(scores)
             axes.errorbar(mean, y, xerr=deviation(scores), fmt="o", color=color, markersize=5, capsize=3)
             axes.text(mean, y + 0.18, f"{mean:.1f}", color=color, ha="center", va="bottom", fontsize=8)

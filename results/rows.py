@@ -218,6 +218,9 @@ CLAIMS: dict[str, Row] = {  # what the papers claim, on the images of the search
     "supcon": claim("SupCon (labels)", f"{SIMCLR} --supervised", "supcon"),
     "rotnet": claim("RotNet", "--method rotnet", "rotnet"),
     "rotnet_longer": claim("RotNet, twice the epochs", "--method rotnet", "rotnet", 2 * LENGTH),
+    "rotnet_colours": claim(
+        "RotNet, colours changed as for SimCLR", f"--method rotnet --jitter 0.8 --gray 0.2 --blur 0.5 {CROPS}", "rotnet"
+    ),
     "clusterfit_100": claim_of_clusterfit("ClusterFit of RotNet, 100 clusters", 100),
     "clusterfit_500": claim_of_clusterfit("ClusterFit of RotNet, 500 clusters", 500),
     "clusterfit_2000": claim_of_clusterfit("ClusterFit of RotNet, 2,000 clusters", 2000),

@@ -18,6 +18,7 @@ from results.draw import (
     ledger_files,
     methods_table,
     peers_table,
+    short_table,
     transfer_table,
 )
 from results.plots import FOLDER, PLOTS, claims_plot, methods_plot
@@ -137,6 +138,18 @@ def test_logistic_regression_whose_penalty_was_chosen_in_another_way_is_left_out
     }
 
 
+def test_short_table_has_methods_with_the_settings_of_the_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LEDGER", tmp_path)
+    for name, knn in {"simclr": 50.0, "simclr_lightly": 60.0}.items():
+        row = {"scores": {"knn_20": {"value": knn}}}
+        write(tmp_path, f"{name}-s0-evaluated", {"rows": {name: row}})
+    lines = short_table().splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["SimCLR (`simclr`)"]
+    scratch = {"rows": {"test_resnet, untrained": {"scores": {"finetune": {"value": 76.0}}}}}
+    write(tmp_path, "simclr-s0-finetuned", scratch, "labels")
+    assert short_table().splitlines()[4] == "Ceiling, from scratch with all labels (50 epochs, one seed): 76.0 %."
+
+
 def test_training_from_scratch_has_the_seeds_of_its_shares_of_the_labels(tmp_path, monkeypatch):
     """All labels were tried with one seed, and their number stands below the table."""
     monkeypatch.setattr(tables, "LEDGER", tmp_path)
@@ -150,7 +163,7 @@ def test_training_from_scratch_has_the_seeds_of_its_shares_of_the_labels(tmp_pat
         "| SimCLR (`simclr`) | 2 | - | 60.5 ± 0.7 | - |",
         "| from scratch (supervised) | 2 | - | 50.5 ± 0.7 | - |",
         "",
-        "All labels, from scratch, one seed: 50.0 %.",
+        "Ceiling, from scratch with all labels (50 epochs, one seed): 50.0 %.",
     ]
 
 

@@ -59,7 +59,8 @@ def test_one_run_alone_is_fine_tuned_with_all_labels():
     """It takes 40 minutes, every other one two."""
     commands = [command.words for run in TABLES["labels"]() for command in run.commands if "finetune" in command.words]
     shares = [words[words.index("--label_fraction") + 3] == "1" for words in commands]
-    assert sum(shares) == 1 and shares[0]
+    assert sum(shares) == 1
+    assert shares[0]
 
 
 def test_rows_are_chosen_by_patterns_in_the_order_of_the_words():
