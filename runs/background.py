@@ -56,22 +56,34 @@ class BackgroundWriter:
         self.failure = None
 
     def start(self, *jobs: Job) -> None:
-        """Begin a save; the one before must be cleared."""
+        """Begin a save; the one before must be cleared. A signal that ends the start leaves a save that failed."""
         self._jobs.extend(jobs)
-        thread = threading.Thread(target=self._run, name="checkpoint writer")
-        _writing[thread] = self._finished
+        begun = threading.Lock()  # who takes it does the jobs, or says that nobody does
+        thread = threading.Thread(target=self._run_if_first, args=(begun,), name="checkpoint writer")
         try:
+            _writing[thread] = self._finished
             self._finished.clear()
             thread.start()
-        except RuntimeError:  # the system has no thread left: saving costs more time here, but it does not fail
-            _writing.pop(thread)
-            self._run()
+        except BaseException as error:
+            if not begun.acquire(blocking=False):  # the thread has begun all the same
+                raise
+            _writing.pop(thread, None)
+            if isinstance(error, RuntimeError):  # the system has no thread left: saving takes longer, and does not fail
+                self._run()
+                return
+            self.failure = "the save was interrupted before it began"
+            self._finished.set()
+            raise
 
     def retry(self) -> str | None:
         """Do what is left of a save that failed once more, in this thread; why that failed, or None."""
         if self.wait():
             self._run()
         return self.failure
+
+    def _run_if_first(self, begun: threading.Lock) -> None:
+        if begun.acquire(blocking=False):
+            self._run()
 
     def _run(self) -> None:
         try:

@@ -91,6 +91,27 @@ def test_system_without_a_thread_left_writes_here(monkeypatch):
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.parametrize("begins", [False, True], ids=["before", "after"])
+def test_save_that_a_signal_ends_as_its_thread_starts_is_not_awaited_forever(monkeypatch, begins):
+    start, done = threading.Thread.start, []
+
+    def start_and_fail(self):
+        if begins:
+            start(self)
+        raise KeyboardInterrupt
+
+    writer = BackgroundWriter()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_and_fail)
+        with pytest.raises(KeyboardInterrupt):
+            writer.start(lambda: done.append(1))
+    assert writer._finished.wait(5)
+    assert done == [] if writer.failure else [1], "what is told as failed was not done"
+    writer.retry()
+    assert done == [1]
+    assert writer.wait() is None
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_forked_process_finds_no_lock_of_the_writer_taken():
     writer, lock, taken = BackgroundWriter(), threading.Lock(), threading.Event()
