@@ -138,7 +138,7 @@ def _tile_pixels(image: Image.Image) -> int:
 
 
 def _foreign(source: str | BinaryIO) -> str:
-    """What is said in FOREIGN about a file with these first bytes, or ''."""
+    """Why a file that cannot be opened is refused and what to do, from FOREIGN by its first bytes; '' where unknown."""
     if isinstance(source, str):
         with open(source, "rb") as file:
             return _foreign(file)

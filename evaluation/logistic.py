@@ -284,7 +284,7 @@ def choose_penalty(train: FeatureSet, seed: int, device: torch.device) -> float:
 
 
 def _comparison(rows: int) -> tuple[int, bool]:
-    """Of so many rows: how many folds are held out, one after another, to choose a penalty; whether by accuracy.
+    """How penalties are compared on a number of labelled images: (folds held out in turn, whether by accuracy).
 
     One fold where it is ENOUGH for accuracy, all where they are together, and log-loss where even these are not: with
     500 labels of CIFAR-10 it lost 0.3 points to the best penalty in the mean of twelve networks and 2.0 at most,
@@ -296,7 +296,7 @@ def _comparison(rows: int) -> tuple[int, bool]:
 
 
 def chosen_on(rows: int) -> str:
-    """The images, among so many labelled training images, on which penalties are compared, and by what."""
+    """In words, on which of a number of labelled training images penalties are compared, and by what."""
     folds, by_accuracy = _comparison(rows)
     if folds == 1:
         return "a held-out fifth of the training images"

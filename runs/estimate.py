@@ -20,10 +20,11 @@ SECONDS = 20.0  # after which no further batch begins, where at least two are do
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was measured. batches: those that were timed. start: seconds to the first batch (reading, decoding).
+    """Times and memory of the first batches of a run.
 
-    batch_seconds: of one batch of one process, waiting for data included. wait_fraction: share of it that waited.
-    device_bytes, host_bytes: peaks; device_bytes is None without a GPU.
+    batches: how many were timed. start: seconds to the first batch (reading, decoding). batch_seconds: of one batch of
+    one process, waiting for data included. wait_fraction: share of it that waited. device_bytes, host_bytes: peaks;
+    device_bytes is None without a GPU.
     """
 
     batches: int

@@ -151,7 +151,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _about(args: Mapping[str, Any]) -> list[str]:
-    """What was done, in phrases."""
+    """Phrases on a run for the head of its report: data set, backbone, method, length, classes."""
     flags = args.get("flags", {})
     if "plan" not in args:
         return ["evaluation", *(_text(flags[k]) for k in ("dataset", "backbone") if k in flags)]
