@@ -12,7 +12,7 @@ from pathlib import Path
 from results.plots import FOLDER, PLOTS
 from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, TRANSFER, Row
 from results.scores import Values, values
-from results.tables import LEDGER, PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, read_record, row_settings
+from results.tables import PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, SEEDS, read_record, row_settings
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
@@ -77,12 +77,19 @@ def methods_table() -> str:
         return nothing("methods")
     lines.sort(key=lambda line: -float(line[2].split()[0]))
     for line in lines:
-        name = line[0].split("`")[1]
-        settings = row_settings(name, METHODS[name]) or {}
-        line.append(", ".join(f"{value:g}" for value in settings.values()))
+        line.append(settings_of(line[0].split("`")[1]))
     head = ["", "seeds", *COLUMNS.values(), "seconds", "rate, decay"]
     text = markdown(head, [*lines, *([*line, "-"] for line in baselines(COLUMNS))])
     return f"{text}{ceiling()}\n![kNN of every method](images/methods.svg)\n"
+
+
+def settings_of(name: str) -> str:
+    """Learning rate and weight decay of a row of METHODS, and the decay at the end of its runs where it is another."""
+    settings = [f"{value:g}" for value in (row_settings(name, METHODS[name]) or {}).values()]
+    records = (read_record("methods", f"{name}-s{seed}") for seed in SEEDS)
+    plan = next((record["plan"] for record in records if record and "plan" in record), {"optimizer": {}})
+    final = plan["optimizer"].get("final_weight_decay")
+    return ", ".join(settings) + (f" to {final:g}" if final is not None else "")
 
 
 def short_table() -> str:
@@ -178,9 +185,11 @@ def peers_table() -> str:
 
 
 def gpu_table() -> str:
-    """ResNet-18 with 100 epochs on a CUDA device."""
+    """The recipes of CIFAR-10 with 100 epochs on a CUDA device."""
     lines = table_of("gpu", METHODS, ALL_LABELS, ["-evaluated"])
-    return markdown(["", "seeds", *ALL_LABELS.values(), "seconds"], lines) if lines else nothing("gpu")
+    if not lines:
+        return nothing("gpu")
+    return markdown(["", "seeds", *ALL_LABELS.values(), "seconds"], [*lines, *baselines(ALL_LABELS, "gpu")])
 
 
 DRAWN: dict[str, Callable[[], str]] = {
@@ -200,8 +209,3 @@ def draw() -> None:
         page.write_text(drawn(page))
     for name, plot in PLOTS.items():
         plot(FOLDER / name)
-
-
-def ledger_files() -> list[Path]:
-    """Every record of the ledger."""
-    return sorted(LEDGER.glob("*/*.json"))

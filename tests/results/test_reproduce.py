@@ -10,7 +10,6 @@ from results.reproduce import command_lines, differences, find_run, moved
 from results.tables import PRETRAIN, Run, command
 from utils.errors import UserError
 
-
 COUNT = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--record") + 1])
