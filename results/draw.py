@@ -86,10 +86,9 @@ def methods_table() -> str:
 def settings_of(name: str) -> str:
     """Learning rate and weight decay of a row of METHODS, and the decay at the end of its runs where it is another."""
     settings = [f"{value:g}" for value in (row_settings(name, METHODS[name]) or {}).values()]
-    records = (read_record("methods", f"{name}-s{seed}") for seed in SEEDS)
-    plan = next((record["plan"] for record in records if record and "plan" in record), {"optimizer": {}})
-    final = plan["optimizer"].get("final_weight_decay")
-    return ", ".join(settings) + (f" to {final:g}" if final is not None else "")
+    records = filter(None, (read_record("methods", f"{name}-s{seed}") for seed in SEEDS))
+    finals = [record["plan"]["optimizer"].get("final_weight_decay") for record in records if "plan" in record]
+    return ", ".join(settings) + (f" to {finals[0]:g}" if finals and finals[0] is not None else "")
 
 
 def short_table() -> str:
