@@ -22,7 +22,11 @@ COLUMNS = {
     "logistic_10pct": "logistic, 10 %",
     "logistic_1pct": "logistic, 1 %",
 }
-BASELINES = {"raw pixels": "raw pixels", "untrained network": ", untrained"}  # title -> end of the title in a record
+BASELINES = {  # title -> row of METHODS that was evaluated beside it, and the end of its title in that record
+    "raw pixels": ("simclr", "raw pixels"),
+    "untrained network": ("simclr", ", untrained"),
+    "untrained transformer": ("simclr_vit", ", untrained"),
+}
 LABEL_COLUMNS = {"linear_sgd": "linear (SGD)", "finetune_10pct": "fine-tuned, 10 %", "finetune_1pct": "fine-tuned, 1 %"}
 
 
@@ -63,9 +67,8 @@ def table_of(
 def baselines(
     columns: Mapping[str, str], table: str = "methods", suffix: str = "-evaluated", names: str = "{}"
 ) -> list[list[str]]:
-    """Raw pixels and the untrained network, as the first row of METHODS was evaluated beside them."""
-    first = names.format(next(iter(METHODS)))
-    found = {title: values(table, first, [suffix], network) for title, network in BASELINES.items()}
+    """Raw pixels and the untrained networks. names: how the ledger calls a row."""
+    found = {title: values(table, names.format(row), [suffix], network) for title, (row, network) in BASELINES.items()}
     lines = (line_of([title], scores, columns) for title, scores in found.items())
     return [[*line[:-1], "-"] for line in lines if line]  # the seconds are those of the row's pretraining
 

@@ -34,6 +34,7 @@ PRETRAIN, EVALUATE, PEER = "main_contrastive.py", "main_linear.py", "-m bench.pe
 SEEDS = (0, 1, 2)
 FINETUNED = "--evaluation finetune --epochs 50 --optimizer adamw --lr 0.002 --weight_decay 0.01 --batch_size 128"
 WEIGHTS = "--num_workers 1 --pretrained_feature_extractor"
+WITH_BASELINES = ("simclr", "simclr_vit")  # rows of METHODS that are evaluated beside the untrained network
 LINEAR = "--evaluation linear --epochs 10"
 GPU_EPOCHS = 100
 RECIPES = {"supcon": "simclr_supervised"}  # row of METHODS -> its recipe in bash_files, where that has another name
@@ -166,7 +167,7 @@ def method_runs() -> Iterator[Run]:
     for seed, (name, row) in itertools.product(SEEDS, METHODS.items()):
         run_id = f"{name}-s{seed}"
         pretrain = pretraining("methods", IMAGES, name, row, seed)
-        baselines = "--baselines " if name == next(iter(METHODS)) else ""  # the same for all rows, and slow
+        baselines = "--baselines " if name in WITH_BASELINES else ""  # the same for all rows of a network, and slow
         evaluate = (
             f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/methods/{run_id} "
             f"--evaluation knn logistic --label_fraction 0.01 0.1 1 {baselines}--seed {seed} "
