@@ -103,11 +103,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--num_workers", type=count, default=0, help="processes that make views (default: 0, the main process does)")
     add("--precision", choices=["32", "bf16-mixed"], help="default: what main_contrastive.py takes on this machine")
     add("--output", default=OUTPUT, help="parent directory of run folders (default: %(default)s)")
-    add("--run_id", type=folder_name, help="name of the run folder (default: PEER-METHOD-SEED)")
+    add("--run_id", type=folder_name, help="name of the run folder (default: as lightly-simclr-s0)")
     add("--record", metavar="DIR", help="directory of a ledger, for the records of the training and the evaluation")
     args = parser.parse_args(argv)
     args.precision = choose_precision(args.precision, choose_hardware("auto", None).accelerator)[0]
-    args.run_id = args.run_id or f"{args.peer}-{args.method}-{args.seed}"
+    args.run_id = args.run_id or f"{args.peer}-{args.method}-s{args.seed}"
     return args
 
 

@@ -9,6 +9,7 @@ python3 -m results reproduce methods simclr-s0           run a row again and pri
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from results.data import WHOLE_PHOTOGRAPHS, cut_photographs, link_search_images
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
             print(f"note: {WHOLE_PHOTOGRAPHS} has no photographs, so table transfer has digits only")
     elif args.command == "run":
         check_choice(args.tables)
-        fill(lambda: chosen_runs(args.tables), args.minutes, args.workers)
+        if failed := fill(lambda: chosen_runs(args.tables), args.minutes, args.workers):
+            sys.exit(f"{failed} run{'s' if failed > 1 else ''} failed; the lines above name the logs")
     elif args.command == "draw":
         draw()
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from results.plots import FOLDER, PLOTS
 from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, TRANSFER, Row
 from results.scores import Values, values
-from results.tables import LEDGER, PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, read_record, row_settings
+from results.tables import PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, SEEDS, read_record, row_settings
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
@@ -22,7 +22,11 @@ COLUMNS = {
     "logistic_10pct": "logistic, 10 %",
     "logistic_1pct": "logistic, 1 %",
 }
-BASELINES = {"raw pixels": "raw pixels", "untrained network": ", untrained"}  # title -> end of the title in a record
+BASELINES = {  # title -> row of METHODS that was evaluated beside it, and the end of its title in that record
+    "raw pixels": ("simclr", "raw pixels"),
+    "untrained network": ("simclr", ", untrained"),
+    "untrained transformer": ("simclr_vit", ", untrained"),
+}
 LABEL_COLUMNS = {"linear_sgd": "linear (SGD)", "finetune_10pct": "fine-tuned, 10 %", "finetune_1pct": "fine-tuned, 1 %"}
 
 
@@ -63,9 +67,8 @@ def table_of(
 def baselines(
     columns: Mapping[str, str], table: str = "methods", suffix: str = "-evaluated", names: str = "{}"
 ) -> list[list[str]]:
-    """Raw pixels and the untrained network, as the first row of METHODS was evaluated beside them."""
-    first = names.format(next(iter(METHODS)))
-    found = {title: values(table, first, [suffix], network) for title, network in BASELINES.items()}
+    """Raw pixels and the untrained networks. names: how the ledger calls a row."""
+    found = {title: values(table, names.format(row), [suffix], network) for title, (row, network) in BASELINES.items()}
     lines = (line_of([title], scores, columns) for title, scores in found.items())
     return [[*line[:-1], "-"] for line in lines if line]  # the seconds are those of the row's pretraining
 
@@ -77,12 +80,18 @@ def methods_table() -> str:
         return nothing("methods")
     lines.sort(key=lambda line: -float(line[2].split()[0]))
     for line in lines:
-        name = line[0].split("`")[1]
-        settings = row_settings(name, METHODS[name]) or {}
-        line.append(", ".join(f"{value:g}" for value in settings.values()))
+        line.append(settings_of(line[0].split("`")[1]))
     head = ["", "seeds", *COLUMNS.values(), "seconds", "rate, decay"]
     text = markdown(head, [*lines, *([*line, "-"] for line in baselines(COLUMNS))])
     return f"{text}{ceiling()}\n![kNN of every method](images/methods.svg)\n"
+
+
+def settings_of(name: str) -> str:
+    """Learning rate and weight decay of a row of METHODS, and the decay at the end of its runs where it is another."""
+    settings = [f"{value:g}" for value in (row_settings(name, METHODS[name]) or {}).values()]
+    records = filter(None, (read_record("methods", f"{name}-s{seed}") for seed in SEEDS))
+    finals = [record["plan"]["optimizer"].get("final_weight_decay") for record in records if "plan" in record]
+    return ", ".join(settings) + (f" to {finals[0]:g}" if finals and finals[0] is not None else "")
 
 
 def short_table() -> str:
@@ -178,9 +187,11 @@ def peers_table() -> str:
 
 
 def gpu_table() -> str:
-    """ResNet-18 with 100 epochs on a CUDA device."""
+    """The recipes of CIFAR-10 with 100 epochs on a CUDA device."""
     lines = table_of("gpu", METHODS, ALL_LABELS, ["-evaluated"])
-    return markdown(["", "seeds", *ALL_LABELS.values(), "seconds"], lines) if lines else nothing("gpu")
+    if not lines:
+        return nothing("gpu")
+    return markdown(["", "seeds", *ALL_LABELS.values(), "seconds"], [*lines, *baselines(ALL_LABELS, "gpu")])
 
 
 DRAWN: dict[str, Callable[[], str]] = {
@@ -200,8 +211,3 @@ def draw() -> None:
         page.write_text(drawn(page))
     for name, plot in PLOTS.items():
         plot(FOLDER / name)
-
-
-def ledger_files() -> list[Path]:
-    """Every record of the ledger."""
-    return sorted(LEDGER.glob("*/*.json"))

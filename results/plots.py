@@ -114,13 +114,13 @@ def level(axes: "Axes", label: str, color: str, name: str) -> None:
 
 
 def pairs(axes: "Axes", names: Sequence[str]) -> None:
-    """Means of rows of CLAIMS one below the other, with a bar of the deviation."""
+    """Means of rows of CLAIMS that were run, one below the other, with a bar of the deviation."""
+    names = [name for name in names if claim_scores(name)]
     for y, name in enumerate(reversed(names)):
-        if scores := claim_scores(name):
-            color = COLORS[name.split("_")[0]]
-            mean = statistics.fmean(scores)
-            axes.errorbar(mean, y, xerr=deviation(scores), fmt="o", color=color, markersize=5, capsize=3)
-            axes.text(mean, y + 0.18, f"{mean:.1f}", color=color, ha="center", va="bottom", fontsize=8)
+        scores, color = claim_scores(name), COLORS[name.split("_")[0]]
+        mean = statistics.fmean(scores)
+        axes.errorbar(mean, y, xerr=deviation(scores), fmt="o", color=color, markersize=5, capsize=3)
+        axes.text(mean, y + 0.18, f"{mean:.1f}", color=color, ha="center", va="bottom", fontsize=8)
     axes.set_yticks(range(len(names)), [CLAIMS[name].title for name in reversed(names)])
     axes.set_ylim(-0.5, len(names) - 0.3)
     axes.set_xlabel("kNN 20, per cent")

@@ -2,16 +2,18 @@
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from results.rows import MODELS
-from results.run import one_thread
+from results.run import one_thread, remove_left
 from results.scores import evaluated
 from results.tables import LEDGER, PEER, ROOT, TABLES, Run, read_record
 from utils.errors import UserError, did_you_mean
+from utils.provenance import provenance
 
 AGAIN = "reproduced"
 
@@ -52,14 +54,19 @@ def reproduce(table: str, name: str) -> list[str]:
         # A peer trains by a command of its own, whose arguments the record has.
         words = moved(list(command.words) if command.program == PEER else recorded["argv"], ledger)
         folder = ROOT / words[words.index("--output") + 1]
-        if not all((ledger / f"{record}.json").exists() for record in command.records):
-            for record in command.records:
-                shutil.rmtree(folder / record, ignore_errors=True)
+        if not all(is_of_this_commit(read_record(str(ledger), record)) for record in command.records):
+            remove_left((folder / record for record in command.records), words)
             os.makedirs(ledger, exist_ok=True)
             subprocess.run([sys.executable, *command.program.split(), *words], cwd=ROOT, env=one_thread(), check=True)
         for record in command.records:
             lines += differences(table, record, ledger)
     return lines
+
+
+def is_of_this_commit(record: Mapping[str, Any] | None) -> bool:
+    """Whether a record was made by the code that is checked out now, so that it need not be computed again."""
+    commit = provenance()["commit"]
+    return record is not None and record["commit"] == commit and len(commit) == 40  # no "+changes", not "unknown"
 
 
 def differences(table: str, name: str, ledger: Path) -> list[str]:

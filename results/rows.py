@@ -68,7 +68,7 @@ class Row:
 
 
 def clusterfit(table: str, title: str, clusters: int, images: str, **settings: Any) -> Row:
-    """A row of ClusterFit: k-means of the features of the RotNet of a table, then the training; of the same seed."""
+    """A row of ClusterFit: k-means, of seed 0, on the features of the RotNet of the row's seed, then the training."""
     run = f"rotnet-{clusters}-s{{seed}}-clusters"
     file = f"{MODELS}/{table}/{run}.npz"
     arguments = (

@@ -3,6 +3,7 @@
 python3 -m results run methods --minutes 60 --workers 2
 """
 
+import itertools
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from results.rows import MODELS
-from results.tables import EVALUATE, PRETRAIN, ROOT, Run, read_record
+from results.tables import EVALUATE, PRETRAIN, ROOT, TABLES, Run, read_record
 from utils.errors import Interrupted
 
 
@@ -25,7 +26,8 @@ class Filling:
 
     def __init__(self, runs: Callable[[], Iterable[Run]], deadline: float) -> None:
         self.runs, self.deadline = runs, deadline
-        self._lock, self._taken = threading.Lock(), set[str]()
+        self.failed = 0  # runs that ended with an error
+        self._lock, self._taken, self._busy = threading.Lock(), set[str](), 0
         self._restoring: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
@@ -40,17 +42,33 @@ class Filling:
                 ready = all(read_record(*need.split("/")) for need in run.needs)
                 if key not in self._taken and ready and not run.is_done():
                     self._taken.add(key)
+                    self._busy += 1
                     return run
             return None
 
     def work(self) -> None:
-        """Take runs and compute them until the deadline, or until there is none."""
-        while not self.is_over and (run := self.take()):
+        """Take runs and compute them until the deadline, or until there is none and no worker may make one ready."""
+        while not self.is_over:
+            others = self._busy  # read first: a run that ends after `take` looked may have made another one ready
+            if run := self.take():
+                self.work_on(run)
+            elif others:
+                time.sleep(0.2)
+            else:
+                return
+
+    def work_on(self, run: Run) -> None:
+        """Compute a run that was taken, and print how it ended."""
+        try:
             error = self.compute(run)
-            if error:
-                print(f"{run.table} {run.name}: {error}", flush=True)
-            elif run.is_done():
-                print(summary(run), flush=True)
+        finally:
+            with self._lock:
+                self._busy -= 1
+        if error:
+            self.failed += 1
+            print(f"{run.table} {run.name}: {error}", flush=True)
+        elif run.is_done():
+            print(summary(run), flush=True)
 
     def compute(self, run: Run) -> str:
         """Run the commands of a run that have no record yet; what is wrong, or nothing."""
@@ -64,9 +82,8 @@ class Filling:
                 continue
             if error := next(filter(None, map(self.restore, needs)), ""):
                 return error
-            if command.program != PRETRAIN:  # what it left when it was cut off is refused as another run's
-                for name in command.records:
-                    shutil.rmtree(folder / name, ignore_errors=True)
+            if command.program != PRETRAIN:
+                remove_left((folder / name for name in command.records), command.words)
             resume = ["--resume", "auto"] if command.program == PRETRAIN else []
             words = [*command.program.split(), *command.words, *resume]
             if error := self.execute(words, folder / f"{run.name}.log"):
@@ -76,22 +93,26 @@ class Filling:
     def restore(self, need: str) -> str:
         """Run a recorded command again where its files are gone, as in another checkout; what is wrong, or nothing.
 
-        The ledger keeps its record. A file beside the run folder says that its files are not complete yet.
+        What it builds on comes first. The ledger keeps its record. A file beside the run folder says that its files are
+        not complete yet.
         """
         table, name = need.split("/")
+        record = read_record(table, name)
+        assert record is not None  # a run is taken when what it needs has a record
         folder = ROOT / MODELS / table / name
         incomplete = folder.with_suffix(".incomplete")
         with self._lock:
             lock = self._restoring[need]
         with lock:
-            if self.is_over or (folder.exists() and not incomplete.exists()):
+            is_there = all(path.exists() for path in (folder, *cluster_files(record["argv"])))
+            if self.is_over or (is_there and not incomplete.exists()):
                 return ""
-            record = read_record(table, name)
-            assert record is not None  # a run is taken when what it needs has a record
+            if error := next(filter(None, map(self.restore, builds_on(table, name))), ""):
+                return error
             folder.parent.mkdir(parents=True, exist_ok=True)
             incomplete.touch()
             if record["kind"] == "evaluation":
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_left([folder], record["argv"])
             error = self.execute(restoring_words(record), folder.with_suffix(".log"))
             if not error and not self.is_over:
                 incomplete.unlink()
@@ -121,6 +142,28 @@ class Filling:
         return process.wait()
 
 
+def builds_on(table: str, name: str) -> list[str]:
+    """The records "table/record" whose files a recorded command reads: the needs of its run, its earlier commands."""
+    for run in TABLES[table]():
+        names = [command.run_id for command in run.commands]
+        if name in names:
+            return [*run.needs, *(f"{table}/{earlier}" for earlier in names[: names.index(name)])]
+    return []
+
+
+def cluster_files(words: Sequence[str]) -> list[Path]:
+    """The file beside its run folder that a command writes: cluster ids, or none."""
+    return [ROOT / value for flag, value in itertools.pairwise(words) if flag == "--cluster_output"]
+
+
+def remove_left(folders: Iterable[Path], words: Sequence[str]) -> None:
+    """Remove what a command left that was cut off and cannot be resumed: it refuses to write over another's files."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in cluster_files(words):
+        file.unlink(missing_ok=True)
+
+
 def restoring_words(record: Mapping[str, Any]) -> list[str]:
     """Program and arguments that make the files of a recorded run again, without a record; resumed where it can be."""
     words = list(record["argv"])
@@ -147,8 +190,11 @@ def summary(run: Run) -> str:
     return f"{run.table} {run.name}: done"
 
 
-def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> None:
-    """Run what is missing with several workers, until all is there or the minutes are over, or a signal says stop."""
+def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> int:
+    """Run what is missing with several workers, until all is there or the minutes are over, or a signal says stop.
+
+    Returns how many runs failed.
+    """
     filling = Filling(runs, time.time() + 60 * minutes)
     pool = [threading.Thread(target=filling.work) for _ in range(workers)]
     try:
@@ -163,6 +209,7 @@ def fill(runs: Callable[[], Iterable[Run]], minutes: float, workers: int) -> Non
             message = "Stopped; the same command goes on, pretrainings from the step that they saved"
             raise Interrupted(message, code - 128) from error
         raise
+    return filling.failed
 
 
 def wait_for(pool: Iterable[threading.Thread]) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from bench.on_gpu import recipe
 from results.rows import (
     CLAIMS,
     DATA,
@@ -34,8 +34,10 @@ PRETRAIN, EVALUATE, PEER = "main_contrastive.py", "main_linear.py", "-m bench.pe
 SEEDS = (0, 1, 2)
 FINETUNED = "--evaluation finetune --epochs 50 --optimizer adamw --lr 0.002 --weight_decay 0.01 --batch_size 128"
 WEIGHTS = "--num_workers 1 --pretrained_feature_extractor"
+WITH_BASELINES = ("simclr", "simclr_vit")  # rows of METHODS that are evaluated beside the untrained network
 LINEAR = "--evaluation linear --epochs 10"
 GPU_EPOCHS = 100
+RECIPES = {"supcon": "simclr_supervised"}  # row of METHODS -> its recipe in bash_files, where that has another name
 PEER_METHODS = ("simclr", "nnclr", "byol", "barlow_twins", "vicreg")
 PEERS = {"lightly": "Lightly", "solo-learn": "solo-learn's settings"}
 PEER_VARIANTS = {  # method -> rows of METHODS that stand beside the peers too
@@ -165,7 +167,7 @@ def method_runs() -> Iterator[Run]:
     for seed, (name, row) in itertools.product(SEEDS, METHODS.items()):
         run_id = f"{name}-s{seed}"
         pretrain = pretraining("methods", IMAGES, name, row, seed)
-        baselines = "--baselines " if name == next(iter(METHODS)) else ""  # the same for all rows, and slow
+        baselines = "--baselines " if name in WITH_BASELINES else ""  # the same for all rows of a network, and slow
         evaluate = (
             f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/methods/{run_id} "
             f"--evaluation knn logistic --label_fraction 0.01 0.1 1 {baselines}--seed {seed} "
@@ -224,23 +226,25 @@ def peer_runs() -> Iterator[Run]:
 
 
 def gpu_runs() -> Iterator[Run]:
-    """ResNet-18 by the recipes in bash_files/cifar10 that are one command, with 100 epochs; for a CUDA device."""
+    """The recipes in bash_files/cifar10 that are one command, with 100 epochs; for a CUDA device.
+
+    They train a ResNet-18, and a small vision transformer for the methods that need one.
+    """
     for name in METHODS:
-        recipe = ROOT / "bash_files" / "cifar10" / f"{name}.sh"
-        if not recipe.is_file() or len(re.findall("^python3", recipe.read_text(), re.MULTILINE)) != 1:
+        source = RECIPES.get(name, name)
+        file = ROOT / "bash_files" / "cifar10" / f"{source}.sh"
+        text = file.read_text() if file.is_file() else ""
+        if text.count("\npython3 ") != 1 or "TEACHER" in text:
             continue
-        text = recipe.read_text().split("python3 main_contrastive.py", 1)[1]
-        if "TEACHER" in text:
-            continue
-        words = re.sub(r'"\$\{DATA_FOLDER[^"]*"', DATA, text.replace("\\\n", " "))
-        words = re.sub(r"--epochs \d+", f"--epochs {GPU_EPOCHS} --train_dir train --val_dir test", words)
-        run_id = f"{name}-s0"
-        backbone = re.sub(r"--drop_path \S+", "", words.split("--method")[0].split(maxsplit=1)[1])
-        evaluate = (
-            f"cifar10 {backbone} {IMAGES} {WEIGHTS} {MODELS}/gpu/{run_id} "
-            f"--evaluation knn logistic --baselines {record_flags('gpu', f'{run_id}-evaluated')}"
+        words, run_id = recipe(source), f"{name}-s0"
+        words[words.index("--epochs") + 1] = str(GPU_EPOCHS)
+        pretrain = (
+            f"{shlex.join(words)} {IMAGES} --accelerator cuda --knn_every {GPU_EPOCHS} {record_flags('gpu', run_id)}"
         )
-        pretrain = f"{words} --accelerator cuda --knn_every {GPU_EPOCHS} {record_flags('gpu', run_id)}"
+        evaluate = (
+            f"cifar10 {words[1]} {IMAGES} {WEIGHTS} {MODELS}/gpu/{run_id} --evaluation knn logistic "
+            f"{'--baselines ' if name == next(iter(METHODS)) else ''}{record_flags('gpu', f'{run_id}-evaluated')}"
+        )
         yield Run("gpu", run_id, (command(PRETRAIN, pretrain), command(EVALUATE, evaluate)))
 
 

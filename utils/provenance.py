@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[1]
 VERSION = "0.1.0"
-
-
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "numpy", "pillow", "scikit-learn")
 
 
@@ -45,12 +44,13 @@ def _gpus() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
-def _commit() -> str:
-    here = Path(__file__).resolve().parent
+def _commit(root: Path = ROOT) -> str:
+    """The commit of a checkout, with "+changes" where a tracked file is another; new records and prose do not count."""
+    git = ["git", "-C", str(root)]
+    uncounted = [":!results/*.json", ":!*.md"]
     try:
-        git = ["git", "-C", str(here)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        status = [*git, "status", "--porcelain", "--", ".", ":!results/*.json"]  # a new record is no change of the code
+        status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", *uncounted]
         dirty = subprocess.run(status, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"

@@ -6,4 +6,4 @@ python3 main_contrastive.py cifar10 vit_small_patch16_224 --patch_size 4 \
     --method mae --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \
     --epochs 1000 --batch_size 256 --mask_ratio 0.75 --decoder_dim 512 --decoder_layers 8 --decoder_heads 16 \
     --optimizer adamw --lr 2e-4 --weight_decay 0.05 --adam_betas 0.9 0.95 \
-    --scheduler warmup_cosine --warmup_epochs 40 --crop_scale 0.2 1.0
+    --scheduler warmup_cosine --warmup_epochs 10 --crop_scale 0.08 1.0

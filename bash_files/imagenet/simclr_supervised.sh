@@ -1,5 +1,5 @@
 # SupCon, ResNet-50, ImageNet, one node of eight GPUs.
-# Temperature 0.1 of arXiv:2004.11362; optimizer, length and views are those of simclr.sh, not that paper's.
+# Temperature 0.1 of arXiv:2004.11362; optimizer and views are those of simclr.sh, not that paper's.
 # Not yet measured here.
 torchrun --nproc_per_node 8 main_contrastive.py imagenet resnet50 \
     --method simclr --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \

@@ -5,6 +5,6 @@
 torchrun --nproc_per_node 8 main_contrastive.py imagenet resnet50 \
     --method vicreg --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" \
     --epochs 1000 --batch_size 256 --hidden_mlp 8192 --proj_dim 8192 --sim_coeff 25 --std_coeff 25 --cov_coeff 1 \
-    --optimizer lars --lr 0.2 --weight_decay 1e-6 --scheduler warmup_cosine --warmup_epochs 10 \
+    --optimizer lars --lr 0.2 --final_lr 2e-4 --weight_decay 1e-6 --scheduler warmup_cosine --warmup_epochs 10 \
     --crop_scale 0.08 1.0 --blur 1.0 0.1 --solarize 0.0 0.2 \
     --num_workers 8 --name vicreg

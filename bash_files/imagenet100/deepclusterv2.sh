@@ -9,4 +9,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --optimizer lars --lr 0.3 --final_lr 0.0003 --weight_decay 1e-6 --scheduler warmup_cosine --warmup_epochs 10 \
     --small_views 6 --large_size 224 --small_size 96 --crop_scale 0.14 1.0 --small_scale 0.05 0.14 \
     --jitter_strengths 0.8 0.8 0.8 0.2 --blur 0.5 \
-    --gpus 0 1 --num_workers 8 --name deepclusterv2 --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name deepclusterv2

@@ -10,4 +10,4 @@ python3 main_contrastive.py imagenet100 vit_small_patch16_224 --drop_path 0.1 \
     --scheduler warmup_cosine --warmup_epochs 10 \
     --small_views 10 --large_size 224 --small_size 96 --crop_scale 0.25 1.0 --small_scale 0.05 0.25 \
     --jitter_strengths 0.4 0.4 0.2 0.1 --blur 1.0 0.1 0.5 --solarize 0.0 0.2 0.0 \
-    --gpus 0 1 --num_workers 8 --name ibot --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name ibot

@@ -8,4 +8,4 @@ python3 main_contrastive.py imagenet100 vit_base_patch16_224 --pool avg \
     --epochs 300 --batch_size 256 --tau 0.996 \
     --optimizer adamw --lr 1.25e-4 --final_lr 1.25e-7 --weight_decay 0.04 --final_weight_decay 0.4 \
     --scheduler warmup_cosine --warmup_epochs 40 --crop_scale 0.3 1.0 \
-    --gpus 0 1 --num_workers 8 --name ijepa --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name ijepa

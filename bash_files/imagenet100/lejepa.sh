@@ -9,4 +9,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --optimizer adamw --lr 5e-4 --weight_decay 5e-4 --scheduler warmup_cosine --warmup_epochs 10 \
     --small_views 6 --large_size 224 --small_size 98 --crop_scale 0.3 1.0 --small_scale 0.05 0.3 \
     --jitter_strengths 0.4 0.4 0.2 0.1 --blur 0.5 --solarize 0.2 \
-    --gpus 0 1 --num_workers 8 --name lejepa --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name lejepa

@@ -8,4 +8,4 @@ python3 main_contrastive.py imagenet100 vit_small_patch16_224 \
     --epochs 800 --batch_size 256 --mask_ratio 0.75 \
     --optimizer adamw --lr 1.5e-4 --weight_decay 0.05 --adam_betas 0.9 0.95 \
     --scheduler warmup_cosine --warmup_epochs 40 --crop_scale 0.2 1.0 \
-    --gpus 0 1 --num_workers 8 --name mae --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name mae

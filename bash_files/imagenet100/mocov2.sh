@@ -9,4 +9,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --symmetric --epochs 400 --batch_size 128 --hidden_mlp 2048 --proj_dim 256 --temperature 0.2 --tau 0.99 \
     --queue_size 65536 --optimizer sgd --lr 0.3 --weight_decay 1e-4 --scheduler warmup_cosine --warmup_epochs 10 \
     --crop_scale 0.08 1.0 --jitter_strengths 0.4 0.4 0.4 0.1 --blur 0.5 \
-    --gpus 0 1 --num_workers 8 --name mocov2 --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name mocov2

@@ -9,4 +9,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --optimizer lars --lr 0.3 --lars_eta 0.02 --lars_clip --weight_decay 1e-6 \
     --scheduler warmup_cosine --warmup_epochs 10 --no_zero_init_residual \
     --crop_scale 0.08 1.0 --jitter_strengths 0.4 0.4 0.2 0.1 --blur 1.0 0.1 --solarize 0.0 0.2 \
-    --gpus 0 1 --num_workers 8 --name mocov3 --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name mocov3

@@ -8,4 +8,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --scheduler warmup_cosine --warmup_epochs 10 --batch_size 128 --temperature 0.2 --queue_size 65536 \
     --crop_scale 0.08 1.0 --jitter_strengths 0.4 0.4 0.2 0.1 --blur 1.0 0.1 --solarize 0.0 0.2 \
     --gpus 0 1 --num_workers 8 \
-    --name nnclr --project contrastive_learning
+    --name nnclr

@@ -9,4 +9,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --scheduler warmup_cosine --warmup_epochs 10 \
     --small_views 6 --large_size 224 --small_size 96 --crop_scale 0.14 1.0 --small_scale 0.05 0.14 \
     --jitter_strengths 0.4 0.4 0.2 0.1 --blur 1.0 0.1 --solarize 0.0 0.2 \
-    --gpus 0 1 --num_workers 8 --name nnclr_small_views --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name nnclr_small_views

@@ -7,4 +7,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --data_folder "${DATA_FOLDER:?set DATA_FOLDER}" --train_dir imagenet-100/train --val_dir imagenet-100/test \
     --epochs 105 --batch_size 128 --optimizer sgd --lr 0.1 --weight_decay 1e-4 \
     --scheduler step --lr_decay_steps 30 60 90 100 \
-    --gpus 0 1 --num_workers 8 --name rotnet --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name rotnet

@@ -8,4 +8,4 @@ python3 main_contrastive.py imagenet100 resnet18 \
     --supervised --epochs 400 --batch_size 128 --temperature 0.2 --hidden_mlp 2048 \
     --optimizer lars --lr 0.3 --lars_eta 0.02 --lars_clip --weight_decay 1e-4 \
     --scheduler warmup_cosine --warmup_epochs 10 --crop_scale 0.08 1.0 --jitter_strengths 0.8 0.8 0.8 0.2 --blur 0.5 \
-    --gpus 0 1 --num_workers 8 --name simclr_supervised --project contrastive_learning
+    --gpus 0 1 --num_workers 8 --name simclr_supervised

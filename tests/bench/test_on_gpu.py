@@ -12,16 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from backbones.build import build_backbone, choose_stem
 from bench import on_gpu
 from bench.rows import all_rows
 from cli.evaluate import parse_evaluation
-from cli.pretrain import parse_pretraining
+from cli.plan import resolve
+from cli.pretrain import method_args, parse_pretraining
 from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
 from methods import METHODS
 from tests.helpers.commands import ROOT
 from tests.helpers.images import class_folders
 from utils.errors import UserError
+from utils.plan import TrainingSet
 
 SCRIPT = ROOT / "bench" / "on_gpu.sh"
 
@@ -48,6 +51,22 @@ def test_training_items_are_commands_of_every_method(tmp_path, short):
 def test_training_items_without_cifar_train_on_digits(tmp_path):
     (item,) = on_gpu.training_items(tmp_path, [], short=True)
     assert all(command[1] == "digits" and "--data_folder" not in command for command in item.commands)
+
+
+@pytest.mark.parametrize("images", [50_000, 1_438], ids=["cifar", "digits"])
+def test_training_items_fit_their_images(tmp_path, images):
+    """A run that is refused only where its method is built would cost a loan of the machine."""
+    flags = ["--data_folder", "images"] if images == 50_000 else []
+    for item in on_gpu.training_items(tmp_path, flags, short=False):
+        words = [word for word in item.commands[-2][1:] if word not in ("--resume", "auto")]
+        args = parse_pretraining(words, METHODS, DATASETS)
+        if args.method == "clusterfit":  # it reads the file of the command before
+            continue
+        stem = choose_stem(args.stem, args.backbone, args.large_size)
+        plan = resolve(args, TrainingSet(args.dataset, images, images, 10, "f"), stem)
+        method = METHODS[args.method]
+        network, dim = build_backbone(plan.backbone, *plan.views.sizes, tokens_for=method.transformer_name)
+        method(method_args(args, METHODS), plan, network, dim)
 
 
 def test_bench_items_leave_out_what_is_missing_and_begin_with_training(tmp_path, monkeypatch, capsys):

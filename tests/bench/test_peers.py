@@ -41,12 +41,12 @@ def test_main_trains_saves_evaluates_and_records(folder):
     argv = ["simclr", "--epochs", "2", "--batch_size", "110", "--seed", "4", "--data_folder", str(folder),
             "--precision", "32", "--output", str(folder / "runs"), "--record", str(folder / "ledger")]  # fmt: skip
     peers.main(argv)
-    weights = open_weights(str(folder / "runs" / "lightly-simclr-4"))
+    weights = open_weights(str(folder / "runs" / "lightly-simclr-s4"))
     facts = {"dataset": "cifar10", "backbone": NETWORK, "stem": "imagenet", "large_size": "32", "seed": "4"}
     assert weights.metadata.items() >= facts.items()
     assert weights.metadata["method"].startswith("simclr (Lightly 1")
     record, evaluated = (
-        json.loads((folder / "ledger" / f"lightly-simclr-4{end}.json").read_text()) for end in ("", "-evaluated")
+        json.loads((folder / "ledger" / f"lightly-simclr-s4{end}.json").read_text()) for end in ("", "-evaluated")
     )
     assert (record["kind"], record["argv"], record["seed"]) == ("peer", argv, 4)
     assert record["data"] == evaluated["data"]
@@ -130,7 +130,7 @@ def test_solo_learn_words_keep_the_settings_of_the_recipe(method):
     assert (flags.backbone, flags.epochs, flags.warmup_epochs, flags.seed) == (NETWORK, 50, 5, 2)
     assert (flags.method, flags.optimizer, flags.lars_eta, flags.lars_clip) == (method, "lars", 0.02, True)
     assert flags.lr == {"simclr": 0.4, "nnclr": 0.4, "byol": 1.0, "barlow_twins": 0.3, "vicreg": 0.3}[method]
-    assert (flags.run_id, flags.train_dir, flags.val_dir) == (f"solo-learn-{method}-2", "train", "test")
+    assert (flags.run_id, flags.train_dir, flags.val_dir) == (f"solo-learn-{method}-s2", "train", "test")
 
 
 @needs_lightly

@@ -10,6 +10,15 @@ from results.reproduce import command_lines, differences, find_run, moved
 from results.tables import PRETRAIN, Run, command
 from utils.errors import UserError
 
+COUNT = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--record") + 1])
+(folder / "times").open("a").write("1")
+scores = {"n": {"value": len((folder / "times").read_text())}}
+record = {"kind": "pretraining", "commit": pathlib.Path("commit").read_text(), "scores": scores, "seconds": 1}
+(folder / "a.json").write_text(json.dumps(record))
+"""
+
 
 def test_command_is_moved_to_other_folders(tmp_path):
     words = ["digits", "--teacher_weights", "trained_models/methods/simclr-s0", "--output", "trained_models/methods",
@@ -46,3 +55,22 @@ def test_row_that_is_unknown_or_not_recorded_is_refused(monkeypatch):
         find_run("methods", "simclr-s1")
     with pytest.raises(UserError, match="no record of methods/simclr-s0 yet"):
         module.reproduce("methods", "simclr-s0")
+
+
+def test_row_is_computed_again_on_another_commit_and_once_on_each(tmp_path, monkeypatch):
+    """The program prints how often it ran; a record of another commit, or of changes, is not shown as today's."""
+    (tmp_path / "main_contrastive.py").write_text(COUNT)
+    (tmp_path / "results" / "t").mkdir(parents=True)
+    words = ["--output", "trained_models/t", "--run_id", "a", "--record", "results/t"]
+    record = {"kind": "pretraining", "argv": words, "scores": {"n": {"value": 0}}, "seconds": 1}
+    (tmp_path / "results" / "t" / "a.json").write_text(json.dumps(record))
+    monkeypatch.setattr(tables, "LEDGER", tmp_path / "results")
+    monkeypatch.setattr(module, "LEDGER", tmp_path / "results")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setitem(module.TABLES, "t", lambda: iter([Run("t", "a", (command(PRETRAIN, " ".join(words)),))]))
+    found = []
+    for commit in ("1" * 40, "1" * 40, "2" * 40, "2" * 40 + "+changes", "2" * 40 + "+changes"):
+        (tmp_path / "commit").write_text(commit)
+        monkeypatch.setattr(module, "provenance", lambda commit=commit: {"commit": commit})
+        found.append(module.reproduce("t", "a")[1].split()[2])
+    assert found == ["1.000", "1.000", "2.000", "3.000", "4.000"]

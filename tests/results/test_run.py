@@ -36,6 +36,11 @@ name = words[words.index("--run_id") + 1]
 models = pathlib.Path("trained_models/t") / name
 models.mkdir(parents=True, exist_ok=True)
 (models / "times").open("a").write("1")
+if "--cluster_output" in words:
+    clusters = pathlib.Path(words[words.index("--cluster_output") + 1])
+    if clusters.exists():
+        sys.exit(2)
+    clusters.touch()
 record = {"kind": "pretraining", "argv": words, "scores": {"knn_20": {"value": 40.0}}, "seconds": 5}
 if "--record" in words:
     (folder / f"{name}.json").write_text(json.dumps(record))
@@ -47,6 +52,7 @@ def another_root(tmp_path, monkeypatch):
     """A folder with commands that write a record and nothing else."""
     monkeypatch.setattr(tables, "LEDGER", tmp_path / "results")
     monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setitem(tables.TABLES, "t", lambda: iter(()))
     for program in ("main_contrastive.py", "main_linear.py"):
         (tmp_path / program).write_text(WRITE)
     assert sys.executable
@@ -93,6 +99,65 @@ def test_a_run_whose_files_are_gone_makes_them_before_its_other_commands(another
     fill(lambda: [Run("t", "a", tuple(both))], 1, 1)
     assert (another_root / "trained_models" / "t" / "a" / "times").is_file()
     assert tables.read_record("t", "a-evaluated")
+
+
+def clusters_and_student(output="trained_models/t/clusters.npz"):
+    """Runs as of ClusterFit: of a teacher, and of its clusters with their student."""
+    words = ("--run_id", "clusters", "--record", "results/t", "--cluster_output", output)
+    cluster = Command("main_linear.py", words)
+    student = Command("main_contrastive.py", ("--run_id", "student", "--record", "results/t"))
+    return [one("teacher"), Run("t", "student", (cluster, student), ("t/teacher",))]
+
+
+def test_files_that_are_gone_are_made_again_with_all_that_they_build_on(another_root, monkeypatch):
+    """What is wanted builds on the student, that one on the clusters, and these on the teacher."""
+    runs = clusters_and_student()
+    monkeypatch.setitem(tables.TABLES, "t", lambda: iter(runs))
+    models = another_root / "trained_models"
+    assert fill(lambda: runs, 1, 1) == 0
+    evaluations = [
+        Run("t", name, (Command("main_linear.py", ("--run_id", name, "--record", "results/t")),), ("t/student",))
+        for name in ("first", "second")
+    ]
+    for evaluation, gone in zip(evaluations, (models, models / "t" / "clusters.npz"), strict=True):
+        if gone == models:
+            shutil.rmtree(models)
+        else:
+            gone.unlink()
+            shutil.rmtree(models / "t" / "student")
+        assert fill(lambda run=evaluation: [run], 1, 1) == 0
+        found = {path.name for path in (models / "t").iterdir() if path.suffix != ".log"}
+        assert {"teacher", "clusters", "clusters.npz", "student"} <= found
+    assert not list(models.rglob("*.incomplete"))
+
+
+def test_clusters_of_a_command_that_was_cut_off_are_computed_again(another_root):
+    """The file is there and the record is not: the command itself would refuse to write over it."""
+    runs = clusters_and_student()
+    (another_root / "trained_models" / "t").mkdir(parents=True)
+    (another_root / "trained_models" / "t" / "clusters.npz").touch()
+    assert fill(lambda: runs, 1, 1) == 0
+    assert tables.read_record("t", "student")
+
+
+def test_failed_runs_are_counted():
+    assert fill(lambda: [one("a", "--fail"), one("b"), one("c", "--fail")], 1, 1) == 2
+
+
+def test_a_worker_waits_for_a_run_that_another_one_makes_ready(another_root, monkeypatch):
+    """Two runs need a third one: when it is done, both workers go on."""
+    together = threading.Barrier(2, timeout=20)
+    execute = Filling.execute
+
+    def execute_together(self, words, log):
+        if log.stem != "first":
+            together.wait()
+        return execute(self, words, log)
+
+    monkeypatch.setattr(Filling, "execute", execute_together)
+    runs = [one("first"), *(one(name, needs=("t/first",)) for name in ("second", "third"))]
+    assert fill(lambda: runs, 1, 2) == 0
+    assert all(run.is_done() for run in runs)
 
 
 def test_a_run_is_asked_to_stop_at_the_deadline(capsys):

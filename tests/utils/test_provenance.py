@@ -6,7 +6,7 @@ import subprocess
 import torch
 
 from tests.helpers.commands import ROOT
-from utils.provenance import provenance
+from utils.provenance import _commit, provenance
 
 
 def test_provenance_names_versions_and_commit():
@@ -38,3 +38,24 @@ def test_provenance_without_a_file_of_the_processor(monkeypatch):
     facts = provenance()
     assert facts["machine"].endswith("CPUs, " + platform.system())
     assert facts["gpus"] == []
+
+
+def test_commit_says_when_a_file_of_any_folder_was_changed(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", *words], check=True)
+
+    assert _commit(tmp_path) == "unknown"
+    git("init", "-q")
+    (tmp_path / "results").mkdir()
+    files = {name: tmp_path / name for name in ("main.py", "README.md", "results/run.json")}
+    for file in files.values():
+        file.write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    (tmp_path / "new.txt").touch()
+    files["README.md"].write_text("2")
+    files["results/run.json"].write_text("2")
+    clean = _commit(tmp_path)
+    assert len(clean) == 40, "prose, records and untracked files change no result"
+    files["main.py"].write_text("2")
+    assert _commit(tmp_path) == f"{clean}+changes"
