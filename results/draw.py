@@ -12,7 +12,7 @@ from pathlib import Path
 from results.plots import FOLDER, PLOTS
 from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, TRANSFER, Row
 from results.scores import Values, values
-from results.tables import PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, SEEDS, read_record, row_settings
+from results.tables import PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, read_record, row_settings
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
@@ -80,18 +80,11 @@ def methods_table() -> str:
         return nothing("methods")
     lines.sort(key=lambda line: -float(line[2].split()[0]))
     for line in lines:
-        line.append(settings_of(line[0].split("`")[1]))
+        name = line[0].split("`")[1]
+        line.append(", ".join(f"{value:g}" for value in (row_settings(name, METHODS[name]) or {}).values()))
     head = ["", "seeds", *COLUMNS.values(), "seconds", "rate, decay"]
     text = markdown(head, [*lines, *([*line, "-"] for line in baselines(COLUMNS))])
     return f"{text}{ceiling()}\n![kNN of every method](images/methods.svg)\n"
-
-
-def settings_of(name: str) -> str:
-    """Learning rate and weight decay of a row of METHODS, and the decay at the end of its runs where it is another."""
-    settings = [f"{value:g}" for value in (row_settings(name, METHODS[name]) or {}).values()]
-    records = filter(None, (read_record("methods", f"{name}-s{seed}") for seed in SEEDS))
-    finals = [record["plan"]["optimizer"].get("final_weight_decay") for record in records if "plan" in record]
-    return ", ".join(settings) + (f" to {finals[0]:g}" if finals and finals[0] is not None else "")
 
 
 def short_table() -> str:

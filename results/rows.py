@@ -52,8 +52,9 @@ class Row:
     """A row of a table: its title, the flags that make it, and what it builds on.
 
     settings: row of METHODS whose rate and weight decay it takes, its own where empty. rate, decay: in the place of
-    these, where they are not 0. network: another backbone. epochs: passes over the training images. needs: records that
-    must be there, with {seed}. before: arguments of evaluation commands that run first.
+    these, where they are not 0. constant_decay: the decay stays as it was chosen, where the method's default raises it.
+    network: another backbone. epochs: passes over the training images. needs: records that must be there, with {seed}.
+    before: arguments of evaluation commands that run first.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Row:
     before: tuple[str, ...] = ()
     rate: float = 0.0
     decay: float = 0.0
+    constant_decay: bool = False
 
 
 def clusterfit(table: str, title: str, clusters: int, images: str, **settings: Any) -> Row:
@@ -99,6 +101,7 @@ METHODS: dict[str, Row] = {  # in the order of their value
         "DINO",
         "--method dino --hidden_mlp 512 --proj_dim 64 --num_prototypes 2048 --tau 0.99 --head_norm "
         f"--teacher_temperature 0.04 --crop_scale 0.3 1.0 {CROPS}",
+        constant_decay=True,
     ),
     "rotnet": Row("RotNet", "--method rotnet"),
     "mocov3": Row("MoCo v3", f"--method mocov3 {HEADS} --pred_hidden_mlp 512 --temperature 0.2 --tau 0.99 {CROPS}"),
@@ -121,14 +124,16 @@ METHODS: dict[str, Row] = {  # in the order of their value
     "simclr_vit": Row("SimCLR, ViT", SIMCLR, network=TRANSFORMER),
     "ibot": Row(
         "iBOT",
-        "--method ibot --hidden_mlp 256 --proj_dim 64 --num_prototypes 1024 --tau 0.99 --teacher_temperature 0.04 "
-        f"--crop_scale 0.3 1.0 {CROPS}",
+        "--method ibot --hidden_mlp 256 --proj_dim 64 --num_prototypes 256 --tau 0.98 --teacher_temperature 0.04 "
+        f"--koleo 0.1 --clip_grad 0 --pool avg --crop_scale 0.3 1.0 {CROPS}",
         network=TRANSFORMER,
+        constant_decay=True,
     ),
     "ijepa": Row(
         "I-JEPA",
         "--method ijepa --predictor_dim 64 --predictor_layers 2 --predictor_heads 2 --tau 0.99 --target_scale 0.05 0.1",
         network=TRANSFORMER,
+        constant_decay=True,
     ),
     "nnclr_no_predictor": Row("NNCLR, no predictor", NNCLR.replace(PREDICTOR, "--no_predictor"), "nnclr"),
     "nnclr_tuned": Row("NNCLR, rate 0.008, 2 layers", TUNED, "simclr", rate=0.008),

@@ -117,6 +117,12 @@ def row_settings(name: str, row: Row) -> Mapping[str, float] | None:
     return found and {**found, **{flag: value for flag, value in own.items() if value}}
 
 
+def settings_flags(settings: Mapping[str, float], row: Row) -> str:
+    """The flags of rate and weight decay, with one that keeps the decay constant where the row asks for that."""
+    flags = [f"{flag} {value:g}" for flag, value in settings.items()]
+    return " ".join(flags + [f"--final_weight_decay {settings['--weight_decay']:g}"] * row.constant_decay)
+
+
 def search_runs() -> Iterator[Run]:
     """The search of rate and decay: the same settings for every method, fewer images and epochs, held-out images."""
     for name, row in METHODS.items():
@@ -124,7 +130,7 @@ def search_runs() -> Iterator[Run]:
             continue
         flags = with_short_queue(row.flags)
         for settings in zip(*SEARCHED.values(), strict=True):
-            chosen = " ".join(f"{flag} {value:g}" for flag, value in zip(SEARCHED, settings, strict=True))
+            chosen = settings_flags(dict(zip(SEARCHED, settings, strict=True)), row)
             run_id = f"{name}-lr{settings[0]:g}-wd{settings[1]:g}"
             words = (
                 f"cifar10 {row.network} {SEARCH_IMAGES} {flags} --epochs 8 --warmup_epochs 1 {TRAINING} {chosen} "
@@ -148,7 +154,7 @@ def pretraining(table: str, images: str, name: str, row: Row, seed: int) -> str 
     found = row_settings(name, row)
     if found is None:
         return None
-    settings = " ".join(f"{flag} {value:g}" for flag, value in found.items())
+    settings = settings_flags(found, row)
     return (
         f"cifar10 {row.network} {images} {TRAINING} {row.flags} --epochs {row.epochs} --warmup_epochs 1 {settings} "
         f"--knn_every {row.epochs} --seed {seed} {record_flags(table, f'{name}-s{seed}')}"

@@ -55,6 +55,13 @@ def test_needs_of_a_run_are_records_of_other_runs():
     assert needs <= records
 
 
+def test_weight_decay_is_the_one_that_was_searched_to_the_end_of_every_run():
+    """DINO, iBOT and I-JEPA raise it by default, whatever it began with."""
+    for run in [*TABLES["search"](), *TABLES["methods"](), *TABLES["claims"]()]:
+        args = parse_pretraining(next(c.words for c in run.commands if c.program == PRETRAIN), METHODS, DATASETS)
+        assert args.final_weight_decay in (None, args.weight_decay), run.name
+
+
 def test_one_run_alone_is_fine_tuned_with_all_labels():
     """It takes 40 minutes, every other one two."""
     commands = [command.words for run in TABLES["labels"]() for command in run.commands if "finetune" in command.words]
