@@ -285,6 +285,7 @@ def check_choice(words: Sequence[str]) -> None:
         table, _, pattern = word.partition(":")
         if table not in TABLES:
             raise UserError(f"there is no table {table!r}{did_you_mean(table, TABLES)}; tables are {', '.join(TABLES)}")
-        if pattern and not any(chosen_runs([word])) and "search" not in words:
+        searches = any(other.partition(":")[0] == "search" for other in words)
+        if pattern and not any(chosen_runs([word])) and not searches:
             near = did_you_mean(pattern, [run.name for run in TABLES[table]()])
             raise UserError(f"table {table} has no row {pattern!r}{near}; `*` stands for any part of a name")

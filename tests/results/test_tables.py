@@ -94,6 +94,7 @@ def test_tables_and_rows_that_there_are_not_are_named(words, said):
 def test_rows_may_wait_for_the_search_that_runs_before_them(monkeypatch):
     monkeypatch.setattr(tables, "chosen_settings", lambda name: None)
     check_choice(["search", "methods:ibot-s0"])
+    check_choice(["search:ibot-*", "methods:ibot-s0"])
     check_choice(["methods"])
 
 
