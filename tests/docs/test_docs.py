@@ -14,8 +14,10 @@ from PIL import Image
 
 import main_compare
 import main_contrastive
-from cli.pretrain import parse_pretraining
-from data.datasets import DATASETS
+from backbones.build import build_backbone, choose_stem
+from cli.plan import data_source, describe, resolve
+from cli.pretrain import method_args, parse_pretraining
+from data.datasets import DATASETS, read_dataset, training_set
 from methods import METHODS
 from tests.helpers.commands import ROOT
 
@@ -204,20 +206,18 @@ def test_architecture_names_what_exists():
         assert re.search(rf"^ *(def|class) {name}\b", (ROOT / file).read_text(), re.M), f"{name} is not in {file}"
 
 
-def source() -> str:
-    """The application's code with the parts of long strings joined."""
-    files = [f for f in ROOT.rglob("*.py") if not {"tests", "bench", ".venv"} & set(f.relative_to(ROOT).parts)]
-    return re.sub(r'["\']\s*\n\s*f?["\']', "", "\n".join(f.read_text() for f in sorted(files)))
-
-
-def test_troubleshooting_quotes_current_messages():
-    """Every quoted error of four words or more shares three words in a row with the code; values differ."""
-    text = (ROOT / "docs" / "troubleshooting.md").read_text()
-    quoted = [cell.strip("` .") for cell in re.findall(r"^\| (`[^|`]+`) \|", text, re.M)]
-    messages = [q for q in quoted if len(q.split()) >= 4 and not q.startswith(("torch.", "waiting for data"))]
-    assert len(messages) >= 20
-    code = source()
-    for message in messages:
-        words = message.split()
-        windows = [" ".join(words[i : i + 3]) for i in range(len(words) - 2)]
-        assert any(window in code for window in windows), message
+def test_printed_plan_is_that_of_its_command():
+    """The lines of docs/training.md that do not depend on the machine or the clock."""
+    text = (ROOT / "docs" / "training.md").read_text()
+    match = re.search(r"<!-- output: python3 main_contrastive.py (.*?) -->\n```\n(.*?)```", text, re.S)
+    command, shown = match.groups()
+    args = parse_pretraining(shlex.split(command), METHODS, DATASETS)
+    data = read_dataset(**data_source(args))
+    plan = resolve(args, training_set(args.dataset, data), choose_stem(args.stem, args.backbone, args.large_size))
+    method = METHODS[plan.method](method_args(args, METHODS), plan, *build_backbone(plan.backbone, *plan.views.sizes))
+    facts = (vars(method.args), method.trainable_parameters(), method.checkpoint_bytes())
+    printed = describe(plan, "memory", "", *facts).splitlines()
+    of_the_machine = ("  pipeline ", "  run folder ", "  expected end ")
+    assert [line for line in printed if not line.startswith(of_the_machine)] == [
+        line for line in shown.splitlines() if not line.startswith(of_the_machine)
+    ]
