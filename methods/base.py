@@ -27,6 +27,7 @@ from utils.optim import (
     build_optimizer,
     build_scheduler,
     layer_decay_rules,
+    learning_rate,
     parameter_groups,
 )
 from utils.plan import Plan, is_logged_step
@@ -158,8 +159,7 @@ class Method(LightningModule):
         feats = self.forward_views(batch)
         out = self.training_loss(feats, batch)
         if self.probe is not None:
-            n = len(batch.labels)
-            views = [f[:n] for f in feats.evaluated or feats.large]
+            views = [f[: len(batch.labels)] for f in feats.evaluated or feats.large]
             out |= self.probe.losses(torch.cat(views), batch.labels.repeat(len(views)))
         return out
 
@@ -246,5 +246,5 @@ class Method(LightningModule):
 
     def _log_metrics(self, out: dict[str, Tensor]) -> None:
         values = mean_over_ranks(torch.stack([v.detach().float() for v in out.values()]))
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        lr = learning_rate(self.trainer.optimizers[0])
         self.log_dict(dict(zip(out, values, strict=True)) | {"lr": lr}, on_step=True, on_epoch=False)

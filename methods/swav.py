@@ -81,7 +81,7 @@ class SwAV(Method):
         check_settings(args, plan, full / epoch)
 
     def param_group_rules(self) -> dict[str, ParamGroupRule]:
-        return {"prototypes.": ParamGroupRule(frozen_epochs=self.args.freeze_prototypes_epochs)}
+        return {"prototypes": ParamGroupRule(frozen_epochs=self.args.freeze_prototypes_epochs)}
 
     def training_loss(self, feats: ViewFeatures, batch: Batch) -> dict[str, Tensor]:
         z = [l2_normalize(self.projector(f)) for f in feats.all]

@@ -24,6 +24,7 @@ from utils.distributed import broadcast_str, mean_over_ranks, rank_zero_print
 from utils.errors import UserError
 from utils.feature_quality import embedding_std, rankme, uniformity
 from utils.files import read_json, write_json
+from utils.optim import learning_rate
 from utils.plan import Plan
 from utils.precision import l2_normalize
 from utils.queue import FeatureQueue
@@ -169,9 +170,8 @@ class Alarms(Callback):
             numbers["chance"] = float(logged["loss"]) / math.log(choices)
         if "nn_distinct" in logged:
             numbers["nn_distinct"] = float(logged["nn_distinct"])
-        groups = [g for g in trainer.optimizers[0].param_groups if g.get("scheduled", True) and g["name"] != "probe"]
         if self._step < 0.99 * self.plan.schedule.total_steps:  # a cosine ends at zero
-            numbers["lr_share"] = max(g["lr"] for g in groups) / self.plan.optimizer.lr
+            numbers["lr_share"] = learning_rate(trainer.optimizers[0]) / self.plan.optimizer.lr
         return numbers
 
     def _order(self, batch: Batch) -> dict[str, float]:

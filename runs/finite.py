@@ -13,6 +13,7 @@ from torch import Tensor
 from utils.distributed import gather
 from utils.errors import UserError
 from utils.files import write_json
+from utils.optim import learning_rate
 
 NEVER = 2**62  # the number of a step that never comes
 REMEMBERED = 1024  # batches whose indices are kept until the flags are read
@@ -51,7 +52,7 @@ class NonFiniteLossCheck(Callback):
         norm = getattr(pl_module, "grad_norm", None)
         if stepped and norm is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
             self._watch("gradient norm", norm, step)  # under 16-mixed, steps of infinite gradients are skipped
-        self._batches.append((step, trainer.optimizers[0].param_groups[0]["lr"], batch.index))
+        self._batches.append((step, learning_rate(trainer.optimizers[0]), batch.index))
         if stepped and self._step % self.log_every == 0:
             self._stop_if_bad(trainer, pl_module, dict(self._first_bad))
 
@@ -100,7 +101,7 @@ class NonFiniteLossCheck(Callback):
                 "step": step,
                 "noticed_at_step": self._step,
                 "last_finite": {name: float(value) for name, value in self._last_finite.items()},
-                "lr": found[0][1] if found else trainer.optimizers[0].param_groups[0]["lr"],
+                "lr": found[0][1] if found else learning_rate(trainer.optimizers[0]),
                 "step_of_indices": found[0][0] if found else None,
                 "indices": indices,
             }

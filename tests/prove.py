@@ -119,7 +119,7 @@ def prepare(case: str, world: int, synchronize: bool = True) -> Method:
     if synchronize:
         synchronize_batch_norm(method, on_cuda=False)
     method._trainer = StandInTrainer(method)  # type: ignore[assignment]
-    return method.double().train()
+    return method.double()
 
 
 def train(rank: int, world: int, case: str, break_gradient: bool = False) -> dict[str, dict[str, Tensor]]:

@@ -126,9 +126,20 @@ class ParamGroupRule:
 Rules = Mapping[str, ParamGroupRule]
 
 
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the schedule: the largest of the groups, since a rule may lower that of some of them."""
+    rates = [g["lr"] for g in optimizer.param_groups if g.get("scheduled", True) and g.get("name") != "probe"]
+    return float(max(rates))
+
+
+def _is_for(prefix: str, name: str) -> bool:
+    """Whether a rule for the prefix is one for the parameter: for all, for itself, or for the module that has it."""
+    return not prefix or name == prefix or name.startswith(f"{prefix}.")
+
+
 def rule_of(name: str, rules: Rules) -> tuple[str, ParamGroupRule]:
     """(The longest prefix of a parameter's name that has a rule, its rule over those of the shorter prefixes)."""
-    prefixes = sorted((p for p in rules if not p or name == p or name.startswith(f"{p}.")), key=len)
+    prefixes = sorted((p for p in rules if _is_for(p, name)), key=len)
     rule = ParamGroupRule()
     for prefix in prefixes:
         rule = rules[prefix].over(rule)
@@ -142,7 +153,11 @@ def parameter_groups(
 
     The submodule "probe" has the rate probe_lr and no weight decay. rules: prefix of parameter names ("" for all) ->
     what differs; each rule makes groups of its own. Empty groups are left out. A group holds plain values only.
+    A rule for no parameter is a ValueError: it would be ignored.
     """
+    names = [name for name, _ in module.named_parameters()]
+    if unused := [prefix for prefix in rules or {} if not any(_is_for(prefix, name) for name in names)]:
+        raise ValueError(f"rules for {unused} apply to no parameter")
     exempt = no_weight_decay_names(module)
     groups: dict[tuple[str, ParamGroupRule], ParameterGroup] = {}
     for name, p in module.named_parameters():

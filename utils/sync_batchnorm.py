@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import mean_over_ranks, world_size
+from utils.precision import at_least_float32
 
 
 class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -19,6 +20,8 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         return x
 
     def _over_ranks(self, x: Tensor) -> Tensor:
+        """x, normalized by the moments of all processes, which are computed in float32 as torch does on one process."""
+        dtype, x = x.dtype, at_least_float32(x)
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
         mean = mean_over_ranks(x.mean(dims))  # (C,)
@@ -26,7 +29,7 @@ class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.track_running_stats:
             self._update_running(mean.detach(), var.detach(), x.numel() // x.shape[1] * world_size())
         x = (x - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
-        return x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x
+        return (x * self.weight.view(shape) + self.bias.view(shape) if self.affine else x).to(dtype)
 
     def _update_running(self, mean: Tensor, var: Tensor, n: int) -> None:
         assert self.num_batches_tracked is not None
@@ -56,6 +59,7 @@ def synchronize_batch_norm(module: nn.Module, on_cuda: bool) -> nn.Module:
             new.load_state_dict(child.state_dict(), strict=False)
             for part, inner in child.named_children():
                 new.add_module(part, inner)
+            new.training = child.training  # a frozen network stays in evaluation mode
             setattr(module, name, new)
         else:
             synchronize_batch_norm(child, on_cuda)

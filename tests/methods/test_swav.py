@@ -172,9 +172,13 @@ def test_queue_is_used_when_accumulated_steps_have_brought_as_many_rows(size):
 
 
 def test_prototypes_are_frozen_at_first():
-    rules = build("--freeze_prototypes_epochs", "2").param_group_rules()
-    assert {name: rule.frozen_epochs for name, rule in rules.items()} == {"prototypes.": 2}
-    assert any(name.startswith("prototypes.") for name, _ in build().named_parameters())
+    method = build("--freeze_prototypes_epochs", "2")
+    prototypes = {id(p) for p in method.prototypes.parameters()}
+    groups = method.build_optimizer().param_groups
+    frozen = [group["frozen_epochs"] for group in groups if {id(p) for p in group["params"]} & prototypes]
+    assert frozen == [2]
+    others = [group["frozen_epochs"] for group in groups if not {id(p) for p in group["params"]} & prototypes]
+    assert set(others) == {0}
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from utils.optim import (
     build_optimizer,
     build_scheduler,
     layer_decay_rules,
+    learning_rate,
     lr_factor,
     no_weight_decay_names,
     parameter_groups,
@@ -281,3 +282,20 @@ def test_lr_factor_of_the_other_schedules():
 
 def test_schedule_config_counts_the_incomplete_last_epoch():
     assert [ScheduleConfig("none", steps, 10).total_epochs for steps in (10, 11, 20)] == [1, 2, 2]
+
+
+def test_learning_rate_is_that_of_the_schedule_where_rules_lower_some():
+    """The first parameters of a network have the lowest rate under --layer_decay, the probe has one of its own."""
+    vit = timm.create_model("test_vit", num_classes=0)
+    module = nn.ModuleDict({"backbone": vit, "probe": nn.Linear(2, 2)})
+    config = OptimizerConfig("sgd", 0.1, 0.0)
+    groups = parameter_groups(module, config, probe_lr=5.0, rules=layer_decay_rules(vit, 0.5))
+    optimizer = build_optimizer(groups, config)
+    assert optimizer.param_groups[0]["lr"] < 0.1
+    assert learning_rate(optimizer) == 0.1
+
+
+def test_rule_for_no_parameter_is_an_error():
+    """It would be ignored without a word."""
+    with pytest.raises(ValueError, match=r"rules for \['weight.'\] apply to no parameter"):
+        parameter_groups(nn.Linear(3, 2), OptimizerConfig("sgd", 0.1, 0.0), rules={"weight.": ParamGroupRule()})
