@@ -22,7 +22,7 @@ from cli.flags import (
 from cli.parser import Parser, Rule, changed_flags, check_used
 from utils.arg_types import area_share, count, interval, nonnegative_float, positive_float, positive_int, probability
 from utils.errors import UserError, did_you_mean
-from utils.heads import PREDICTOR_FLAGS, has_predictor
+from utils.heads import HEAD_RULES
 from utils.optim import FlagGroup, add_optimizer_flags
 
 DEFAULT_METHOD = "simclr"
@@ -45,12 +45,7 @@ RULES: tuple[Rule, ...] = (
         "--pretrained_feature_extractor",
         lambda a: bool(a.pretrained_feature_extractor),
     ),
-    (PREDICTOR_FLAGS, "a predictor", has_predictor),
-    (
-        ("queue_size", "temperature", "teacher_temperature"),
-        "similarities to a queue, which a regression does not compute",
-        lambda a: not getattr(a, "regress", False),
-    ),
+    *HEAD_RULES,
 )
 
 

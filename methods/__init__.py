@@ -59,8 +59,10 @@ def build_method(
     network of a method that learns from one. settings: the method's flags, without dashes; others have their defaults.
 
     A step is `method.compute_losses(Batch(index, views, labels))["loss"]`, its backward pass,
-    `method.on_before_optimizer_step(optimizer)`, the optimizer's step and `method.after_optimizer_step()`, which moves
-    teachers and queues. Raises UserError for an unknown name or setting, with the nearest one.
+    `method.on_before_optimizer_step(optimizer)`, for methods that clip
+    `method.configure_gradient_clipping(optimizer, method.plan.optimizer.clip_grad)`, the optimizer's step and
+    `method.after_optimizer_step()`, which moves teachers and queues. Raises UserError for an
+    unknown name or setting, with the nearest one.
     """
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}{did_you_mean(name, METHODS)}; choose one of {', '.join(METHODS)}")

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from methods.base import Method
-from utils.arg_types import Rule
 from utils.errors import UserError, did_you_mean
 from utils.frozen import FrozenNetwork
-from utils.heads import PREDICTOR_FLAGS, has_predictor
+from utils.heads import HEAD_RULES
 from utils.optim import OptimizerConfig, ScheduleConfig
 from utils.plan import (
     BackboneConfig,
@@ -25,8 +24,6 @@ from utils.plan import (
     TrainingSet,
     ViewsConfig,
 )
-
-RULES: tuple[Rule, ...] = ((PREDICTOR_FLAGS, "a predictor", has_predictor),)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def build(
         values[setting] = _checked(actions[setting], value)
     args = Namespace(**{dest: values[dest] for dest in actions})
     known = Namespace(**values, small_views=loop.small_views)  # what the conditions of flags read
-    for flags, requirement, condition in (*RULES, *kind.flag_rules):
+    for flags, requirement, condition in (*HEAD_RULES, *kind.flag_rules):
         for flag in flags:
             if flag in settings and values[flag] != parser.get_default(flag) and not condition(known):
                 raise UserError(f"{flag} has no effect without {requirement}; add that, or leave {flag} out")
@@ -115,6 +112,7 @@ def _plan(name: str, backbone: nn.Module, loop: Loop, defaults: Mapping[str, Any
     scheduler, final = defaults.get("scheduler", "warmup_cosine"), defaults.get("final_lr", 0.0) / lr
     total = loop.epochs * per_epoch
     warmup = min(10 * per_epoch, total // 10) if scheduler == "warmup_cosine" else 0
+    warmup = round(defaults["warmup_epochs"] * per_epoch) if "warmup_epochs" in defaults else warmup
     views = ViewsConfig(loop.size, (), loop.small_views, loop.small_size, (0.05, 0.14), 0.5, (), (), (), (), ())
     return Plan(
         method=name,
@@ -123,7 +121,7 @@ def _plan(name: str, backbone: nn.Module, loop: Loop, defaults: Mapping[str, Any
         batch=BatchConfig(loop.batch_size, 1, 1),
         optimizer=OptimizerConfig(
             optimizer, lr * loop.batch_size / 256, defaults.get("weight_decay", 1e-4),
-            adam_betas=tuple(defaults.get("adam_betas", (0.9, 0.999))),
+            clip_grad=defaults.get("clip_grad"), adam_betas=tuple(defaults.get("adam_betas", (0.9, 0.999))),
             final_weight_decay=defaults.get("final_weight_decay"), layer_decay=defaults.get("layer_decay", 1.0),
         ),
         probe_lr=1e-3 if optimizer == "adamw" else 0.1,

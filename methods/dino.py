@@ -20,7 +20,6 @@ from utils.self_distillation import (
 )
 from utils.step_modules import RunningMean
 from utils.view_features import ViewFeatures
-from utils.vision_transformer import disable_drop_path
 
 
 class DINO(Method):
@@ -41,7 +40,6 @@ class DINO(Method):
         super().__init__(args, plan, backbone, dim)
         self.head = DistillationHead(args, dim)
         self.teacher_backbone, self.teacher_head = (EMA(x, args.tau, args.final_tau) for x in (backbone, self.head))
-        disable_drop_path(self.teacher_backbone)
         self.center = RunningMean((args.num_prototypes,), args.center_momentum)
         self.teacher_temperature = teacher_temperature(args)
 

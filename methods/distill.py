@@ -62,6 +62,8 @@ class Distill(Method):
     """
 
     large_views = 1
+    flag_rules = ((("queue_size", "temperature", "teacher_temperature"), "similarities to a queue, which a regression "
+                   "does not compute", lambda a: not a.regress),)  # fmt: skip
     queue: FeatureQueue
     small_queue: FeatureQueue
 

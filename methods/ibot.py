@@ -25,7 +25,7 @@ from utils.self_distillation import (
 )
 from utils.step_modules import RunningMean, epoch_number
 from utils.view_features import ViewFeatures
-from utils.vision_transformer import disable_drop_path, patch_size, require_vision_transformer, take_tokens
+from utils.vision_transformer import patch_size, require_vision_transformer, take_tokens
 
 
 def patch_loss(
@@ -66,7 +66,6 @@ class IBOT(Method):
         self.patch_side = patch_size(require_vision_transformer(backbone, self.transformer_name))
         self.head = DistillationHead(args, dim)
         self.teacher_backbone, self.teacher_head = (EMA(x, args.tau, args.final_tau) for x in (backbone, self.head))
-        disable_drop_path(self.teacher_backbone)
         if args.untied_head:
             self.patch_head = DistillationHead(args, dim)
             self.teacher_patch_head = EMA(self.patch_head, args.tau, args.final_tau)

@@ -26,7 +26,7 @@ from utils.plan import Plan
 from utils.precision import at_least_float32, full_precision
 from utils.step_modules import epoch_number
 from utils.view_features import ViewFeatures
-from utils.vision_transformer import disable_drop_path, embed_patches, pool_tokens, run_blocks, take_tokens, with_prefix
+from utils.vision_transformer import embed_patches, pool_tokens, run_blocks, take_tokens, with_prefix
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -90,7 +90,6 @@ class IJEPA(Method):
         init = functools.partial(nn.init.trunc_normal_, std=0.02)
         self.predictor = token_predictor(args, "predictor", width, width, grid, init)
         self.target = EMA(backbone, args.tau, args.final_tau, schedule="linear")
-        disable_drop_path(self.target.teacher)
         self.epoch_number = epoch_number()
 
     def notes(self) -> list[str]:

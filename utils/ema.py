@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from utils.arg_types import probability
 from utils.optim import FlagGroup
 from utils.step_modules import StepModule, cosine_value
+from utils.vision_transformer import disable_drop_path
 
 
 def add_tau_flags(parser: FlagGroup, tau: float, source: str, path: str = "half a cosine", note: str = "") -> None:
@@ -27,10 +28,10 @@ def add_tau_flags(parser: FlagGroup, tau: float, source: str, path: str = "half 
 class EMA(StepModule):
     """The moving average of a student:  teacher <- tau * teacher + (1 - tau) * student, once per optimizer step.
 
-    The teacher is a deep copy without gradients. tau goes from its initial value to final_tau over the run, along half
-    a cosine (BYOL, arXiv:2006.07733, sec. 3.3) or a line; equal values keep it constant (MoCo). The teacher's batch
-    norms take their statistics from the batches that the teacher itself sees; with average_buffers they are averages of
-    the student's instead, for a teacher in evaluation mode.
+    The teacher is a deep copy without gradients and without drop path. tau goes from its initial value to final_tau
+    over the run, along half a cosine (BYOL, arXiv:2006.07733, sec. 3.3) or a line; equal values keep it constant
+    (MoCo). The teacher's batch norms take their statistics from the batches that the teacher itself sees; with
+    average_buffers they are averages of the student's instead, for a teacher in evaluation mode.
     """
 
     tau: Tensor
@@ -46,7 +47,7 @@ class EMA(StepModule):
         super().__init__()
         self.initial_tau, self.final_tau, self.schedule = tau, final_tau, schedule
         self.average_buffers = average_buffers
-        self.teacher = copy.deepcopy(student).requires_grad_(False)
+        self.teacher = disable_drop_path(copy.deepcopy(student).requires_grad_(False))
         self.register_buffer("tau", torch.tensor(tau))
         self._student = [student]  # in a list: the student must not be registered (and saved) twice
 

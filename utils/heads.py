@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.arg_types import positive_int
+from utils.arg_types import Rule, positive_int
 from utils.optim import FlagGroup
 from utils.precision import at_least_float32, full_precision, l2_normalize
-
-PREDICTOR_FLAGS = ("pred_hidden_mlp", "pred_layers")
 
 
 def rectifier() -> nn.Module:
@@ -77,9 +75,11 @@ def add_predictor_flags(parser: FlagGroup, hidden: int, source: str) -> None:
     parser.add_argument("--pred_layers", type=positive_int, default=2, help=f"layers of the predictor ({source})")
 
 
-def has_predictor(args: Namespace) -> bool:
-    """Whether the flags leave the method its predictor; the flags of PREDICTOR_FLAGS have no effect otherwise."""
-    return bool(getattr(args, "predictor", True))
+HEAD_RULES: tuple[Rule, ...] = (  # flags of heads that have no effect without something else
+    (("pred_hidden_mlp", "pred_layers"), "a predictor", lambda a: getattr(a, "predictor", True)),
+    (("pred_hidden_mlp",), "a predictor of several layers", lambda a: getattr(a, "pred_layers", 2) > 1),
+    (("hidden_mlp", "head_norm"), "a projector of several layers", lambda a: getattr(a, "proj_layers", 2) > 1),
+)
 
 
 def projector(args: Namespace, dim: int, last_norm: bool, **options: Any) -> nn.Sequential:

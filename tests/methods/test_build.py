@@ -1,6 +1,9 @@
 """Methods in a training loop of one's own, without a command line."""
 
+from dataclasses import replace
+
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -47,6 +50,8 @@ def test_method_of_a_loop_is_that_of_the_command(name):
             assert optimizer.param_groups[0]["lr"] == pytest.approx(plan.optimizer.lr)
         assert losses[0] == losses[1]
     assert built[1].plan.schedule == plan.schedule
+    optimizers = [replace(method.plan.optimizer, fused=True) for method in built]
+    assert optimizers[0] == optimizers[1]
     first, second = (method.state_dict() for method in built)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -62,11 +67,29 @@ def test_settings_have_the_method_s_defaults_and_conditions():
         ("nnclr", {"push_views": 3}, "push_views=3: choose one of 1, 2"),
         ("nnclr", {"predictor": "no"}, "predictor='no': it is True or False"),
         ("nnclr", {"predictor": False, "pred_hidden_mlp": 8}, "pred_hidden_mlp has no effect without a predictor"),
+        (
+            "nnclr",
+            {"proj_layers": 1, "hidden_mlp": 8},
+            "hidden_mlp has no effect without a projector of several",
+        ),
+        (
+            "distill",
+            {"teacher": backbone(), "regress": True, "queue_size": 8},
+            "queue_size has no effect without simil",
+        ),
         ("deepclusterv2", {}, "deepclusterv2 reads the data set between or before its epochs"),
         ("distill", {}, "distill learns from another network; give it as teacher="),
     ):
         with pytest.raises(UserError, match=message):
             build_method(name, backbone(), loop, **settings)
+
+
+def test_warm_up_of_a_long_run_is_that_of_the_method():
+    """MAE warms up for 40 epochs in runs of 400 and more."""
+    vit = timm.create_model("test_vit", img_size=32, patch_size=4, num_classes=0)
+    loop = Loop(epochs=800, images=64, batch_size=8, size=32)
+    method = build_method("mae", vit, loop, decoder_dim=8, decoder_layers=1, decoder_heads=2)
+    assert method.plan.schedule.warmup_steps == 40 * 8
 
 
 def test_teacher_is_frozen():

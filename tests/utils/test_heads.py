@@ -15,7 +15,8 @@ def widths(network):
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 def test_projector_and_predictor_have_the_depth_and_width_of_the_flags(layers):
-    args, _ = plan_of("nnclr", "--proj_layers", str(layers), "--pred_layers", str(layers))
+    args, _ = plan_of("nnclr")
+    args.proj_layers = args.pred_layers = layers  # the command line refuses the width that one layer does not have
     assert widths(projector(args, 6, last_norm=True)) == [6, *[16] * (layers - 1), 8]
     assert widths(predictor(args)) == [8, *[16] * (layers - 1), 8]
 

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
 from tests.helpers.pretended_cuda import CUDA, on_host, pretended_cuda
+from utils.ema import EMA
 from utils.errors import UserError
 from utils.vision_transformer import (
     class_token_attention,
@@ -17,6 +18,7 @@ from utils.vision_transformer import (
     embed_patches,
     fix_position_embedding,
     has_class_attention,
+    has_drop_path,
     patch_grid,
     patch_size,
     pool_tokens,
@@ -193,6 +195,13 @@ def test_fixed_positions_are_in_the_backbone_and_not_trained(options):
     torch.testing.assert_close(network.pos_embed[:, -9:], sincos_position_embedding(64, 3, 3))
     assert not torch.equal(network(x), before)
     assert torch.equal(composed(network, x), network(x))
+
+
+def test_teacher_that_is_a_moving_average_sees_all_blocks():
+    network = build(drop_path_rate=0.9, depth=4)
+    teacher = EMA(nn.Sequential(network), 0.9).teacher
+    assert not has_drop_path(teacher)
+    assert has_drop_path(network)
 
 
 def test_drop_path_is_off_in_training_mode_too():
