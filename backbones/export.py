@@ -73,7 +73,7 @@ def run_card(
     """
     card = weights.metadata | {"backbone": backbone, "stem": stem}
     folder = weights.path.parent
-    if weights.metadata and (folder / "args.json").is_file():
+    if weights.in_run_folder and (folder / "args.json").is_file():
         path = folder / "args.json"
         args = read_json(path)
         argv = entry(path, args, "argv", list) if "argv" in args else []
@@ -81,7 +81,7 @@ def run_card(
         card["command"] = f"{program} {portable_command([str(word) for word in argv])}".strip()
         card["commit"] = str(args.get("commit", ""))
         card["images"] = str(entry(path, args, "plan.training_set.images", int)) if "plan" in args else ""
-    if weights.metadata and (folder / "summary.json").is_file():
+    if weights.in_run_folder and (folder / "summary.json").is_file():
         summary = read_json(folder / "summary.json")
         card["seconds"] = str(summary.get("seconds", ""))
         online = {
