@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backbones.build import choose_stem
+from backbones.build import build_backbone, choose_stem
 from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
@@ -302,6 +302,17 @@ def requested_config(args: Namespace, weights: Weights, size: int) -> BackboneCo
     config = initial_config(args.stem, args.backbone, weights, size, args.patch_size, args.pool)
     check_compatible(weights, args.backbone, args.stem, config.stem, args.patch_size)
     return config
+
+
+def load_requested(args: Namespace, weights: Weights, size: int) -> nn.Module:
+    """The backbone of `requested_config` with the weights; prints the report.
+
+    Layers that --skip_layers leaves random are drawn from --seed, the same ones on every process.
+    """
+    torch.manual_seed(args.seed)
+    network, _ = build_backbone(requested_config(args, weights, size), size)
+    load_backbone(weights, network, key_flags(args), rank_zero_print)
+    return network
 
 
 def _fact(weights: Weights, name: str) -> str | None:
