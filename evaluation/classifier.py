@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from evaluation.features import FeatureSet, evaluation_mode
 from evaluation.interfaces import TrainSubsetLoader
-from evaluation.settings import Note, TrainingLabels, balanced_rows, fraction_suffix, label_fractions
+from evaluation.settings import (
+    Note,
+    TrainingLabels,
+    balanced_rows,
+    check_rates_can_be_chosen,
+    fraction_suffix,
+    label_fractions,
+)
 from evaluation.target import EvaluationTarget, RawPixels
 from utils.arg_types import nonnegative_float, positive_float, positive_int
 from utils.batch import Batch
@@ -84,11 +91,13 @@ def add_classifier_flags(group: FlagGroup) -> None:
 
 
 def classifier_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> ClassifierSettings:
-    """The settings that the flags ask for."""
+    """The settings that the flags ask for; several rates where there is no image to choose on are refused."""
+    fractions = label_fractions(flags, labels)
+    check_rates_can_be_chosen(flags.lr, fractions, labels)
     return ClassifierSettings(
         epochs=flags.epochs,
         lrs=tuple(flags.lr),
-        label_fractions=label_fractions(flags, labels),
+        label_fractions=fractions,
         optimizer=OptimizerConfig(
             name=flags.optimizer,
             lr=flags.lr[0],

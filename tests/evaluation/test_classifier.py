@@ -1,6 +1,6 @@
 """Tests of linear classifiers and fine-tuning: training rows, the choice of a rate, parameter groups, the backbone."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 
 import pytest
 import torch
@@ -48,6 +48,18 @@ def settings_of(*argv):
 
 
 LABELS = TrainingLabels(90, 90, 3, 30)
+
+
+def test_several_rates_need_two_images_of_each_class_before_any_work():
+    """One to train on, and one to choose on."""
+    settings_of("--lr", "0.1", "1", "--label_fraction", "0.05", "1")
+    settings_of("--lr", "0.1", "--label_fraction", "0.04")
+    few = r"--lr 0.1 1: --label_fraction 0.04 leaves 1 image of a class, and choosing a rate needs 2; name one --lr, or"
+    with pytest.raises(UserError, match=few):
+        settings_of("--lr", "0.1", "1", "--label_fraction", "0.04", "1")
+    flags = Namespace(lr=[0.1, 1.0], label_fraction=[1.0])
+    with pytest.raises(UserError, match="a class with 1 image, and choosing a rate needs 2; name one --lr$"):
+        classifier_settings(flags, TrainingLabels(90, 90, 3, 1), print)
 
 
 class Clean(list):
