@@ -190,6 +190,7 @@ def train(
         finite: list[bool] = mean_over_ranks(total).isfinite().tolist()  # once an epoch: it waits for the device
         if not any(finite):
             raise Diverged(f"{title}: the loss is {total.sum().item():g} in epoch {epoch + 1}; try a lower --lr")
+    optimizer.zero_grad()  # the gradients are as large as the network, which stays
     return finite
 
 
@@ -276,24 +277,47 @@ def finetune_accuracy(
     Raises UserError where the losses of all rates are not finite.
     """
     rows, held_out = split_rows(target.train_labels, label_fraction, settings.lrs, target.seed)
-    candidates: list[tuple[nn.Module, nn.Linear]] = []
-    lrs, held_out_accuracies = [], []
+    best: _Candidate | None = None
     for lr in settings.lrs:
-        try:
-            network, head = _finetune(target, settings, rows, lr)
-        except Diverged:
-            if lr == settings.lrs[-1] and not candidates:
-                raise
-            _note_left_out(f"{target.title}, finetune", lr)
-            continue
-        candidates.append((network, head))
-        lrs.append(lr)
-        if len(held_out):
-            features = target.extract("train", network)
-            held_out_accuracies.append(accuracy(head, FeatureSet(features.x[held_out], features.y[held_out])))
-    best = _argmax(held_out_accuracies) if held_out_accuracies else 0
-    network, head = candidates[best]
-    return accuracy(head, target.extract("val", network)), lrs[best]
+        needed = best is None and lr == settings.lrs[-1]
+        # No name holds a candidate that is not the best: the next one needs the memory.
+        best = _better(best, _candidate(target, settings, rows, held_out, lr, needed))
+    assert best is not None
+    return accuracy(best.head, target.extract("val", best.network)), best.lr
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A fine-tuned network, its head on CPU, its rate and its accuracy on held-out images (0 where there are none)."""
+
+    network: nn.Module
+    head: nn.Linear
+    lr: float
+    held_out_accuracy: float
+
+
+def _candidate(
+    target: EvaluationTarget, settings: ClassifierSettings, rows: Tensor, held_out: Tensor, lr: float, needed: bool
+) -> _Candidate | None:
+    """The network fine-tuned at a rate; where it diverges None with a note, or an error if it is needed."""
+    try:
+        network, head = _finetune(target, settings, rows, lr)
+    except Diverged:
+        if needed:
+            raise
+        _note_left_out(f"{target.title}, finetune", lr)
+        return None
+    if not len(held_out):
+        return _Candidate(network, head, lr, 0.0)
+    features = target.extract("train", network)
+    return _Candidate(network, head, lr, accuracy(head, FeatureSet(features.x[held_out], features.y[held_out])))
+
+
+def _better(best: _Candidate | None, candidate: _Candidate | None) -> _Candidate | None:
+    """The one with the higher accuracy on held-out images; of equal ones the first."""
+    if best is None or candidate is None:
+        return best or candidate
+    return candidate if candidate.held_out_accuracy > best.held_out_accuracy else best
 
 
 def _finetune(

@@ -1,5 +1,6 @@
 """Tests of linear classifiers and fine-tuning: training rows, the choice of a rate, parameter groups, the backbone."""
 
+import weakref
 from argparse import ArgumentParser, Namespace
 
 import pytest
@@ -168,6 +169,26 @@ def test_finetune_trains_the_backbone():
     rows = torch.arange(90)
     network, _ = classifier._finetune(target, settings_of(), rows, 1.0)
     assert not torch.equal(network[0].weight, target.network[0].weight)
+
+
+def test_finetune_keeps_the_best_candidate_only_and_no_gradients(monkeypatch):
+    """At each start there are, beside the target's own network, the best one so far and nothing of the others."""
+    made, alive, original = [], [], classifier._finetune
+
+    def watched(*args):
+        alive.append([lr for lr, *references in made if any(r() is not None for r in references)])
+        network, head = original(*args)
+        assert all(p.grad is None for p in [*network.parameters(), *head.parameters()])
+        made.append((args[-1], weakref.ref(network), weakref.ref(network[0].weight), weakref.ref(head)))
+        return network, head
+
+    monkeypatch.setattr(classifier, "_finetune", watched)
+    target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
+    score, lr = classifier.finetune_accuracy(target, settings_of("--lr", "1e-9", "1e-8", "1", "1e-7", "1e-6"))
+    assert score > 90
+    assert lr == 1.0
+    assert [len(networks) for networks in alive] == [0, 1, 1, 1, 1]
+    assert alive[-2:] == [[1.0], [1.0]]
 
 
 class WithPositions(nn.Module):
