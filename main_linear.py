@@ -10,7 +10,6 @@ import torch
 import backbones.load as load
 from backbones.build import at_layer, build_backbone, part_name
 from backbones.export import check_target, export_backbone, run_card
-from backbones.match_keys import key_flags
 from cli.evaluate import DEFAULT_RUN_NAME, changed_evaluation_flags, evaluation_words, parse_evaluation
 from cli.plan import dashboard_config, data_source
 from data.datasets import DATASETS, read_dataset
@@ -36,8 +35,7 @@ def build_networks(args: Namespace, sources: list[load.Weights], size: int) -> N
         untrained = at_layer(build_backbone(start, size)[0], args.layer, args.last_blocks)
         networks = [(RAW_PIXELS, RawPixels()), (NetworkInfo(f"{args.backbone}, untrained", args.backbone), untrained)]
     for weights in sources:
-        network, _ = build_backbone(load.requested_config(args, weights, size), size)
-        load.load_backbone(weights, network, key_flags(args), rank_zero_print)
+        network = load.load_requested(args, weights, size)
         part = part_name(args.layer, args.last_blocks, args.pool)
         info = pretrained_info(args.backbone, part, args.dataset, weights, args.output, several=len(sources) > 1)
         networks.append((info, at_layer(network, args.layer, args.last_blocks)))

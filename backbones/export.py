@@ -45,12 +45,13 @@ def export_backbone(kind: str, path: Path, network: nn.Module, card: Mapping[str
     write, which leaves no file behind.
     """
     check_target((kind, path))
+    network = copy.deepcopy(network).cpu()  # features of a GPU, in TF32, would not be those of the other library
     if kind == HUB:
         return export_hub(path, network, card, size)
     card_text = {**card, "size": str(size)}
     with created_together(path) as file:
         if kind == "onnx":
-            card_text["note"] = _write_onnx(file, network, card["backbone"], size)
+            card_text["note"] = _write_onnx(file, network.eval(), card["backbone"], size)
             card_text["load"] = _onnx_code(path.name, size)
         else:
             tensors, constructor = library_tensors(kind, network, card, size)
@@ -72,7 +73,7 @@ def run_card(
     """
     card = weights.metadata | {"backbone": backbone, "stem": stem}
     folder = weights.path.parent
-    if weights.metadata and (folder / "args.json").is_file():
+    if weights.in_run_folder and (folder / "args.json").is_file():
         path = folder / "args.json"
         args = read_json(path)
         argv = entry(path, args, "argv", list) if "argv" in args else []
@@ -80,7 +81,7 @@ def run_card(
         card["command"] = f"{program} {portable_command([str(word) for word in argv])}".strip()
         card["commit"] = str(args.get("commit", ""))
         card["images"] = str(entry(path, args, "plan.training_set.images", int)) if "plan" in args else ""
-    if weights.metadata and (folder / "summary.json").is_file():
+    if weights.in_run_folder and (folder / "summary.json").is_file():
         summary = read_json(folder / "summary.json")
         card["seconds"] = str(summary.get("seconds", ""))
         online = {
@@ -168,15 +169,15 @@ def _write_tensors(file: Path, tensors: dict[str, Tensor], card: Mapping[str, st
             torch.save(tensors, f)
 
 
-def _write_onnx(file: Path, backbone: nn.Module, name: str, size: int) -> str:
+def _write_onnx(file: Path, network: nn.Module, name: str, size: int) -> str:
     """Write an ONNX graph from images (N, 3, size, size), any N, to features (N, D); return the note for the card.
 
-    Weights above torch's limit of 1.5 GB for one file are written to `<file>.data` beside it.
+    network: on the CPU, in evaluation mode. Weights above torch's limit of 1.5 GB for one file are written to
+    `<file>.data` beside it.
     """
     missing = [library for library in ("onnx", "onnxscript") if importlib.util.find_spec(library) is None]
     if missing:
         raise UserError(f"onnx needs {' and '.join(missing)}: pip install -r requirements-onnx.txt")
-    network = copy.deepcopy(backbone).cpu().eval()  # a copy, so that frozen layers and the device stay as they are
     with _silence(), torch.no_grad():
         try:
             program = torch.onnx.export(

@@ -34,9 +34,10 @@ def check_folder(folder: Path) -> None:
 def export_hub(folder: Path, network: nn.Module, card: Mapping[str, str], size: int) -> list[Path]:
     """Write FILES into a new folder that `timm.create_model("local-dir:<folder>", pretrained=True)` opens.
 
-    card, size: as of `export_backbone`. Before the files appear, timm opens them and its features are compared with the
-    network's on random images. Raises UserError for a folder that is not empty, for a network that timm does not have,
-    for other features, and for a failed write, which leaves no file behind.
+    network: on the CPU; it is left in evaluation mode. card, size: as of `export_backbone`. Before the files appear,
+    timm opens them and its features are compared with the network's on random images. Raises UserError for a folder
+    that is not empty, for a network that timm does not have, for other features, and for a failed write, which leaves
+    no file behind.
     """
     check_folder(folder)
     if card["stem"] == "small":
@@ -101,11 +102,7 @@ def _compare(folder: Path, network: nn.Module, size: int) -> str:
     except (RuntimeError, ValueError, TypeError, KeyError) as e:
         raise UserError(f"timm {timm.__version__} does not open this network ({first_line(e)}); export to onnx") from e
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    modes = {module: module.training for module in network.modules()}
-    device = next(network.parameters()).device
-    expected = network.eval()(images.to(device)).cpu()
-    for module, mode in modes.items():
-        module.training = mode
+    expected = network.eval()(images)
     difference, largest = (other(images) - expected).abs().max().item(), expected.abs().max().item()
     measured = f"{difference:.1e} where the largest is {largest:.1e}"
     if not difference <= TOLERANCE * largest:  # not `>`, which NaN would pass

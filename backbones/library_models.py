@@ -20,7 +20,11 @@ def library_tensors(kind: str, network: nn.Module, card: Mapping[str, str], size
             f"cannot load these weights; export to onnx, or use the run's backbone.safetensors"
         )
     reference, constructor = _torchvision_model(name) if kind == "torchvision" else timm_constructor(card, size)
-    tensors = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
+    tensors = {
+        # In the plain layout, which safetensors needs: convolutions on a GPU are channels last.
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, v in network.state_dict().items()
+    }
     if kind == "torchvision":
         tensors |= {k: torch.zeros(reference[k].shape) for k in ("fc.weight", "fc.bias")}
     different = [k for k in reference.keys() | tensors.keys() if _shape(reference, k) != _shape(tensors, k)]

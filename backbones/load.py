@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backbones.build import choose_stem
+from backbones.build import build_backbone, choose_stem
 from backbones.match_keys import KeyFlags, Match, check_finite, find_tensors, key_flags, tensor_dicts
 from utils.distributed import rank_zero_print
 from utils.errors import UserError
@@ -41,6 +41,7 @@ FACTS = {  # key -> (what it must be, as a pattern); the other values are names 
     "drop_path": ("a number below 1", r"0(\.\d+)?|[1-9](\.\d+)?e-\d{1,3}"),
     "pool": ("token, avg or None", "token|avg|None"),
 }  # fmt: skip
+RUN_FILE, HUB_FILE = "backbone.safetensors", "model.safetensors"  # the same name in every folder
 CHECKSUM = "crc32"  # in the metadata of a .safetensors file, of everything else in it
 # Plain containers that published checkpoints carry beside their tensors; none of them runs code when it is read.
 SAFE_GLOBALS: list[Any] = [
@@ -98,7 +99,7 @@ def find_weights(source: str) -> Path:
     """Return the file of weights behind a path: the file itself, or a run folder's backbone, else its checkpoint."""
     path = typed_path(source)
     if path.is_dir():
-        files = [path / name for name in ("backbone.safetensors", "last.ckpt") if (path / name).is_file()]
+        files = [path / name for name in (RUN_FILE, "last.ckpt") if (path / name).is_file()]
         if not files:
             raise UserError(
                 f"{shown(source)} has no backbone.safetensors and no last.ckpt; name a run folder or a file"
@@ -163,7 +164,10 @@ def _unreadable(path: Path, reason: str) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the facts of METADATA_KEYS about the backbone in a file; {} for a file that no run of Lookalike wrote."""
+    """Read the facts of METADATA_KEYS about the backbone in a file; {} for a file that Lookalike did not write.
+
+    A file that it exported has a card in its header, which holds these facts beside others.
+    """
     if path.suffix != ".safetensors":
         beside = path.parent / "args.json"
         if path.suffix != ".ckpt" or not beside.is_file():
@@ -171,6 +175,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         return _recorded_metadata(beside)
     facts = _safetensors_metadata(path)
     facts.pop(CHECKSUM, None)
+    if not facts.keys() & {"method", "backbone"}:  # other tools write headers too, as {"format": "pt"}
+        return {}
     _check_facts(path, facts)
     return facts
 
@@ -222,12 +228,18 @@ class Weights:
 
     @property
     def name(self) -> str:
-        """Display name: that of the run folder, or that of the file without its ending."""
-        return self.path.parent.name if self.metadata else self.path.stem
+        """Display name: that of the run folder or of a folder in the Hub's form, else the file's without its ending."""
+        in_folder = self.in_run_folder or self.path.name == HUB_FILE
+        return self.path.parent.resolve().name if in_folder else self.path.stem
+
+    @property
+    def in_run_folder(self) -> bool:
+        """Whether the file is one that a run keeps in its folder, and not an exported one or that of another tool."""
+        return bool(self.metadata) and (self.path.name == RUN_FILE or self.path.suffix == ".ckpt")
 
     def default_output_dir(self, output: str) -> Path:
-        """Return the folder for results about these weights: their run folder, or `output` for files of other tools."""
-        return self.path.parent if self.metadata else Path(output)
+        """Return the folder for results about these weights: their run folder, or `output` for other files."""
+        return self.path.parent if self.in_run_folder else Path(output)
 
 
 def open_weights(source: str) -> Weights:
@@ -290,6 +302,17 @@ def requested_config(args: Namespace, weights: Weights, size: int) -> BackboneCo
     config = initial_config(args.stem, args.backbone, weights, size, args.patch_size, args.pool)
     check_compatible(weights, args.backbone, args.stem, config.stem, args.patch_size)
     return config
+
+
+def load_requested(args: Namespace, weights: Weights, size: int) -> nn.Module:
+    """The backbone of `requested_config` with the weights; prints the report.
+
+    Layers that --skip_layers leaves random are drawn from --seed, the same ones on every process.
+    """
+    torch.manual_seed(args.seed)
+    network, _ = build_backbone(requested_config(args, weights, size), size)
+    load_backbone(weights, network, key_flags(args), rank_zero_print)
+    return network
 
 
 def _fact(weights: Weights, name: str) -> str | None:

@@ -105,7 +105,10 @@ def find_tensors(tree: Mapping[str, object], backbone: nn.Module, flags: KeyFlag
 
 
 def _match_explicit(tree: Mapping[str, object], backbone: nn.Module, flags: KeyFlags) -> Match:
-    """Match the tensors under --state_dict_key, with --remove_prefix stripped and --append_prefix prepended."""
+    """Match the tensors under --state_dict_key, with --remove_prefix stripped and --append_prefix prepended.
+
+    Names that do not begin with --remove_prefix are unexpected. Raises UserError where none does.
+    """
     level: object = tree
     path = [part for part in (flags.state_dict_key or "").split(".") if part]
     for i, part in enumerate(path):
@@ -118,10 +121,21 @@ def _match_explicit(tree: Mapping[str, object], backbone: nn.Module, flags: KeyF
             )
         level = level[part]
     tensors = _tensors_in(level) if isinstance(level, Mapping) else {}
-    renamed = {flags.append_prefix + key.removeprefix(flags.remove_prefix): t for key, t in tensors.items()}
+    stripped = _strip_prefix(tensors, flags.remove_prefix)
+    others = [key for key in tensors if not key.startswith(flags.remove_prefix)]
+    if flags.remove_prefix and not stripped:
+        place = f"under {'.'.join(path)}" if path else "at the top of the file"
+        raise UserError(
+            f"no name {place} begins with {flags.remove_prefix!r} ({_preview(others) or 'none'}); correct "
+            f"--remove_prefix, or the --state_dict_key that it is looked for under"
+        )
+    renamed = {flags.append_prefix + key: tensor for key, tensor in stripped.items()}
     expected = backbone.state_dict()
     names = dict(zip(expected, expected, strict=True))
-    return _match(renamed, names, backbone, flags.skip_layers, _location(".".join(path), flags.remove_prefix))
+    location = _location(".".join(path), flags.remove_prefix)
+    match = _match(renamed, names, backbone, flags.skip_layers, location)
+    match.unexpected += others
+    return match
 
 
 def tensor_dicts(tree: object, path: str = "", depth: int = 6) -> Iterator[tuple[str, dict[str, Tensor]]]:

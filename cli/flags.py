@@ -94,7 +94,8 @@ def add_backbone_flags(group: FlagGroup) -> None:
 def add_checkpoint_key_flags(group: FlagGroup) -> None:
     """Flags that say where in a checkpoint the backbone's tensors are."""
     group.add_argument("--state_dict_key", metavar="KEY", help="dotted path of the state_dict (default: auto-detect)")
-    group.add_argument("--remove_prefix", default="", metavar="PREFIX", help="prefix to strip from tensor names")
+    group.add_argument("--remove_prefix", default="", metavar="PREFIX",
+                       help="prefix to strip from tensor names; those without it are not loaded")  # fmt: skip
     group.add_argument("--append_prefix", default="", metavar="PREFIX",
                        help="prefix to prepend to tensor names, after --remove_prefix")  # fmt: skip
     group.add_argument("--skip_layers", nargs="+", default=list(IGNORED_TENSORS), metavar="TEXT",

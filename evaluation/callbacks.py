@@ -64,6 +64,7 @@ class FeatureCache:
         """Features of the training and of the validation images; every rank must call."""
         if self._step != trainer.global_step:
             data = _data_module(trainer)
+            self._features, self._step = {}, -1  # first, so that old and new ones are never in memory together
             with trainer.precision_plugin.forward_context():
                 self._features = {
                     split: extract(module, data.eval_dataloader(split, module.device), folder=self.folder)

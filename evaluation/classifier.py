@@ -14,11 +14,18 @@ from tqdm import tqdm
 
 from evaluation.features import FeatureSet, evaluation_mode
 from evaluation.interfaces import TrainSubsetLoader
-from evaluation.settings import Note, TrainingLabels, balanced_rows, fraction_suffix, label_fractions
+from evaluation.settings import (
+    Note,
+    TrainingLabels,
+    balanced_rows,
+    check_rates_can_be_chosen,
+    fraction_suffix,
+    label_fractions,
+)
 from evaluation.target import EvaluationTarget, RawPixels
 from utils.arg_types import nonnegative_float, positive_float, positive_int
 from utils.batch import Batch
-from utils.distributed import mean_over_ranks, rank, world_size
+from utils.distributed import mean_over_ranks, rank, rank_zero_print, world_size
 from utils.errors import UserError
 from utils.hardware import choose_precision
 from utils.memory_layout import channels_last, convolutions_channels_last
@@ -36,6 +43,10 @@ from utils.sync_batchnorm import synchronize_batch_norm
 
 HELD_OUT = 0.1  # of each class, to choose a learning rate on where there are several
 CHOSEN_ON = "a held-out tenth of the training images"
+
+
+class Diverged(UserError):
+    """The loss of every classifier that was trained together became infinite or NaN."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,13 @@ def add_classifier_flags(group: FlagGroup) -> None:
 
 
 def classifier_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> ClassifierSettings:
-    """The settings that the flags ask for."""
+    """The settings that the flags ask for; several rates where there is no image to choose on are refused."""
+    fractions = label_fractions(flags, labels)
+    check_rates_can_be_chosen(flags.lr, fractions, labels)
     return ClassifierSettings(
         epochs=flags.epochs,
         lrs=tuple(flags.lr),
-        label_fractions=label_fractions(flags, labels),
+        label_fractions=fractions,
         optimizer=OptimizerConfig(
             name=flags.optimizer,
             lr=flags.lr[0],
@@ -146,11 +159,15 @@ def train(
     batches: TrainSubsetLoader,
     modules: Sequence[nn.Module],
     lrs: Sequence[float],
-    loss_of: Callable[[Batch], Tensor],
+    losses_of: Callable[[Batch], Tensor],
     settings: ClassifierSettings,
     title: str,
-) -> None:
-    """Minimize `loss_of(batch)` over all epochs; `modules[i]` is trained at `lrs[i]` per 256 images of a batch."""
+) -> list[bool]:
+    """Minimize each of `losses_of(batch)`, (K,), over all epochs; return which were finite in every one.
+
+    `modules[i]` is trained at `lrs[i]` per 256 images of a batch. No two losses share a parameter, so that one which is
+    not finite leaves the others as they are. The answer is the same on all ranks. Raises Diverged once none is finite.
+    """
     scale = batches.batch_size * world_size() / 256
     config = dataclasses.replace(settings.optimizer, lr=lrs[0])
     groups = [
@@ -160,18 +177,21 @@ def train(
     ]
     optimizer = build_optimizer(groups, config)
     scheduler = build_scheduler(optimizer, settings.schedule(len(batches)))
+    total = torch.zeros(())
     for epoch in tqdm(range(settings.epochs), title, leave=False, disable=True if rank() else None):
-        total: Tensor | float = 0.0
         for batch in batches.epoch(epoch):
-            loss = loss_of(batch)
-            total = total + loss.detach()  # read once an epoch: reading a number waits for the device
+            losses = losses_of(batch)
+            total = total.to(losses.device) + losses.detach()  # over all epochs: what is not finite stays so
             optimizer.zero_grad()
-            loss.backward()
+            losses.sum().backward()  # the gradient of each loss is its own, also where another one is NaN
             _average_gradients(modules)
             optimizer.step()
             scheduler.step()
-        if not math.isfinite(total):
-            raise UserError(f"{title}: the loss is {float(total):g} in epoch {epoch + 1}; try a lower --lr")
+        finite: list[bool] = mean_over_ranks(total).isfinite().tolist()  # once an epoch: it waits for the device
+        if not any(finite):
+            raise Diverged(f"{title}: the loss is {total.sum().item():g} in epoch {epoch + 1}; try a lower --lr")
+    optimizer.zero_grad()  # the gradients are as large as the network, which stays
+    return finite
 
 
 def _average_gradients(modules: Sequence[nn.Module]) -> None:
@@ -220,46 +240,84 @@ def linear_accuracy(
     """Top-1 in per cent of the last epoch, and its learning rate: one head per rate on a frozen backbone.
 
     The backbone is in evaluation mode, and all heads see the same augmented views. Of several rates the one is taken
-    that does best on a tenth of the training images, held out; none is chosen on the validation set.
+    that does best on a tenth of the training images, held out; none is chosen on the validation set. Raises UserError
+    where the losses of all rates are not finite.
     """
     rows, held_out = split_rows(target.train_labels, label_fraction, settings.lrs, target.seed)
     width = target.feature_width
     heads = nn.ModuleList(new_head(width, target.classes, target.device) for _ in settings.lrs)
 
-    def loss_of(batch: Batch) -> Tensor:
+    def losses_of(batch: Batch) -> Tensor:
         with torch.no_grad():
             features = compute_features(target.network, batch.views[0], target.device)
-        return torch.stack([F.cross_entropy(head(features), batch.labels) for head in heads]).sum()
+        return torch.stack([F.cross_entropy(head(features), batch.labels) for head in heads])
 
     with evaluation_mode(target.network):
         convolutions_channels_last(target.network, target.device.type)
         batches = target.train_subset_loader(rows)
-        train(batches, list(heads), settings.lrs, loss_of, settings, f"{target.title}, linear")
+        finite = train(batches, list(heads), settings.lrs, losses_of, settings, f"{target.title}, linear")
     heads.cpu()
+    for lr, is_finite in zip(settings.lrs, finite, strict=True):
+        if not is_finite:
+            _note_left_out(f"{target.title}, linear", lr)
     best = 0
     if len(held_out):
         features = target.train
         check = FeatureSet(features.x[held_out], features.y[held_out])
-        best = _argmax([accuracy(head, check) for head in heads])
+        scores = [accuracy(head, check) if fine else -math.inf for head, fine in zip(heads, finite, strict=True)]
+        best = _argmax(scores)
     return accuracy(heads[best], target.labelled_val), settings.lrs[best]
 
 
 def finetune_accuracy(
     target: EvaluationTarget, settings: ClassifierSettings, label_fraction: float = 1.0
 ) -> tuple[float, float]:
-    """Top-1 in per cent of the last epoch, and its learning rate: a copy of the whole network trained on the labels."""
+    """Top-1 in per cent of the last epoch, and its learning rate: a copy of the whole network trained on the labels.
+
+    Raises UserError where the losses of all rates are not finite.
+    """
     rows, held_out = split_rows(target.train_labels, label_fraction, settings.lrs, target.seed)
-    candidates: list[tuple[nn.Module, nn.Linear]] = []
-    held_out_accuracies = []
+    best: _Candidate | None = None
     for lr in settings.lrs:
+        needed = best is None and lr == settings.lrs[-1]
+        # No name holds a candidate that is not the best: the next one needs the memory.
+        best = _better(best, _candidate(target, settings, rows, held_out, lr, needed))
+    assert best is not None
+    return accuracy(best.head, target.extract("val", best.network)), best.lr
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A fine-tuned network, its head on CPU, its rate and its accuracy on held-out images (0 where there are none)."""
+
+    network: nn.Module
+    head: nn.Linear
+    lr: float
+    held_out_accuracy: float
+
+
+def _candidate(
+    target: EvaluationTarget, settings: ClassifierSettings, rows: Tensor, held_out: Tensor, lr: float, needed: bool
+) -> _Candidate | None:
+    """The network fine-tuned at a rate; where it diverges None with a note, or an error if it is needed."""
+    try:
         network, head = _finetune(target, settings, rows, lr)
-        candidates.append((network, head))
-        if len(held_out):
-            features = target.extract("train", network)
-            held_out_accuracies.append(accuracy(head, FeatureSet(features.x[held_out], features.y[held_out])))
-    best = _argmax(held_out_accuracies) if held_out_accuracies else 0
-    network, head = candidates[best]
-    return accuracy(head, target.extract("val", network)), settings.lrs[best]
+    except Diverged:
+        if needed:
+            raise
+        _note_left_out(f"{target.title}, finetune", lr)
+        return None
+    if not len(held_out):
+        return _Candidate(network, head, lr, 0.0)
+    features = target.extract("train", network)
+    return _Candidate(network, head, lr, accuracy(head, FeatureSet(features.x[held_out], features.y[held_out])))
+
+
+def _better(best: _Candidate | None, candidate: _Candidate | None) -> _Candidate | None:
+    """The one with the higher accuracy on held-out images; of equal ones the first."""
+    if best is None or candidate is None:
+        return best or candidate
+    return candidate if candidate.held_out_accuracy > best.held_out_accuracy else best
 
 
 def _finetune(
@@ -272,12 +330,16 @@ def _finetune(
         synchronize_batch_norm(network, target.device.type == "cuda")
     head = new_head(target.feature_width, target.classes, target.device)
 
-    def loss_of(batch: Batch) -> Tensor:
-        return F.cross_entropy(head(compute_features(network, batch.views[0], target.device)), batch.labels)
+    def losses_of(batch: Batch) -> Tensor:
+        return F.cross_entropy(head(compute_features(network, batch.views[0], target.device)), batch.labels)[None]
 
     title = f"{target.title}, finetune {lr:g}"
-    train(target.train_subset_loader(rows), [network, head], [lr, lr], loss_of, settings, title)
+    train(target.train_subset_loader(rows), [network, head], [lr, lr], losses_of, settings, title)
     return network, head.cpu()
+
+
+def _note_left_out(title: str, lr: float) -> None:
+    rank_zero_print(f"  note: {title}: the loss at --lr {lr:g} is not finite; the rate is left out")
 
 
 def _argmax(scores: Sequence[float]) -> int:

@@ -38,18 +38,20 @@ def picture_settings(flags: Namespace, labels: TrainingLabels, note: Note) -> Pi
 def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[Score]:
     """Nearest neighbours, 2-D projection and confusion matrix as PNG files, drawn by the first rank; no score.
 
-    For a vision transformer whose features are those of its class token, also the attention of that token.
+    For a vision transformer whose features are those of its class token, also the attention of that token. What there
+    are too few images for is left out, with a note.
     """
     train, val, data = target.train, target.val, target.data.data
     labelled = val and val.labelled()
+    shown, images = (train, data.train) if val is None or data.val is None else (val, data.val)
 
     def draw() -> None:
         names = ("neighbours", "embedding", "confusion", "attention")
         path = {n: target.folder / f"{target.file_name}_{n}.png" for n in names}
-        pictures.neighbours(path["neighbours"], train, val, data, target.seed)
-        images = data.train if val is None or data.val is None else data.val
-        pictures.embedding(path["embedding"], val or train, data.train.classes, target.seed, settings.projection,
-                           images)  # fmt: skip
+        if val is not None or _enough(target, "neighbours", len(train.x), 2):
+            pictures.neighbours(path["neighbours"], train, val, data, target.seed)
+        if _enough(target, "embedding", len(shown.x), pictures.FEWEST_POINTS[settings.projection]):
+            pictures.embedding(path["embedding"], shown, data.train.classes, target.seed, settings.projection, images)
         if settings.k and labelled is not None and len(labelled.x):
             predicted = knn_predictions(train, labelled, [settings.k], target.classes, target.device)[settings.k]
             pictures.confusion(path["confusion"], labelled.y, predicted, data.train.classes)
@@ -60,3 +62,11 @@ def draw_pictures(target: EvaluationTarget, settings: PictureSettings) -> list[S
 
     run_on_first_rank(draw)
     return []
+
+
+def _enough(target: EvaluationTarget, picture: str, images: int, needed: int) -> bool:
+    """Whether there are images enough for a picture; prints a note where there are not."""
+    if images < needed:
+        count = f"{images} image is" if images == 1 else f"{images} images are"
+        print(f"  note: {picture} of {target.title} left out: {count} too few, {needed} are needed")
+    return images >= needed

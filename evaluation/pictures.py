@@ -271,6 +271,7 @@ PROJECTIONS: dict[str, tuple[str, Callable[[NDArray, int], NDArray]]] = {
     "tsne": ("t-SNE", _tsne),
     "umap": ("UMAP", _umap),
 }
+FEWEST_POINTS = {"pca": 2, "tsne": 2, "umap": 4}  # with fewer the projection fails
 
 
 def embedding(

@@ -78,6 +78,24 @@ def label_fractions(flags: Namespace, labels: TrainingLabels) -> tuple[float, ..
     return tuple(flags.label_fraction)
 
 
+def _share(fraction: float, images: int) -> int:
+    return max(1, round(fraction * images))
+
+
+def check_rates_can_be_chosen(lrs: Sequence[float], fractions: Sequence[float], labels: TrainingLabels) -> None:
+    """Refuse several learning rates where a fraction leaves less than an image to train on and one to choose on."""
+    smallest = min(fractions)
+    if len(lrs) == 1 or _share(smallest, labels.smallest_class) >= 2:
+        return
+    rates = f"--lr {' '.join(f'{lr:g}' for lr in lrs)}"
+    if labels.smallest_class < 2:
+        raise UserError(f"{rates}: there is a class with 1 image, and choosing a rate needs 2; name one --lr")
+    raise UserError(
+        f"{rates}: --label_fraction {smallest:g} leaves 1 image of a class, and choosing a rate needs 2; name one "
+        f"--lr, or raise --label_fraction"
+    )
+
+
 def fraction_suffix(fraction: float) -> str:
     """The end of a score's key that says which share of the labels it took: "_1pct", and nothing for all."""
     return "" if fraction == 1 else f"_{100 * fraction:g}pct"
@@ -92,5 +110,5 @@ def balanced_rows(labels: Tensor, fraction: float, seed: int) -> Tensor:
     chosen = []
     for label in labels[labels >= 0].unique():
         of_class = order[labels[order] == label]
-        chosen.append(of_class[: max(1, round(fraction * len(of_class)))])
+        chosen.append(of_class[: _share(fraction, len(of_class))])
     return torch.cat(chosen).sort().values

@@ -76,6 +76,20 @@ def test_a_run_is_exported_with_its_card_without_an_evaluation(tmp_path, few):
         assert fact in card
 
 
+def test_layers_that_are_left_random_are_those_of_the_seed(tmp_path):
+    """Else the processes of one evaluation would have other networks, and two runs other scores."""
+    torch.save(build_backbone(NETWORK, 32)[0].state_dict(), tmp_path / "w.pth")
+    found = {}
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        torch.manual_seed(len(found))
+        main_linear.main(["digits", TINY[1], "--pretrained_feature_extractor", str(tmp_path / "w.pth"), "--skip_layers",
+                          "layer4.0.conv1", "--seed", seed, "--export", "timm", str(tmp_path / f"{name}.pth"),
+                          "--output", str(tmp_path)])  # fmt: skip
+        found[name] = torch.load(tmp_path / f"{name}.pth", weights_only=True)["layer4.0.conv1.weight"]
+    assert torch.equal(found["a"], found["b"])
+    assert not torch.equal(found["a"], found["c"])
+
+
 @pytest.mark.parametrize("evaluation", ["logistic", "linear", "finetune"])
 def test_weights_of_another_data_set_are_evaluated_with_a_note(tmp_path, few, capsys, evaluation):
     main_contrastive.main(["custom", *words("simclr", tmp_path, *few)[1:], "--steps", "1", "--run_id", "r"])

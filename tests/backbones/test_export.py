@@ -18,6 +18,7 @@ from backbones.load import open_weights, read_metadata, save_backbone
 from runs.checkpoint import AtomicCheckpointIO, CheckpointCallback
 from utils.errors import UserError
 from utils.files import write_json
+from utils.memory_layout import convolutions_channels_last
 from utils.plan import BackboneConfig
 
 CARD = {
@@ -84,6 +85,17 @@ def test_export_backbone_for_timm_loads_in_its_own_model(tmp_path, name, ending)
     own.load_state_dict(load(path), strict=True)
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(features(own, images), features(backbone, images))
+
+
+@pytest.mark.parametrize(("kind", "file"), [("timm", "x.safetensors"), ("torchvision", "x.safetensors"), ("hub", "x")])
+def test_export_backbone_after_an_evaluation_on_a_gpu_which_leaves_convolutions_channels_last(tmp_path, kind, file):
+    backbone = copy.deepcopy(trained("resnet18"))
+    convolutions_channels_last(backbone, "cuda")
+    assert not backbone.conv1.weight.is_contiguous()
+    path = export_backbone(kind, tmp_path / file, backbone, CARD, 32)[0]
+    written, expected = load(path), trained("resnet18").state_dict()
+    assert all(torch.equal(written[key], value) for key, value in expected.items())
+    assert not backbone.conv1.weight.is_contiguous(), "the network itself stays as it was"
 
 
 @pytest.mark.parametrize("name", TORCHVISION)

@@ -106,3 +106,13 @@ def test_hub_writes_nothing_that_differs(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="timm's features differ by .* nothing was written"):
         export_backbone("hub", tmp_path / "mine", network, CARD | {"backbone": "test_resnet"}, 32)
     assert not list(tmp_path.iterdir())
+
+
+def test_hub_compares_a_copy_on_the_cpu_with_timm(tmp_path, monkeypatch):
+    """A GPU rounds products of float32 to TF32, which alone differs by more than is allowed."""
+    moved, original = [], torch.nn.Module.cpu
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda module: (moved.append(module), original(module))[1])
+    network = network_of(BackboneConfig("test_resnet", "imagenet"))
+    export_backbone("hub", tmp_path / "mine", network, CARD | {"backbone": "test_resnet"}, 32)
+    (copied,) = moved
+    assert copied is not network, "the network itself stays on its device"

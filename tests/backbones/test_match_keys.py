@@ -52,6 +52,26 @@ def test_find_tensors_follows_all_four_flags():
     assert {k.split(".")[0] for k in match.skipped} >= {"conv1", "bn1", "layer2"}
 
 
+def test_find_tensors_takes_only_names_that_begin_with_the_prefix_to_remove():
+    """The other network of the file must not fill what the named one lacks, nor take its place."""
+    named, other = dict(trained().state_dict()), dict(filled_network(2).state_dict())
+    match = find(add_prefix("q.", named) | other, KeyFlags("", "q."))
+    assert equals_trained(match)
+    assert match.unexpected == list(other)
+    del named["layer1.0.conv1.weight"]
+    match = find(other | add_prefix("q.", named), KeyFlags(remove_prefix="q."))
+    assert match.missing == ["layer1.0.conv1.weight"]
+
+
+def test_find_tensors_refuses_a_prefix_with_which_no_name_begins():
+    tree = {"model": add_prefix("encoder.", dict(trained().state_dict()))}
+    expected = r"^no name under model begins with 'encode_q.' \(encoder.conv1.*more\); correct --remove_prefix, or"
+    with pytest.raises(UserError, match=expected):
+        find(tree, KeyFlags("model", "encode_q."))
+    with pytest.raises(UserError, match=r"no name at the top of the file begins with 'encoder.' \(none\)"):
+        find(tree, KeyFlags(remove_prefix="encoder."))
+
+
 def test_find_tensors_refuses_a_state_dict_key_that_is_absent():
     tree = {"a": {"model": {"x": torch.ones(1)}}}
     with pytest.raises(UserError, match=r"a.modle: no 'modle' in a \(did you mean model\?\); .*: model$"):

@@ -1,6 +1,7 @@
 """Tests of evaluations during training: one extraction per step, kNN at its epochs, which callbacks a plan has."""
 
 import contextlib
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -49,6 +50,31 @@ def test_feature_cache_extracts_once_per_step():
     assert module.batches == 2
     cache.get(trainer_at(4), module)
     assert module.batches == 4
+
+
+def test_feature_cache_frees_the_old_features_before_it_extracts_new_ones(monkeypatch):
+    cache, module = FeatureCache(), Module()
+    old = [weakref.ref(features.x) for features in cache.get(trainer_at(3), module)]
+    alive = []
+
+    def extract_and_look(*args, folder):
+        alive.append([reference() is not None for reference in old])
+        return extract(*args)
+
+    monkeypatch.setattr("evaluation.callbacks.extract", extract_and_look)
+    cache.get(trainer_at(4), module)
+    assert alive == [[False, False]] * 2
+
+
+def test_feature_cache_has_no_features_after_a_failed_extraction(monkeypatch):
+    cache, trainer = FeatureCache(), trainer_at(3)
+    cache.get(trainer, Module())
+    monkeypatch.setattr("evaluation.callbacks.extract", lambda *args, **_: 1 / 0)
+    trainer.global_step = 4
+    with pytest.raises(ZeroDivisionError):
+        cache.get(trainer, Module())
+    trainer.global_step = 3
+    assert not cache.has(trainer), "those of step 3 are gone"
 
 
 def test_online_knn_logs_at_its_epochs_and_after_the_last(tmp_path):

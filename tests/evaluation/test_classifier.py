@@ -1,6 +1,7 @@
 """Tests of linear classifiers and fine-tuning: training rows, the choice of a rate, parameter groups, the backbone."""
 
-from argparse import ArgumentParser
+import weakref
+from argparse import ArgumentParser, Namespace
 
 import pytest
 import torch
@@ -48,6 +49,18 @@ def settings_of(*argv):
 
 
 LABELS = TrainingLabels(90, 90, 3, 30)
+
+
+def test_several_rates_need_two_images_of_each_class_before_any_work():
+    """One to train on, and one to choose on."""
+    settings_of("--lr", "0.1", "1", "--label_fraction", "0.05", "1")
+    settings_of("--lr", "0.1", "--label_fraction", "0.04")
+    few = r"--lr 0.1 1: --label_fraction 0.04 leaves 1 image of a class, and choosing a rate needs 2; name one --lr, or"
+    with pytest.raises(UserError, match=few):
+        settings_of("--lr", "0.1", "1", "--label_fraction", "0.04", "1")
+    flags = Namespace(lr=[0.1, 1.0], label_fraction=[1.0])
+    with pytest.raises(UserError, match="a class with 1 image, and choosing a rate needs 2; name one --lr$"):
+        classifier_settings(flags, TrainingLabels(90, 90, 3, 1), print)
 
 
 class Clean(list):
@@ -158,6 +171,26 @@ def test_finetune_trains_the_backbone():
     assert not torch.equal(network[0].weight, target.network[0].weight)
 
 
+def test_finetune_keeps_the_best_candidate_only_and_no_gradients(monkeypatch):
+    """At each start there are, beside the target's own network, the best one so far and nothing of the others."""
+    made, alive, original = [], [], classifier._finetune
+
+    def watched(*args):
+        alive.append([lr for lr, *references in made if any(r() is not None for r in references)])
+        network, head = original(*args)
+        assert all(p.grad is None for p in [*network.parameters(), *head.parameters()])
+        made.append((args[-1], weakref.ref(network), weakref.ref(network[0].weight), weakref.ref(head)))
+        return network, head
+
+    monkeypatch.setattr(classifier, "_finetune", watched)
+    target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
+    score, lr = classifier.finetune_accuracy(target, settings_of("--lr", "1e-9", "1e-8", "1", "1e-7", "1e-6"))
+    assert score > 90
+    assert lr == 1.0
+    assert [len(networks) for networks in alive] == [0, 1, 1, 1, 1]
+    assert alive[-2:] == [[1.0], [1.0]]
+
+
 class WithPositions(nn.Module):
     """A network with a matrix that it exempts from weight decay, as timm's transformers do."""
 
@@ -184,6 +217,66 @@ def test_train_names_the_epoch_of_a_loss_that_explodes():
     target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(UserError, match=r"finetune 1e\+30: the loss is (nan|inf) in epoch \d+; try a lower --lr"):
         classifier.finetune_accuracy(target, settings_of("--lr", "1e30"))
+
+
+def heads_of(target, monkeypatch, *argv):
+    """Accuracy and rate of `linear`, and the weights of the heads that were compared on held-out images."""
+    seen, original = [], classifier.accuracy
+    monkeypatch.setattr(classifier, "accuracy", lambda head, f: (seen.append(head.weight), original(head, f))[1])
+    result = classifier.linear_accuracy(target, settings_of(*argv))
+    monkeypatch.undo()
+    return result, seen
+
+
+@pytest.mark.parametrize("rates", [("1e38", "1"), ("1", "1e38")])
+def test_a_rate_that_diverges_leaves_the_heads_of_the_others_as_they_are(monkeypatch, capsys, rates):
+    target = PointsTarget(nn.Identity())
+    result, seen = heads_of(target, monkeypatch, "--lr", *rates)
+    assert result == (100.0, 1.0)
+    _, alone = heads_of(target, monkeypatch, "--lr", "1e-9", "1")
+    assert torch.equal(seen[0], alone[1])
+    assert "note: points, linear: the loss at --lr 1e+38 is not finite; the rate is left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rates", [("1e30", "1"), ("1", "1e30")])
+def test_finetune_leaves_out_a_rate_that_diverges(capsys, rates):
+    target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
+    score, lr = classifier.finetune_accuracy(target, settings_of("--lr", *rates))
+    assert score > 90
+    assert lr == 1.0
+    assert "note: points, finetune: the loss at --lr 1e+30 is not finite; the rate is left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("accuracy", [classifier.linear_accuracy, classifier.finetune_accuracy])
+@pytest.mark.parametrize("rates", [("1e38",), ("1e38", "2e38")])
+def test_rates_that_all_diverge_are_an_error(accuracy, rates):
+    target = PointsTarget(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) in epoch \d+; try a lower --lr"):
+        accuracy(target, settings_of("--lr", *rates))
+
+
+def _diverged(rank, world):
+    """What `train` says of two heads, one of which sees an image that is not finite on the last rank alone."""
+    heads = [nn.Linear(2, 3), nn.Linear(2, 3)]
+    x = torch.ones(4, 2)
+
+    def losses_of(batch):
+        spoilt = x * (float("inf") if rank == world - 1 else 1)
+        logits = heads[0](spoilt), heads[1](x)
+        return torch.stack([F.cross_entropy(each, batch.labels) for each in logits])
+
+    class Batches(list):
+        batch_size = 4
+
+        def epoch(self, epoch):
+            return iter(self)
+
+    batches = Batches([Batch(torch.arange(4), [x], torch.arange(4) % 3)])
+    return classifier.train(batches, heads, [1.0, 1.0], losses_of, settings_of("--epochs", "1"), "t")
+
+
+def test_every_rank_leaves_out_the_same_rates(ranks):
+    assert ranks(2).run(_diverged) == [[False, True], [False, True]]
 
 
 def test_accuracy_ignores_unlabelled_rows():

@@ -1,6 +1,7 @@
 """The search for similar images among the training images."""
 
 import csv
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -24,6 +25,11 @@ from utils.errors import UserError
 def target(tmp_path):
     for i in range(5):
         write_image(tmp_path / "photos" / f"{i}.png", size=(40, 36), seed=i)
+    return target_of_photos(tmp_path)
+
+
+def target_of_photos(tmp_path):
+    """A target whose data module has decoded no image yet."""
     module = build_pipeline("stream", read(str(tmp_path / "photos")), [ViewSpec(32)], 2, 0, 0, None, "cpu")
     info = NetworkInfo("b, x", "b", default_output_dir=tmp_path / "run")
     return EvaluationTarget(Pixels(), info, "custom", module, module, CPU, tmp_path)
@@ -60,8 +66,12 @@ def test_similar_uses_the_features_that_are_on_the_disk(tmp_path, target, monkey
 
     monkeypatch.setattr("data.pipelines.evaluation_views.evaluation_view", fail)
     monkeypatch.setattr(module_under_test, "_draw", lambda *args: None)
-    similar(target, SimilarSettings((query,), 1))
+    (tmp_path / "b_x_similar.csv").unlink()
+    similar(target_of_photos(tmp_path), SimilarSettings((query,), 1))
     assert (tmp_path / "b_x_similar.csv").read_text() == first
+    shutil.rmtree(tmp_path / "run" / "features")
+    with pytest.raises(AssertionError, match="an image was decoded again"):
+        similar(target_of_photos(tmp_path), SimilarSettings((query,), 1))
 
 
 def test_views_of_files_are_those_of_the_data_set(target):
