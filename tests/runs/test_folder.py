@@ -189,7 +189,8 @@ def test_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsy
 def test_run_that_ended_before_its_first_checkpoint_is_replaced(tmp_path):
     run = tmp_path / "r"
     (run / "wandb" / "offline-run").mkdir(parents=True)
-    for name in ("args.json", "metrics.csv", ".last.ckpt.part", "curves.png", ".lock"):
+    grids = ("embedding.json", "attention.json", "neighbours.json")
+    for name in ("args.json", "metrics.csv", ".last.ckpt.part", "curves.png", ".lock", *grids):
         (run / name).write_text("")
     create_run_folder(str(tmp_path), "r")
     assert {p.name for p in run.iterdir()} == {".lock"}
@@ -230,3 +231,19 @@ def test_discard_unsaved_frees_the_name_of_a_run_without_a_checkpoint(tmp_path):
     (folder / "last.ckpt").unlink()
     discard_unsaved(folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("logs", ["wandb", "tensorboard"])
+def test_name_is_free_where_only_logs_of_a_dashboard_were_left(tmp_path, logs):
+    """The logs stay: in a folder without args.json they may be those of another program."""
+    folder = create_run_folder(str(tmp_path), "r")
+    (folder / logs).mkdir()
+    for name in ("args.json", "metrics.csv", "views.json", "report.html"):
+        (folder / name).touch()
+    discard_unsaved(folder)
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {logs}
+    create_run_folder(str(tmp_path), "r")
+    assert {p.name for p in folder.iterdir()} == {".lock", logs}
+    (folder / "curves.png").touch()
+    with pytest.raises(UserError, match="already holds a run"):
+        create_run_folder(str(tmp_path), "r")
