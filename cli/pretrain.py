@@ -18,6 +18,7 @@ from cli.flags import (
     add_positionals,
     drop_probability,
     view_size,
+    with_typed_paths,
 )
 from cli.parser import Parser, Rule, changed_flags, check_used
 from utils.arg_types import area_share, count, interval, nonnegative_float, positive_float, positive_int, probability
@@ -100,7 +101,7 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     parser = _parser(name, methods, datasets, datasets[dataset].views if dataset else {})
     first = parser.parse_strictly(argv, flags_of_others)
     defaults = _defaults(first, methods, datasets)
-    args = _parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others)
+    args = with_typed_paths(_parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others))
     typed = _parser(name, methods, datasets, {}).typed_flags(argv)
     args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)

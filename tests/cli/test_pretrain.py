@@ -2,10 +2,12 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from cli.evaluate import _parser as evaluation_parser
+from cli.evaluate import parse_evaluation
 from cli.pretrain import _parser, changed_pretraining_flags, method_args, parse_pretraining
 from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
@@ -217,3 +219,16 @@ def test_help_groups_the_most_used_flags_first(capsys):
 )
 def test_changed_flags_are_those_that_differ_from_the_defaults_of_the_method_and_the_data_set(text, expected):
     assert changed_pretraining_flags(shlex.split(text), METHODS, DATASETS) == expected
+
+
+def test_output_and_record_may_start_with_the_home_folder():
+    """As a file of --config and --output=~/x give them: the shell expands only a ~ that begins a word."""
+    for args in (
+        typed("digits resnet18 --output=~/runs --record '~/ledger'"),
+        parse_evaluation(shlex.split("digits resnet18 --pretrained_feature_extractor w --output=~/runs "
+                                     "--record=~/ledger"), list(DATASETS), EVALUATIONS),
+    ):  # fmt: skip
+        assert (args.output, args.record) == (str(Path.home() / "runs"), str(Path.home() / "ledger"))
+    assert typed("digits resnet18").record is None
+    message = refused("digits resnet18 --output=~nobody-of-this-name/x")
+    assert message.startswith("--output or --record: ~nobody-of-this-name/x cannot be found (")
