@@ -80,7 +80,7 @@ def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: 
     chosen = {"evaluation": _names(args, evaluations), "named": [n for n in args.evaluation or () if n != ALL]}
     args = Namespace(**vars(args) | chosen | {"export": export})
     typed = _parser(datasets, evaluations).typed_flags(argv)
-    check_used(args, typed, [*_rules(evaluations), *RULES])
+    check_used(args, typed, [*_rules(evaluations), *RULES], _parser(datasets, evaluations).flag_defaults())
     _check_export(args)
     for name in args.evaluation:
         _check_evaluation(args, name, evaluations[name])

@@ -105,7 +105,8 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     typed = _parser(name, methods, datasets, {}).typed_flags(argv)
     args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)
-    check_used(args, typed, [*RULES, *methods[name].flag_rules])
+    usual = _parser(name, methods, datasets, defaults).flag_defaults()
+    check_used(args, typed, [*RULES, *methods[name].flag_rules], usual)
     return args
 
 

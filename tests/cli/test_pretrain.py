@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from cli.evaluate import _parser as evaluation_parser
 from cli.evaluate import parse_evaluation
+from cli.parser import check_used
 from cli.pretrain import _parser, changed_pretraining_flags, method_args, parse_pretraining
 from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
@@ -232,3 +234,21 @@ def test_output_and_record_may_start_with_the_home_folder():
     assert typed("digits resnet18").record is None
     message = refused("digits resnet18 --output=~nobody-of-this-name/x")
     assert message.startswith("--output or --record: ~nobody-of-this-name/x cannot be found (")
+
+
+def test_switch_that_is_off_by_default_may_be_typed_as_off_where_it_has_no_effect():
+    assert typed("digits resnet18 --offline=false --lars_clip=false --optimizer sgd").offline is False
+    with pytest.raises(UserError, match="--offline has no effect without --wandb"):
+        typed("digits resnet18 --offline")
+    words = shlex.split(
+        "digits resnet18 --pretrained_feature_extractor w --export timm f --baselines=false --offline=false"
+    )
+    assert parse_evaluation(words, list(DATASETS), EVALUATIONS).offline is False
+
+
+def test_switch_that_is_on_by_default_must_have_an_effect_to_be_typed_as_off():
+    args = Namespace(shuffle=False, wandb=False)
+    rules = ((("shuffle",), "--wandb", lambda a: a.wandb),)
+    with pytest.raises(UserError, match="--shuffle has no effect without --wandb"):
+        check_used(args, {"shuffle"}, rules, {"shuffle": True})
+    check_used(args, {"shuffle"}, rules, {"shuffle": False})
