@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import shlex
 import shutil
 import time
 import uuid
@@ -162,7 +163,8 @@ def _refuse_another_run(folder: Path) -> None:
     """Refuse a folder with anything in it, other than what a run leaves that ended before its first checkpoint."""
     if {path.name for path in _content(folder)} <= LOGS or _saved_nothing(folder):
         return
-    raise UserError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --run_id")
+    quoted = shlex.quote(str(folder))
+    raise UserError(f"{folder} already holds a run; resume it with --resume {quoted}, or choose another --run_id")
 
 
 def _saved_nothing(folder: Path) -> bool:

@@ -18,6 +18,8 @@ from runs.folder import (
     write_bad_images,
     writes_run_folder,
 )
+from runs.report import RunReport
+from tests.helpers.commands import plan_of
 from tests.helpers.processes import CONTEXT, start_forkserver
 from utils.errors import UserError
 from utils.files import create_json
@@ -247,3 +249,13 @@ def test_name_is_free_where_only_logs_of_a_dashboard_were_left(tmp_path, logs):
     (folder / "curves.png").touch()
     with pytest.raises(UserError, match="already holds a run"):
         create_run_folder(str(tmp_path), "r")
+
+
+def test_folder_with_a_space_is_quoted_in_the_command_to_resume_it(tmp_path):
+    run = tmp_path / "my runs" / "r"
+    run.mkdir(parents=True)
+    (run / "last.ckpt").touch()
+    with pytest.raises(UserError, match=f"resume it with --resume '{run}', or choose"):
+        create_run_folder(str(run.parent), "r")
+    plan = plan_of("simclr")[1]
+    assert RunReport(run, "python3 main_contrastive.py", {}, plan).to_resume.endswith(f" --resume '{run}'")
