@@ -296,5 +296,8 @@ def write_summary(folder: Path, plan: Plan, seconds: float, ledger: str | None, 
 
 def training_seconds(rows: Sequence[Mapping[str, str]], plan: Plan) -> float:
     """Seconds that all epochs trained, interruptions and evaluations left out, from their images per second."""
-    images = plan.schedule.steps_per_epoch * plan.batch.global_batch
-    return sum(images / float(speed) for row in rows if (speed := row.get("images_per_second")))
+    speeds = [(int(row["step"]), float(speed)) for row in rows if (speed := row.get("images_per_second"))]
+    before = [-1, *(step for step, _ in speeds)]  # an epoch's row has its last step; --steps may cut the last epoch
+    return sum(
+        (step - start) * plan.batch.global_batch / speed for start, (step, speed) in zip(before, speeds, strict=False)
+    )

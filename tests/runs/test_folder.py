@@ -15,6 +15,7 @@ from runs.folder import (
     new_run_id,
     release_folders,
     temporary_on_error,
+    training_seconds,
     write_bad_images,
     writes_run_folder,
 )
@@ -259,3 +260,12 @@ def test_folder_with_a_space_is_quoted_in_the_command_to_resume_it(tmp_path):
         create_run_folder(str(run.parent), "r")
     plan = plan_of("simclr")[1]
     assert RunReport(run, "python3 main_contrastive.py", {}, plan).to_resume.endswith(f" --resume '{run}'")
+
+
+def test_training_time_counts_the_steps_of_an_epoch_that_the_length_cut():
+    """Two whole epochs at 100 images per second, and one of 5 steps at 50."""
+    plan = plan_of("simclr", "--batch_size", "64", "--steps", "49")[1]
+    assert plan.schedule.steps_per_epoch == 22
+    speeds = {21: "100", 30: "", 43: "100", 48: "50"}  # the number of an epoch's last step, from 0
+    rows = [{"step": str(step), "images_per_second": speed} for step, speed in speeds.items()]
+    assert training_seconds(rows, plan) == pytest.approx((44 * 64) / 100 + (5 * 64) / 50)
