@@ -9,6 +9,7 @@ from utils.errors import UserError
 from utils.files import entry, read_json, typed_path
 
 OF_ONE_RUN = ("run_id", "resume", "extend_schedule")  # flags of args.json that another run must not have
+POSITIONALS = ("dataset", "backbone")
 NULL = ("", "~", "null", "Null", "NULL")  # how YAML writes that a flag is not set
 # Words of a command -> (parser of its method, flags of other methods: flag -> their --method).
 ParserOf = Callable[[Sequence[str]], tuple[Parser, Mapping[str, str]]]
@@ -31,8 +32,10 @@ def expand_config(argv: Sequence[str], parser_of: ParserOf) -> list[str]:
     if not path.exists():
         raise UserError(f"--config {path} does not exist; name a YAML file, or a run's folder or args.json")
     recorded = path.suffix == ".json"
-    positionals, words = ({}, entry(path, read_json(path), "argv", list)) if recorded else _words_of_yaml(path)
+    flags = {} if recorded else _read_yaml(path)
+    positionals, words = ({}, entry(path, read_json(path), "argv", list)) if recorded else _words_of_yaml(flags)
     parser, flags_of_others = parser_of([*words, *argv])
+    _refuse_lists(path, flags, parser)
     typed, unknown = parser.typed_values(argv)
     values, unknown_keys = parser.typed_values(words)
     if unknown_keys:
@@ -47,14 +50,25 @@ def expand_config(argv: Sequence[str], parser_of: ParserOf) -> list[str]:
     return [*parser.words_of(values | typed), *unknown]
 
 
-def _words_of_yaml(path: Path) -> tuple[dict[str, str], list[str]]:
+def _words_of_yaml(flags: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """(data set and backbone, the other entries as arguments) of a flat YAML file; a value is text, as in a shell."""
-    flags = _read_yaml(path)
-    positionals = {name: str(flags.pop(name)) for name in ("dataset", "backbone") if name in flags}
+    positionals = {name: str(flags[name]) for name in POSITIONALS if name in flags}
     words = []
     for name, value in flags.items():
-        words += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
+        if name not in POSITIONALS:
+            words += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
     return positionals, words
+
+
+def _refuse_lists(path: Path, flags: Mapping[str, Any], parser: Parser) -> None:
+    """Refuse a list where one value is needed: its second value would be taken for a word of its own."""
+    several = {option for action in parser._actions if action.nargs for option in action.option_strings}
+    options = {option for action in parser._actions for option in action.option_strings}
+    for name, value in flags.items():
+        known = f"--{name}" in options or name in POSITIONALS
+        if isinstance(value, list) and known and f"--{name}" not in several:
+            flag = name if name in POSITIONALS else f"--{name}"
+            raise UserError(f"{path}: {name} is a list, and {flag} takes one value; write it without brackets")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cli.flags import (
     add_loading_flags,
     add_positionals,
     view_size,
+    with_typed_paths,
 )
 from cli.parser import Parser, Rule, changed_flags, check_used
 from utils.arg_types import positive_int
@@ -74,12 +75,12 @@ def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: 
     `evaluation` holds the names of the evaluations to compute: the typed ones, all, or the defaults; none where the
     command only exports. `named` holds the typed ones. `export` is None or (format, Path).
     """
-    args = _parser(datasets, evaluations).parse_strictly(argv, {})
+    args = with_typed_paths(_parser(datasets, evaluations).parse_strictly(argv, {}))
     export = (args.export[0], Path(args.export[1])) if args.export else None
     chosen = {"evaluation": _names(args, evaluations), "named": [n for n in args.evaluation or () if n != ALL]}
     args = Namespace(**vars(args) | chosen | {"export": export})
     typed = _parser(datasets, evaluations).typed_flags(argv)
-    check_used(args, typed, [*_rules(evaluations), *RULES])
+    check_used(args, typed, [*_rules(evaluations), *RULES], _parser(datasets, evaluations).flag_defaults())
     _check_export(args)
     for name in args.evaluation:
         _check_evaluation(args, name, evaluations[name])

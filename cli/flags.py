@@ -4,7 +4,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from utils.arg_types import Rule, count, folder_name, number, positive_int
-from utils.files import OUTPUT
+from utils.errors import UserError
+from utils.files import OUTPUT, typed_path
 from utils.optim import FlagGroup
 
 DEFAULT_PROJECT = "lookalike"
@@ -26,6 +27,15 @@ def add_positionals(parser: ArgumentParser, datasets: Sequence[str]) -> None:
     parser.add_argument("dataset", choices=list(datasets), metavar="DATASET", help=f"one of {', '.join(datasets)}")
     parser.add_argument("backbone", metavar="BACKBONE", help="a torchvision ResNet, also with a factor of its channels "
                         "(resnet50x2, resnet18x0.25), or any timm model name")  # fmt: skip
+
+
+def with_typed_paths(args: Namespace) -> Namespace:
+    """The flags with ~ expanded in --output and --record; a path that cannot be looked up is a UserError."""
+    paths = {name: getattr(args, name) for name in ("output", "record")}
+    try:
+        return Namespace(**vars(args) | {name: str(typed_path(path)) for name, path in paths.items() if path})
+    except UserError as e:
+        raise UserError(f"--output or --record: {e}") from None
 
 
 def add_common_flags(group: FlagGroup) -> None:

@@ -195,9 +195,15 @@ def _flag_hint(flag: str, known: Iterable[str]) -> str:
     return did_you_mean(flag, known)
 
 
-def check_used(args: Namespace, typed: set[str], rules: Sequence[Rule]) -> None:
-    """Refuse typed flags that would be ignored. rules: (flags, what they need, whether that is there)."""
+def check_used(
+    args: Namespace, typed: set[str], rules: Sequence[Rule], defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse typed flags that would be ignored. rules: (flags, what they need, whether that is there).
+
+    defaults: of the flags. A switch that is off and is off by default asks for nothing, and is not refused.
+    """
+    off = {name for name, default in (defaults or {}).items() if default is False and getattr(args, name) is False}
     for names, requirement, condition in rules:
         for flag in names:
-            if flag in typed and not condition(args):
+            if flag in typed - off and not condition(args):
                 raise UserError(f"--{flag} has no effect without {requirement}; add that, or remove --{flag}")

@@ -18,6 +18,7 @@ from cli.flags import (
     add_positionals,
     drop_probability,
     view_size,
+    with_typed_paths,
 )
 from cli.parser import Parser, Rule, changed_flags, check_used
 from utils.arg_types import area_share, count, interval, nonnegative_float, positive_float, positive_int, probability
@@ -95,11 +96,12 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     parser = _parser(name, methods, datasets, datasets[dataset].views if dataset else {})
     first = parser.parse_strictly(argv, flags_of_others)
     defaults = _defaults(first, methods, datasets)
-    args = _parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others)
+    args = with_typed_paths(_parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others))
     typed = _parser(name, methods, datasets, {}).typed_flags(argv)
     args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)
-    check_used(args, typed, [*RULES, *methods[name].flag_rules])
+    usual = _parser(name, methods, datasets, defaults).flag_defaults()
+    check_used(args, typed, [*RULES, *methods[name].flag_rules], usual)
     return args
 
 
@@ -123,18 +125,29 @@ def parse_resumed(
 ) -> tuple[Namespace, list[str]]:
     """(flags that a run was started with, arguments to resume it with, for parse_pretraining).
 
-    A run that is extended keeps the defaults of its first number of epochs: they are added to its arguments.
+    A run that is extended keeps the defaults of its first number of epochs: they are added to its arguments, each time
+    that the longer command is given.
     """
     started = parse_pretraining(before, methods, datasets)
-    same_method = _method_name(argv, methods) == started.method
-    if (
-        list(argv) == list(before)
-        or not same_method
-        or parse_pretraining(argv, methods, datasets).epochs == started.epochs
-    ):
+    if list(argv) == list(before) or _method_name(argv, methods) != started.method:
         return started, list(argv)
-    names = methods[started.method].length_defaults(started.epochs)
-    return started, [*(f"--{name}={getattr(started, name)}" for name in names), *argv]
+    method, present = methods[started.method], parse_pretraining(argv, methods, datasets)
+    typed = _parser(present.method, methods, datasets, {}).typed_flags(argv)
+    pinned: list[str] = []
+    values: dict[str, Any] = {}
+    for name in (method.length_defaults(started.epochs) | method.length_defaults(present.epochs)).keys() - typed:
+        value = getattr(started, name)
+        if value is None and name == "warmup_epochs" and not started.steps:
+            value = min(10.0, started.epochs / 10)  # a plan's choice, as a number that a word can give
+        if value == getattr(present, name):
+            continue
+        rules = [rule for rule in (*RULES, *method.flag_rules) if name in rule[0]]
+        if value is None or not all(condition(present) for _, _, condition in rules):
+            values[name] = getattr(present, name)  # without effect: a resumed run has the warm-up of its plan
+        else:
+            values[name] = value
+            pinned.append(f"--{name}={value}")
+    return Namespace(**vars(started) | values), [*sorted(pinned), *argv]
 
 
 def method_args(args: Namespace, methods: Methods) -> Namespace:

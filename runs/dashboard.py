@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ class Dashboard(Logger):
                 _in_time(_close_client, CONNECT)  # it would refuse to open the same page again
         if self._page is None:
             if obstacle:
-                upload = f"upload it later: wandb sync {folder}/wandb/offline-run-*"
+                upload = f"upload it later: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*"
                 rank_zero_print(f"  note: Weights & Biases: {obstacle}; the run is logged offline, {upload}")
             self._say_off(_attempt(lambda: self._open(offline=True)))
 

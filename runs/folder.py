@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import shlex
 import shutil
 import time
 import uuid
@@ -33,10 +34,11 @@ BEFORE_CHECKPOINT = {
     "alarms.json",
     "views.json",
     "neighbours.json",
+    "embedding.json",
+    "attention.json",
     "report.html",
-    "wandb",
-    "tensorboard",
-}  # and pictures
+}  # and pictures, and LOGS
+LOGS = {"wandb", "tensorboard"}  # folders of dashboards
 LONGEST_NAME = 100  # bytes of --name in an automatic run id; data set, backbone and time follow
 
 
@@ -125,7 +127,7 @@ def create_run_folder(output: str, run_id: str, automatic: bool = False) -> Path
     """A folder for a new run, which this process holds; one that holds another run is refused.
 
     automatic: the name may change, so that two jobs of one second have a folder each.
-    What a run left that ended before its first checkpoint is removed.
+    What a run left that ended before its first checkpoint is removed; logs of a dashboard that lie alone stay.
     """
     folder = Path(output) / run_id
     try:
@@ -133,7 +135,7 @@ def create_run_folder(output: str, run_id: str, automatic: bool = False) -> Path
         _refuse_another_run(folder)  # before the lock, which would leave a file there
         lock_folder(folder)
         _refuse_another_run(folder)
-        for left in _content(folder):
+        for left in _content(folder) if _saved_nothing(folder) else ():
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     except OSError as e:
         raise UserError(f"cannot create the run folder {folder} ({e.strerror}); choose another --output") from e
@@ -159,9 +161,10 @@ def _content(folder: Path) -> list[Path]:
 
 def _refuse_another_run(folder: Path) -> None:
     """Refuse a folder with anything in it, other than what a run leaves that ended before its first checkpoint."""
-    if not _content(folder) or _saved_nothing(folder):
+    if {path.name for path in _content(folder)} <= LOGS or _saved_nothing(folder):
         return
-    raise UserError(f"{folder} already holds a run; resume it with --resume {folder}, or choose another --run_id")
+    quoted = shlex.quote(str(folder))
+    raise UserError(f"{folder} already holds a run; resume it with --resume {quoted}, or choose another --run_id")
 
 
 def _saved_nothing(folder: Path) -> bool:
@@ -173,15 +176,16 @@ def _saved_nothing(folder: Path) -> bool:
 def discard_unsaved(folder: Path) -> None:
     """Remove what a run wrote that stops before its first step, so that its name is free again."""
     if _saved_nothing(folder):
-        for name in ("args.json", "metrics.csv", "bad_images.txt", "alarms.json"):
-            (folder / name).unlink(missing_ok=True)
+        for left in _content(folder):
+            if left.name not in LOGS and not left.is_dir():
+                left.unlink()
         release_folders()
         with contextlib.suppress(OSError):  # the logs of a dashboard stay
             folder.rmdir()
 
 
 def _is_before_checkpoint(path: Path) -> bool:
-    return path.name in BEFORE_CHECKPOINT or path.suffix == ".png" or path.match(".*.part")
+    return path.name in BEFORE_CHECKPOINT | LOGS or path.suffix == ".png" or path.match(".*.part")
 
 
 @contextlib.contextmanager
@@ -292,5 +296,8 @@ def write_summary(folder: Path, plan: Plan, seconds: float, ledger: str | None, 
 
 def training_seconds(rows: Sequence[Mapping[str, str]], plan: Plan) -> float:
     """Seconds that all epochs trained, interruptions and evaluations left out, from their images per second."""
-    images = plan.schedule.steps_per_epoch * plan.batch.global_batch
-    return sum(images / float(speed) for row in rows if (speed := row.get("images_per_second")))
+    speeds = [(int(row["step"]), float(speed)) for row in rows if (speed := row.get("images_per_second"))]
+    before = [-1, *(step for step, _ in speeds)]  # an epoch's row has its last step; --steps may cut the last epoch
+    return sum(
+        (step - start) * plan.batch.global_batch / speed for start, (step, speed) in zip(before, speeds, strict=False)
+    )

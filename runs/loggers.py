@@ -93,11 +93,11 @@ def _lines(columns: list[str], rows: list[dict[str, Any]]) -> str:
 
 
 class TruncateMetricsOnResume(Callback):
-    """Drop the rows of metrics.csv that a resumed run writes again."""
+    """Drop the rows of metrics.csv, and the points of TensorBoard, that a resumed run writes again."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
+            if isinstance(logger, MetricsCSV | TensorBoard):
                 logger.truncate_from_step(trainer.global_step)
 
 

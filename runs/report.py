@@ -63,7 +63,7 @@ class RunReport(Callback):
     def __init__(self, folder: Path, program: str, changed: Changed, plan: Plan):
         self.folder, self.program, self.changed = folder, program, changed
         self.every, self.total_epochs = plan.logging.knn_every, plan.schedule.total_epochs
-        self.to_resume = f"{program} --resume {folder}"
+        self.to_resume = f"{program} --resume {shlex.quote(str(folder))}"
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The row of the epoch before is in metrics.csv now."""

@@ -34,6 +34,7 @@ class TensorBoard(Logger):
         self.folder, self.settings = folder, settings
         self._open: Callable[[int], Any] = lambda step: SummaryWriter(str(folder / FOLDER), purge_step=step)
         self._writer: Any = None
+        self._resumed_at: int | None = None
         self._off = False
 
     def _do(self, step: int, action: Callable[[Any], None]) -> None:
@@ -41,12 +42,16 @@ class TensorBoard(Logger):
             return
         try:
             if self._writer is None:
-                self._writer = self._open(step)
+                self._writer = self._open(step if self._resumed_at is None else self._resumed_at)
                 self._writer.add_text("settings", _table(("flag", "value"), list(self.settings.items())), step)
             action(self._writer)
         except Exception as e:
             self._off = True
             rank_zero_print(f"  note: TensorBoard is off from here: {e}; metrics.csv has all numbers")
+
+    def truncate_from_step(self, step: int) -> None:
+        """Hide the points of `step` and later in older files, which a resumed run makes again."""
+        self._resumed_at = step
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ T = TypeVar("T")
 # the others waiting: its connection tells (utils/peers.py).
 TIME_LIMIT = timedelta(hours=12)
 WAIT = 0.1  # seconds between two looks for the other ranks
+INTERACTIVE = ("bash", "interactive")  # names of jobs of SLURM that Lightning too takes for a shell
 _barriers = 0  # calls of barrier(): each has keys of its own in the store
 COMMUNICATION = ("gloo", "NCCL", "c10d", "TCPStore", "Connection closed by peer", "Connection reset by peer")
 
@@ -51,12 +52,20 @@ def rank() -> int:
 
 def launched_rank() -> int:
     """The rank that the launcher gave this process, known before the process group is: who may write files."""
-    return next((int(os.environ[k]) for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ), 0)
+    return _launcher_variable("RANK", "SLURM_PROCID", "LOCAL_RANK", default=0)
 
 
 def launched_size() -> int:
     """Number of processes that the launcher started, known before the process group is."""
-    return next((int(os.environ[k]) for k in ("WORLD_SIZE", "SLURM_NTASKS") if k in os.environ), 1)
+    return _launcher_variable("WORLD_SIZE", "SLURM_NTASKS", default=1)
+
+
+def _launcher_variable(*names: str, default: int) -> int:
+    """The first of these variables that is set; those of SLURM only where srun started this process."""
+    # In an interactive shell of SLURM they describe the shell, for each process that Lightning starts there.
+    if os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
+        names = tuple(name for name in names if not name.startswith("SLURM_"))
+    return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
 def rank_zero_print(text: str) -> None:
@@ -67,7 +76,7 @@ def rank_zero_print(text: str) -> None:
 
 def launched_local_rank() -> int:
     """The number that the launcher gave this process among those of its machine: which GPU it takes."""
-    return next((int(os.environ[k]) for k in ("LOCAL_RANK", "SLURM_LOCALID") if k in os.environ), 0)
+    return _launcher_variable("LOCAL_RANK", "SLURM_LOCALID", default=0)
 
 
 def init_process_group(device: torch.device, processes: int) -> None:

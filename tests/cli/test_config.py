@@ -113,6 +113,21 @@ def test_config_with_a_mistake_is_refused_with_one_line(file, content, message):
     assert message in refused(f"digits resnet18 --config {file(content)}")
 
 
+@pytest.mark.parametrize("line", ["lr: [0.1, 0.2]", "lr: []", "wandb: [true]", "lr: [0.1]"])
+def test_list_for_a_flag_of_one_value_is_refused(file, line):
+    path = file(f"dataset: digits\nbackbone: resnet18\n{line}")
+    name = line.partition(":")[0]
+    for before in ("", "digits resnet18 "):
+        message = refused(f"{before}--config {path}")
+        assert message == f"{path}: {name} is a list, and --{name} takes one value; write it without brackets"
+
+
+@pytest.mark.parametrize("line", ["dataset: [digits, cifar10]", "backbone: [resnet18]"])
+def test_list_for_data_set_or_backbone_is_refused(file, line):
+    path = file(line)
+    assert f"{path}: {line.partition(':')[0]} is a list" in refused(f"digits resnet18 --config {path}")
+
+
 def test_config_that_does_not_exist_and_two_of_them_are_refused(file, tmp_path):
     assert "none.yaml does not exist; name a YAML file" in refused(f"--config {tmp_path}/none.yaml")
     assert "does not exist" in refused(f"--config {tmp_path}/none.json")

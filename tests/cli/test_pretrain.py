@@ -2,10 +2,14 @@
 
 import re
 import shlex
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from cli.evaluate import _parser as evaluation_parser
+from cli.evaluate import parse_evaluation
+from cli.parser import check_used
 from cli.pretrain import _parser, changed_pretraining_flags, method_args, parse_pretraining
 from data.datasets import DATASETS
 from evaluation.evaluations import EVALUATIONS
@@ -217,3 +221,34 @@ def test_help_groups_the_most_used_flags_first(capsys):
 )
 def test_changed_flags_are_those_that_differ_from_the_defaults_of_the_method_and_the_data_set(text, expected):
     assert changed_pretraining_flags(shlex.split(text), METHODS, DATASETS) == expected
+
+
+def test_output_and_record_may_start_with_the_home_folder():
+    """As a file of --config and --output=~/x give them: the shell expands only a ~ that begins a word."""
+    for args in (
+        typed("digits resnet18 --output=~/runs --record '~/ledger'"),
+        parse_evaluation(shlex.split("digits resnet18 --pretrained_feature_extractor w --output=~/runs "
+                                     "--record=~/ledger"), list(DATASETS), EVALUATIONS),
+    ):  # fmt: skip
+        assert (args.output, args.record) == (str(Path.home() / "runs"), str(Path.home() / "ledger"))
+    assert typed("digits resnet18").record is None
+    message = refused("digits resnet18 --output=~nobody-of-this-name/x")
+    assert message.startswith("--output or --record: ~nobody-of-this-name/x cannot be found (")
+
+
+def test_switch_that_is_off_by_default_may_be_typed_as_off_where_it_has_no_effect():
+    assert typed("digits resnet18 --offline=false --lars_clip=false --optimizer sgd").offline is False
+    with pytest.raises(UserError, match="--offline has no effect without --wandb"):
+        typed("digits resnet18 --offline")
+    words = shlex.split(
+        "digits resnet18 --pretrained_feature_extractor w --export timm f --baselines=false --offline=false"
+    )
+    assert parse_evaluation(words, list(DATASETS), EVALUATIONS).offline is False
+
+
+def test_switch_that_is_on_by_default_must_have_an_effect_to_be_typed_as_off():
+    args = Namespace(shuffle=False, wandb=False)
+    rules = ((("shuffle",), "--wandb", lambda a: a.wandb),)
+    with pytest.raises(UserError, match="--shuffle has no effect without --wandb"):
+        check_used(args, {"shuffle"}, rules, {"shuffle": True})
+    check_used(args, {"shuffle"}, rules, {"shuffle": False})

@@ -83,6 +83,13 @@ def test_page_that_cannot_be_opened_is_opened_offline_with_one_line(tmp_path, mo
     assert "no answer to ***; the run is logged offline" in printed
 
 
+def test_command_of_the_upload_quotes_a_folder_with_a_space(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "my runs"
+    monkeypatch.setattr(dashboard, "why_offline", lambda: "no network")
+    opened(monkeypatch, folder, Page())
+    assert f"upload it later: wandb sync '{folder}'/wandb/offline-run-*" in capsys.readouterr().out
+
+
 def test_asked_for_offline_nothing_is_tried(tmp_path, monkeypatch, capsys):
     config = DashboardConfig(True, "name", "project", None, True)
     assert opened(monkeypatch, tmp_path, Page(), config=config)[1] == ["offline"]

@@ -15,9 +15,12 @@ from runs.folder import (
     new_run_id,
     release_folders,
     temporary_on_error,
+    training_seconds,
     write_bad_images,
     writes_run_folder,
 )
+from runs.report import RunReport
+from tests.helpers.commands import plan_of
 from tests.helpers.processes import CONTEXT, start_forkserver
 from utils.errors import UserError
 from utils.files import create_json
@@ -189,7 +192,8 @@ def test_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsy
 def test_run_that_ended_before_its_first_checkpoint_is_replaced(tmp_path):
     run = tmp_path / "r"
     (run / "wandb" / "offline-run").mkdir(parents=True)
-    for name in ("args.json", "metrics.csv", ".last.ckpt.part", "curves.png", ".lock"):
+    grids = ("embedding.json", "attention.json", "neighbours.json")
+    for name in ("args.json", "metrics.csv", ".last.ckpt.part", "curves.png", ".lock", *grids):
         (run / name).write_text("")
     create_run_folder(str(tmp_path), "r")
     assert {p.name for p in run.iterdir()} == {".lock"}
@@ -230,3 +234,38 @@ def test_discard_unsaved_frees_the_name_of_a_run_without_a_checkpoint(tmp_path):
     (folder / "last.ckpt").unlink()
     discard_unsaved(folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("logs", ["wandb", "tensorboard"])
+def test_name_is_free_where_only_logs_of_a_dashboard_were_left(tmp_path, logs):
+    """The logs stay: in a folder without args.json they may be those of another program."""
+    folder = create_run_folder(str(tmp_path), "r")
+    (folder / logs).mkdir()
+    for name in ("args.json", "metrics.csv", "views.json", "report.html"):
+        (folder / name).touch()
+    discard_unsaved(folder)
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {logs}
+    create_run_folder(str(tmp_path), "r")
+    assert {p.name for p in folder.iterdir()} == {".lock", logs}
+    (folder / "curves.png").touch()
+    with pytest.raises(UserError, match="already holds a run"):
+        create_run_folder(str(tmp_path), "r")
+
+
+def test_folder_with_a_space_is_quoted_in_the_command_to_resume_it(tmp_path):
+    run = tmp_path / "my runs" / "r"
+    run.mkdir(parents=True)
+    (run / "last.ckpt").touch()
+    with pytest.raises(UserError, match=f"resume it with --resume '{run}', or choose"):
+        create_run_folder(str(run.parent), "r")
+    plan = plan_of("simclr")[1]
+    assert RunReport(run, "python3 main_contrastive.py", {}, plan).to_resume.endswith(f" --resume '{run}'")
+
+
+def test_training_time_counts_the_steps_of_an_epoch_that_the_length_cut():
+    """Two whole epochs at 100 images per second, and one of 5 steps at 50."""
+    plan = plan_of("simclr", "--batch_size", "64", "--steps", "49")[1]
+    assert plan.schedule.steps_per_epoch == 22
+    speeds = {21: "100", 30: "", 43: "100", 48: "50"}  # the number of an epoch's last step, from 0
+    rows = [{"step": str(step), "images_per_second": speed} for step, speed in speeds.items()]
+    assert training_seconds(rows, plan) == pytest.approx((44 * 64) / 100 + (5 * 64) / 50)

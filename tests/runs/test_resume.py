@@ -208,6 +208,33 @@ def test_extension_keeps_the_defaults_of_the_first_length(tmp_path):
         resumed(folder, "--epochs", "500", "--extend_schedule", "stretch", "--tau", "0.5")
 
 
+@pytest.mark.parametrize("method", ["byol", "mocov3"])
+def test_longer_command_may_be_repeated_where_the_defaults_depend_on_the_length(tmp_path, method):
+    folder, begun = recorded_run(tmp_path, "--epochs", "100", method=method)
+    longer = ["--epochs", "1000", "--resume", "auto", "--extend_schedule", "stretch"]
+    whole = [*tiny(method), "--method", method, *small(method), *longer]
+    first, again = resumed(folder, *whole), resumed(folder, *whole)
+    assert again[1] == first[1]
+    assert (again[0].tau, again[1].optimizer) == (0.99, begun.optimizer)
+    assert resumed(folder)[1] == first[1]
+    with pytest.raises(UserError, match="--lr 7.0 differs from the run's "):
+        resumed(folder, *whole, "--lr", "7")
+
+
+@pytest.mark.parametrize("scheduler", ["warmup_cosine", "cosine"])
+def test_extension_keeps_the_warm_up_where_only_a_longer_run_of_the_method_has_its_own(tmp_path, scheduler):
+    flags = ["--scheduler", scheduler]
+    folder, begun = recorded_run(tmp_path, "--epochs", "100", *flags, method="mae")
+    longer = ["--epochs", "800", "--resume", "auto", "--extend_schedule", "stretch"]
+    whole = [*tiny("mae"), "--method", "mae", *small("mae"), *flags, *longer]
+    _, plan = resumed(folder, *whole)
+    assert plan.schedule.warmup_steps == begun.schedule.warmup_steps
+    assert resumed(folder, *whole)[1] == resumed(folder)[1] == plan
+    if scheduler == "warmup_cosine":
+        with pytest.raises(UserError, match="--warmup_epochs 40.0 differs from the run's 10.0"):
+            resumed(folder, *whole, "--warmup_epochs", "40")
+
+
 def test_extension_on_a_full_disk_leaves_the_run_as_it_was(tmp_path):
     folder, begun = recorded_run(tmp_path, "--epochs", "3")
     before = (folder / "args.json").read_text()

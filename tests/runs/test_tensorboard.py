@@ -1,10 +1,12 @@
 """TensorBoard: what its own reader finds in the files."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from runs.loggers import TruncateMetricsOnResume
 from runs.tensorboard import FOLDER, TensorBoard
 from tests.helpers.dashboard_files import scalars
 from utils.errors import UserError
@@ -56,3 +58,14 @@ def test_missing_package_names_its_requirement_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match=r"--tensorboard needs .*requirements-tensorboard.txt"):
         TensorBoard({}, tmp_path)
+
+
+def test_points_between_the_resume_and_its_first_point_are_dropped(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "curves.png")
+    written(tmp_path, 0)
+    board = TensorBoard({}, tmp_path)
+    trainer = SimpleNamespace(loggers=[board], global_step=1)
+    TruncateMetricsOnResume().on_train_start(trainer, None)
+    board.log_metrics({"loss": 9.0}, 3)
+    board.finalize("success")
+    assert scalars(tmp_path / FOLDER)["train/loss"] == {0: 0.0, 3: 9.0}

@@ -19,6 +19,8 @@ from utils.distributed import (
     gather_together,
     init_process_group,
     is_communication_error,
+    launched_rank,
+    launched_size,
     mean_over_ranks,
     raise_together,
     reason_of,
@@ -170,6 +172,22 @@ def test_init_process_group_knows_the_variables_of_slurm(monkeypatch, formed):
                 "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
     assert {name: os.environ[name] for name in expected} == expected
     assert [call[0] for call in formed] == ["set_device", "nccl"]
+
+
+@pytest.mark.parametrize("name", ["bash", "interactive"])
+def test_children_started_in_an_interactive_shell_of_slurm_have_ranks_of_their_own(monkeypatch, formed, name):
+    """The shell is task 0 of the job, whatever it starts; with srun the variables of SLURM count."""
+    slurm_job(monkeypatch)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert (launched_rank(), launched_size()) == (0, 2)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert launched_rank() == 1
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_JOB_NAME", name)
+    assert (launched_rank(), launched_size()) == (0, 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert (launched_rank(), launched_size()) == (1, 2)
 
 
 LIMIT = timedelta(milliseconds=300)
