@@ -66,10 +66,17 @@ def read_folder(root: Path, classes: list[str] | None = None, unlabelled: bool =
     """Read the image files below `root`: labelled by their class folder, or -1 when images lie in `root` itself.
 
     classes: the class names of another split, to which the labels refer; by default the sorted sub-folders.
-    unlabelled: all labels are -1, wherever the images lie.
+    With such classes, images in `root` itself are an error: no image would have a label. unlabelled: all labels are -1,
+    wherever the images lie.
     """
     top = entries(root)
-    if unlabelled or any(is_image(entry) for entry in top):
+    loose = [] if unlabelled else sorted(entry.path for entry in top if is_image(entry))
+    if loose and classes:
+        raise UserError(
+            f"images such as {shown(loose[0])} lie in the top of {shown(root)}, so no validation image has a label; "
+            f"move them into class folders, or remove them"
+        )
+    if unlabelled or loose:
         files, unread = find_images(root, "")
         if not files:
             raise UserError(f"{shown(root)} has no images ({_read_formats(unread, root)}); name another folder")
