@@ -29,7 +29,7 @@ from utils.files import replaced_atomically
 from utils.names import shown
 
 INDEX = "lookalike_index.npz"
-VERSION = 1  # of the index
+VERSION = 2  # of the index
 BLOCK = 512  # bytes of a tar header; the end of an archive is a block of zeros
 WAIT = 3600  # seconds for another process that makes the index
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -227,6 +227,7 @@ def _members(path: Path, columns: Columns) -> list[Member]:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if info.isreg() and not os.path.basename(info.name).startswith((".", "__")):
                     _refuse_outside(info.name, where)
+                    info.name = _without_dot(info.name)
                     files.append(info)
             end = tar.offset
         with path.open("rb") as file:
@@ -288,6 +289,13 @@ def _split(name: str) -> tuple[str, str]:
 
 def _is_image(ending: str, named: str | None) -> bool:
     return ending == named.lower().lstrip(".") if named else os.path.splitext(f".x.{ending}")[1] in read_endings()
+
+
+def _without_dot(name: str) -> str:
+    """The name of a member without the "./" that `tar -C FOLDER .` writes, which would be the first folder of all."""
+    while name.startswith("./"):
+        name = name[2:]
+    return name
 
 
 def _refuse_outside(name: str, where: str) -> None:
