@@ -22,7 +22,7 @@ from data.encoded import PUT_BACK, EncodedImages
 from data.file_list import Names
 from data.images import reason
 from data.labels import UNLABELLED, class_positions
-from data.scan import entries, read_endings
+from data.scan import entries, is_folder, read_endings
 from data.tables import Columns
 from utils.errors import UserError
 from utils.files import replaced_atomically
@@ -118,7 +118,10 @@ class MemberReader(io.RawIOBase):
 
 def find_shards(path: Path) -> list[str]:
     """The names of the shards in a folder, sorted; or of the one shard that a path is."""
-    names = sorted(entry.name for entry in entries(path) if entry.is_file()) if path.is_dir() else [path.name]
+    names = [path.name]
+    if path.is_dir():
+        likely = [entry for entry in entries(path) if entry.name.lower().endswith((".tar", *PACKED))]
+        names = sorted(entry.name for entry in likely if not is_folder(entry) and entry.is_file())
     if packed := [name for name in names if name.lower().endswith(PACKED)]:
         raise UserError(
             f"{shown(path / packed[0] if path.is_dir() else path)} is compressed, so no image can be read from its "

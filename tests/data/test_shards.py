@@ -287,3 +287,10 @@ def test_an_index_of_an_earlier_version_is_made_again(folders, tmp_path, monkeyp
     monkeypatch.setattr(data.shards, "_make", lambda *args: made.append(1) or make(*args))
     read(shards)
     assert made == [1]
+
+
+def test_a_link_to_a_shard_that_does_not_exist_is_refused(folders, tmp_path):
+    shards = write_shards(folders, tmp_path / "shards")
+    (shards / "003.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"003.tar is a link to .*gone.tar, which does not exist; put that back, or"):
+        read(shards)
