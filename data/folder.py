@@ -17,7 +17,8 @@ DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}")  # names such as 2019, 2019-
 class FolderImages(EncodedImages):
     """Image files below a folder, in sorted order, or in that of a table.
 
-    unread: names of images below the root in formats that are not read.
+    unread: names of images below the root in formats that are not read. searched: whether the files were found in the
+    folder, and not named by a table.
     """
 
     PER_IMAGE = ("lengths", "mtimes")
@@ -25,11 +26,11 @@ class FolderImages(EncodedImages):
 
     def __init__(
         self, root: Path, files: Sequence[ImageFile], labels: Sequence[int], classes: Sequence[str],
-        unread: Sequence[str] = (),
+        unread: Sequence[str] = (), searched: bool = True,
     ):  # fmt: skip
         found = FileList.of(files)
         super().__init__(root, found.names, found.sizes, labels, classes)
-        self.mtimes, self.unread = found.mtimes, list(unread)
+        self.mtimes, self.unread, self.searched = found.mtimes, list(unread), searched
         self._warned = False
 
     def content(self, i: int) -> str:

@@ -134,8 +134,8 @@ def _sizes(images: Images) -> NDArray:
 
 
 def _skipped(images: Images) -> dict[str, int]:
-    """Number of files that are no images, by their endings; of a very large folder nothing."""
-    if not isinstance(images, FolderImages) or len(images) > CHECKED:
+    """Number of files that are no images, by their endings; of a table or a very large folder nothing."""
+    if not isinstance(images, FolderImages) or not images.searched or len(images) > CHECKED:
         return {}
     found: Counter[str] = Counter()
     for _, folders, files in os.walk(images.root, followlinks=True):  # a link without an end was refused before

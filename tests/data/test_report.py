@@ -70,6 +70,15 @@ def test_images_of_all_formats_that_are_read_are_not_said_to_be_skipped(tmp_path
     assert data_report(data).splits["train"].skipped == {".txt": 1}
 
 
+def test_files_below_the_folder_of_a_table_are_not_counted(folder, tmp_path):
+    (tmp_path / "train.csv").write_text("path,label\ntrain/cat/03.png,cat\ntrain/dog/01.png,dog\n")
+    data = read_dataset("custom", str(tmp_path / "train.csv"), None, None)
+    assert data_report(data).splits["train"].skipped == {}
+    assert not any("skipped" in note for note in image_notes(data, VIEWS))
+    kept = read_dataset("custom", str(tmp_path), None, None, "skip").train
+    assert data_report(Data(kept, None, 2, (0.5,) * 3, (0.2,) * 3, [])).splits["train"].skipped[".txt"] == 2
+
+
 def test_notes_are_silent_on_images_that_are_fine():
     assert image_notes(DIGITS, VIEWS) == []
     report = data_report(DIGITS)
