@@ -100,6 +100,7 @@ def read_data_set(
         return None
     import datasets
 
+    data_set = data_set.with_format(None)  # a format that was saved with it makes tensors of labels, or hides columns
     names, features, where = data_set.column_names, data_set.features, shown(place)
     image = columns.find_image(names, where, [name for name in names if isinstance(features[name], datasets.Image)])
     if columns.label or any(isinstance(feature, datasets.ClassLabel) for feature in features.values()):

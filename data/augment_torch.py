@@ -26,6 +26,8 @@ from data.pixel_operations import (
 from data.sampler import ViewParams
 
 Statistic = tuple[float, ...]  # one number per channel
+# Pixels: a narrower part of an image may lie between the middles of two. Without rounding to float32 it would be 1.
+NARROW = 1.001
 
 
 def _minimum(a: Tensor, b: Tensor | float) -> Tensor:
@@ -68,8 +70,14 @@ class Axis:
     high: NDArray
 
     def stretched(self, ratio: NDArray) -> "Axis":
-        """These places in images that were resized by `ratio` (N,) along this axis."""
-        return Axis(self.start * ratio, self.scale * ratio, self.low * ratio, self.high * ratio)
+        """These places in images that were resized by `ratio` (N,) along this axis.
+
+        A part that may hold the middle of no resized pixel gets the pixel in which its own middle lies.
+        """
+        low, high = self.low * ratio, self.high * ratio
+        narrow, pixel = high - low < NARROW, np.floor((low + high) / 2)
+        low, high = np.where(narrow, np.minimum(low, pixel), low), np.where(narrow, np.maximum(high, pixel + 1), high)
+        return Axis(self.start * ratio, self.scale * ratio, low, high)
 
 
 def crop_axes(box: NDArray, size: int) -> tuple[Axis, Axis]:

@@ -1,7 +1,8 @@
 """Data sets by name: images, labels, number of classes, mean and deviation; indices are positions in the data set."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from data.encoded import EncodedImages, preview
 from data.folder import FolderImages
-from data.images import ArrayImages, Images
+from data.images import ArrayImages, Images, reason
 from data.labels import UNLABELLED, LabelSets
 from data.scan import unread_note
 from data.sources import find_places, read_place
@@ -64,17 +65,34 @@ def _torchvision(name: str, content: str) -> Callable[[Path, str], Images]:
         kind = getattr(torchvision.datasets, name)
         stl = name == "STL10"
         part = {"split": "train+unlabeled" if split == "train" else "test"} if stl else {"train": split == "train"}
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"):  # one process downloads, the others wait and find the files
-            try:
-                found = kind(root, **part)
-            except RuntimeError:  # its files are not there
-                found = _download(kind, root, part, name, content)
+        try:  # without a lock: the folder may be read-only
+            found = kind(root, **part)
+        except RuntimeError:  # its files are not there, or not whole yet
+            with _download_lock(root, name):  # one process downloads, the others wait and find the files
+                try:
+                    found = kind(root, **part)
+                except RuntimeError:
+                    found = _download(kind, root, part, name, content)
         pixels = found.data if stl else found.data.transpose(0, 3, 1, 2)
         labels = found.labels if stl else found.targets
         return ArrayImages(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels).long())
 
     return load
+
+
+@contextlib.contextmanager
+def _download_lock(root: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a download into `root`, which is made; a folder that cannot be written to is a UserError."""
+    with contextlib.ExitStack() as held:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(root / f".{name}.lock"))
+        except OSError as e:
+            raise UserError(
+                f"{name} is not in {shown(root)} and cannot be downloaded into it ({reason(e)}); name a folder that "
+                f"can be written to with --data_folder"
+            ) from e
+        yield
 
 
 def _download(kind: Any, root: Path, part: dict[str, Any], name: str, content: str) -> Any:

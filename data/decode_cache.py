@@ -7,7 +7,7 @@ after any interruption the marked parts can be trusted, and the next run decodes
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.images import Images
+from data.images import Images, reason
 from utils.errors import UserError
 from utils.files import create_allocated, replaced_atomically, typed_path, write_text_atomically
 from utils.names import shown
@@ -28,11 +28,9 @@ class DecodeCache:
     """The cached sizes and pixels of some images. Files that were written again, at any length, get another folder."""
 
     def __init__(self, root: Path, images: Images):
-        self.images, self.folder = images, typed_path(root) / images.state()
-        try:
+        self.images, self.root, self.folder = images, root, typed_path(root) / images.state()
+        with self._errors_named():
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise UserError(f"--cache {root}: {e.strerror} ({e.filename}); name a folder that can be written to") from e
 
     def sizes(self) -> NDArray:
         """(N, 2) heights and widths of the images, read from their files once."""
@@ -44,22 +42,42 @@ class DecodeCache:
         if getattr(known, "shape", None) != (len(self.images), 2) or known.dtype.kind != "i" or (known <= 0).any():
             known = self.images.sizes()
             # Other processes read the old file or the whole new one.
-            with FileLock(self.folder / "lock"), replaced_atomically(path) as part, part.open("wb") as file:
+            with self._locked(), replaced_atomically(path) as part, part.open("wb") as file:
                 np.save(file, known)
         return known
 
     def pixels(self, shape: tuple[int, int], fill: Callable[[Tensor, range], None]) -> Tensor:
         """(N, 3, *shape) uint8; `fill` writes the rows of ranges of images that are not in the cache yet."""
         self.name, self.shape = f"{shape[0]}x{shape[1]}", (len(self.images), 3, *shape)
-        if not self._complete():
-            with FileLock(self.folder / "lock"):  # while another run fills the cache: wait, and find it filled
+        with self._errors_named():
+            complete = self._complete()
+        if not complete:
+            with self._locked():  # while another run fills the cache: wait, and find it filled
                 self._fill(fill)
         return torch.from_numpy(self._pixels("c"))  # "c": changes of these pixels do not reach the file
 
+    @contextlib.contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """What the system refuses, as in the cache of another user, is a UserError."""
+        try:
+            yield
+        except OSError as e:
+            where = f" ({shown(e.filename)})" if e.filename else ""
+            raise UserError(f"--cache {self.root}: {reason(e)}{where}; name a folder that can be written to") from e
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the folder; errors of what is done meanwhile, such as reading a shard, are left alone."""
+        with contextlib.ExitStack() as held:
+            with self._errors_named():
+                held.enter_context(FileLock(self.folder / "lock"))
+            yield
+
     def _fill(self, fill: Callable[[Tensor, range], None]) -> None:
-        if not self._sound():
-            self._reserve()
-        pixels, done = self._pixels("r+"), self._done("r+")
+        with self._errors_named():
+            if not self._sound():
+                self._reserve()
+            pixels, done = self._pixels("r+"), self._done("r+")
         for part in np.flatnonzero(done == 0).tolist():
             fill(torch.from_numpy(pixels), range(part * PART, min((part + 1) * PART, len(pixels))))
             pixels.flush()

@@ -17,7 +17,8 @@ DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}")  # names such as 2019, 2019-
 class FolderImages(EncodedImages):
     """Image files below a folder, in sorted order, or in that of a table.
 
-    unread: names of images below the root in formats that are not read.
+    unread: names of images below the root in formats that are not read. searched: whether the files were found in the
+    folder, and not named by a table.
     """
 
     PER_IMAGE = ("lengths", "mtimes")
@@ -25,11 +26,11 @@ class FolderImages(EncodedImages):
 
     def __init__(
         self, root: Path, files: Sequence[ImageFile], labels: Sequence[int], classes: Sequence[str],
-        unread: Sequence[str] = (),
+        unread: Sequence[str] = (), searched: bool = True,
     ):  # fmt: skip
         found = FileList.of(files)
         super().__init__(root, found.names, found.sizes, labels, classes)
-        self.mtimes, self.unread = found.mtimes, list(unread)
+        self.mtimes, self.unread, self.searched = found.mtimes, list(unread), searched
         self._warned = False
 
     def content(self, i: int) -> str:
@@ -66,10 +67,17 @@ def read_folder(root: Path, classes: list[str] | None = None, unlabelled: bool =
     """Read the image files below `root`: labelled by their class folder, or -1 when images lie in `root` itself.
 
     classes: the class names of another split, to which the labels refer; by default the sorted sub-folders.
-    unlabelled: all labels are -1, wherever the images lie.
+    With such classes, images in `root` itself are an error: no image would have a label. unlabelled: all labels are -1,
+    wherever the images lie.
     """
     top = entries(root)
-    if unlabelled or any(is_image(entry) for entry in top):
+    loose = [] if unlabelled else sorted(entry.path for entry in top if is_image(entry))
+    if loose and classes:
+        raise UserError(
+            f"images such as {shown(loose[0])} lie in the top of {shown(root)}, so no validation image has a label; "
+            f"move them into class folders, or remove them"
+        )
+    if unlabelled or loose:
         files, unread = find_images(root, "")
         if not files:
             raise UserError(f"{shown(root)} has no images ({_read_formats(unread, root)}); name another folder")

@@ -23,7 +23,7 @@ from utils.names import shown
 
 SECONDS = 5.0  # for both splits; the validation images get a third of it
 VALIDATION = 1000  # images at most: all of them among the training images are found with a sample, a few are not
-BLOCK = 512  # images that are decoded before the clock is read
+BLOCK = 512  # images that are summarized before the clock is read
 SIDE = 16  # pixels of a thumbnail
 # A JPEG of quality 75 or an upscaled copy correlates by more than 0.99 (500 of 500 images of CIFAR-10); 0.98 would
 # also find 7 of 359 digits that two people wrote alike.
@@ -36,7 +36,7 @@ ALIKE = 0.5  # share of different images under which a data set is said to repea
 
 @dataclass
 class ImageBlock:
-    """Some images of one size, summarized.
+    """Some images, summarized.
 
     rows: their positions. digests: hashes of their pixels. thumbnails: (N, SIDE^2) unit rows, zero where flat.
     one_colour: (N,) whether all pixels of an image are equal.
@@ -94,11 +94,12 @@ def _sample_rows(n: int, most: int) -> list[int]:
 
 
 def read_blocks(images: Images, rows: list[int], end: float) -> Iterator[ImageBlock]:
-    """Blocks of images of one size, in the order of `rows`, until the clock says `end`."""
+    """Summaries of images, a block at a time and in the order of `rows`, until the clock says `end`."""
 
-    def decode(row: int) -> Tensor | None:
+    def summary(row: int) -> ImageBlock | None:
+        """Of one image, where it is decoded: a block of photographs in memory would be many gigabytes."""
         try:
-            return images.decode(row) if time.monotonic() < end else None
+            return _summarize([row], images.decode(row)[None]) if time.monotonic() < end else None
         except UserError:  # an unreadable file is said by those who need it
             return None
 
@@ -107,15 +108,19 @@ def read_blocks(images: Images, rows: list[int], end: float) -> Iterator[ImageBl
             part = rows[first : first + BLOCK]
             if isinstance(images, ArrayImages):
                 yield _summarize(part, images.pixels[part])
-            else:
-                sizes: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-                for row, image in zip(part, pool.map(decode, part), strict=True):
-                    if image is not None:
-                        sizes.setdefault(image.shape, []).append((row, image))
-                for found in sizes.values():
-                    yield _summarize([row for row, _ in found], torch.stack([image for _, image in found]))
+            elif found := [block for block in pool.map(summary, part) if block is not None]:
+                yield _joined(found)
             if time.monotonic() > end:
                 return
+
+
+def _joined(blocks: list[ImageBlock]) -> ImageBlock:
+    return ImageBlock(
+        [row for block in blocks for row in block.rows],
+        [digest for block in blocks for digest in block.digests],
+        torch.cat([block.thumbnails for block in blocks]),
+        torch.cat([block.one_colour for block in blocks]),
+    )
 
 
 def _summarize(rows: list[int], pixels: Tensor) -> ImageBlock:

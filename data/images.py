@@ -87,10 +87,10 @@ FOREIGN = (  # position of some bytes, the bytes, and what is said of a file wit
 MAX_PIXELS = 89_478_485  # a quarter of a GiB of RGB; above it Pillow warns, and refuses twice as many
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels; make it smaller"
-# The errors that Pillow raises for a file that is not an image, or is damaged.
+# The errors that Pillow raises for a file that is not an image, or is damaged; its AVIF decoder raises RuntimeError.
 DAMAGED = (
-    OSError, SyntaxError, ValueError, ArithmeticError, EOFError, LookupError, TypeError, struct.error, zlib.error,
-    Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, ArithmeticError, EOFError, LookupError, TypeError, RuntimeError, struct.error,
+    zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 REPAIR = {errno.ENOENT: "put it back", errno.EACCES: "allow reading it", errno.EPERM: "allow reading it"}
 

@@ -81,10 +81,12 @@ def class_positions(values: Sequence[Any], where: str, classes: list[str] | None
     if numbers is None:
         if several := next((name for name in sorted(found.values()) if any(s in name for s in SEPARATORS)), None):
             raise _several(where, several)
-        names = sorted({name for name in found.values() if name})
     else:
         found = {value: str(numbers[name]) if name else "" for value, name in found.items()}
-        found = {value: "" if name == str(UNLABELLED) else name for value, name in found.items()}
+    found = {value: "" if name == str(UNLABELLED) else name for value, name in found.items()}
+    if numbers is None:
+        names = sorted({name for name in found.values() if name})
+    else:
         names = [str(number) for number in sorted(set(numbers.values()) - {UNLABELLED})]
         if names and int(names[0]) < 0:
             raise UserError(f"{where}: the label {names[0]} is negative; only -1 may be, for unlabelled: {REMEDY}")
@@ -106,6 +108,8 @@ def _numbers(names: list[str], where: str) -> dict[str, int] | None:
     """Whole numbers of the names; None where some name is no number."""
     numbers = {}
     for name in names:
+        if "_" in name:  # Python takes 1_12 and 11_2 for one number
+            return None
         try:
             number = int(name) if name.lstrip("+-").isdigit() else float(name)
             numbers[name] = int(number)

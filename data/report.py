@@ -19,7 +19,7 @@ from data.encoded import CHECKED, EncodedImages
 from data.folder import FolderImages
 from data.image_alarms import MOST, NEAR, image_name, read_blocks
 from data.images import Images
-from data.scan import ENDINGS
+from data.scan import read_endings
 from utils.names import escaped
 from utils.plan import ViewsConfig
 
@@ -134,16 +134,15 @@ def _sizes(images: Images) -> NDArray:
 
 
 def _skipped(images: Images) -> dict[str, int]:
-    """Number of files that are no images, by their endings; of a very large folder nothing."""
-    if not isinstance(images, FolderImages) or len(images) > CHECKED:
+    """Number of files that are no images, by their endings; of a table or a very large folder nothing."""
+    if not isinstance(images, FolderImages) or not images.searched or len(images) > CHECKED:
         return {}
     found: Counter[str] = Counter()
     for _, folders, files in os.walk(images.root, followlinks=True):  # a link without an end was refused before
         folders[:] = [name for name in folders if not name.startswith(".")]
         found.update(os.path.splitext(name)[1].lower() for name in files if not name.startswith("."))
-    return {
-        ending: count for ending, count in sorted(found.items(), key=lambda e: (-e[1], e[0])) if ending not in ENDINGS
-    }
+    skipped = {ending: count for ending, count in found.items() if ending not in read_endings()}
+    return dict(sorted(skipped.items(), key=lambda e: (-e[1], e[0])))
 
 
 def _endings(skipped: dict[str, int]) -> str:

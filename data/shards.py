@@ -22,14 +22,14 @@ from data.encoded import PUT_BACK, EncodedImages
 from data.file_list import Names
 from data.images import reason
 from data.labels import UNLABELLED, class_positions
-from data.scan import entries, read_endings
+from data.scan import entries, is_folder, read_endings
 from data.tables import Columns
 from utils.errors import UserError
 from utils.files import replaced_atomically
 from utils.names import shown
 
 INDEX = "lookalike_index.npz"
-VERSION = 1  # of the index
+VERSION = 2  # of the index
 BLOCK = 512  # bytes of a tar header; the end of an archive is a block of zeros
 WAIT = 3600  # seconds for another process that makes the index
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -118,7 +118,10 @@ class MemberReader(io.RawIOBase):
 
 def find_shards(path: Path) -> list[str]:
     """The names of the shards in a folder, sorted; or of the one shard that a path is."""
-    names = sorted(entry.name for entry in entries(path) if entry.is_file()) if path.is_dir() else [path.name]
+    names = [path.name]
+    if path.is_dir():
+        likely = [entry for entry in entries(path) if entry.name.lower().endswith((".tar", *PACKED))]
+        names = sorted(entry.name for entry in likely if not is_folder(entry) and entry.is_file())
     if packed := [name for name in names if name.lower().endswith(PACKED)]:
         raise UserError(
             f"{shown(path / packed[0] if path.is_dir() else path)} is compressed, so no image can be read from its "
@@ -227,6 +230,7 @@ def _members(path: Path, columns: Columns) -> list[Member]:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 if info.isreg() and not os.path.basename(info.name).startswith((".", "__")):
                     _refuse_outside(info.name, where)
+                    info.name = _without_dot(info.name)
                     files.append(info)
             end = tar.offset
         with path.open("rb") as file:
@@ -288,6 +292,13 @@ def _split(name: str) -> tuple[str, str]:
 
 def _is_image(ending: str, named: str | None) -> bool:
     return ending == named.lower().lstrip(".") if named else os.path.splitext(f".x.{ending}")[1] in read_endings()
+
+
+def _without_dot(name: str) -> str:
+    """The name of a member without the "./" that `tar -C FOLDER .` writes, which would be the first folder of all."""
+    while name.startswith("./"):
+        name = name[2:]
+    return name
 
 
 def _refuse_outside(name: str, where: str) -> None:

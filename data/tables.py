@@ -90,7 +90,7 @@ def read_table(path: Path, columns: Columns, classes: list[str] | None) -> Encod
     found = Labels.none(len(paths))
     if label:
         found = read_labels(labels[0], f"{where}, column {shown(label)}", classes)
-    images = FolderImages(path.parent, _files(path, paths), found.positions, found.classes)
+    images = FolderImages(path.parent, _files(path, paths), found.positions, found.classes, searched=False)
     images.label_sets = found.sets
     if not label and not columns.unlabelled and len(names) > 1:
         images.notes.append(no_label_note(names, where))

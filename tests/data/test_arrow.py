@@ -154,3 +154,23 @@ def test_the_libraries_are_named_where_they_are_absent(folders, tmp_path, monkey
     (tmp_path / "x.parquet").write_bytes(b"")
     with pytest.raises(UserError, match="Parquet files need pyarrow .*: pip install -r requirements-datasets.txt"):
         read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("form", ["torch", "numpy", "pandas"])
+def test_the_output_format_of_a_saved_data_set_changes_nothing(folders, tmp_path, form):
+    plain = data_set(folders).cast_column("label", datasets.Value("int64"))
+    for number, labels in enumerate((plain, plain.cast_column("label", datasets.Value("string")))):
+        expected = read(write("saved", labels, tmp_path / f"plain{number}"))
+        formatted = read(write("saved", labels.with_format(form), tmp_path / f"formatted{number}"))
+        assert datasets.load_from_disk(tmp_path / f"formatted{number}")["train"].format["type"] == form
+        assert formatted.train.classes == expected.train.classes
+        assert torch.equal(formatted.train.labels, expected.train.labels)
+        assert torch.equal(formatted.val.labels, expected.val.labels)
+        assert torch.equal(formatted.train.decode(3), expected.train.decode(3))
+
+
+def test_columns_that_an_output_format_leaves_out_are_found(folders, tmp_path):
+    plain = data_set(folders)
+    found = read(write("saved", plain.with_format("torch", columns=["other"]), tmp_path / "x"))
+    assert found.train.classes == ["cat", "dog"]
+    assert found.train.labels.tolist() == plain["label"][:]

@@ -97,3 +97,19 @@ def test_augment_images_of_squeezed_images_gives_the_views_of_the_originals():
     y, x_axis = crop_axes(p.box, 24)
     axes = (y.stretched(np.full(4, 64 / 90)), x_axis.stretched(np.full(4, 64 / 120)))
     assert (augmented_images(squeezed, p, spec, axes=axes) - batched(x, p, spec)).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("shape", [(1, 600), (600, 1)])
+def test_views_of_very_long_images_that_are_stored_as_squares_are_finite_and_agree(shape):
+    h, w = shape
+    x = torch.arange(h * w).mul(255).div(h * w).byte().view(1, 1, h, w).repeat(8, 3, 1, 1)
+    squeezed = TF.resize(x, [256, 256], antialias=True)
+    spec = ViewSpec(224)
+    p = params(spec, n=8, sizes=shape, **OFF)
+    ratio = np.tile([256 / h, 256 / w], (8, 1))
+    expected = batched(squeezed, p, spec, ratio)
+    assert expected.isfinite().all()
+    y, x_axis = crop_axes(p.box, 224)
+    axes = (y.stretched(ratio[:, 0]), x_axis.stretched(ratio[:, 1]))
+    assert_close(augmented_images(squeezed, p, spec, axes=axes), expected, rtol=0, atol=2e-5)
+    assert (expected - batched(x, p, spec)).abs().max() < 0.01, "the views of the original"

@@ -140,3 +140,21 @@ def test_rows_of_a_batch_are_independent():
     one = ViewParams(*(getattr(p, f)[5:6] for f in p.__dataclass_fields__))
     whole = batched(x, p, spec)
     assert_close(batched(x[5:6], one, spec)[0], whole[5], rtol=0, atol=1e-6)
+
+
+@given(
+    pixels=st.integers(1, 300),
+    stored=st.integers(1, 256),
+    ends=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+def test_a_box_of_a_squeezed_image_holds_the_middle_of_a_stored_pixel(pixels, stored, ends):
+    low = min(int(ends[0] * pixels), pixels - 1)
+    length = max(1, int(ends[1] * (pixels - low)))
+    y, _ = augment_torch.crop_axes(np.array([[low, 0, length, 1]]), 16)
+    found = y.stretched(np.array([stored / pixels]))
+    middles = np.arange(stored) + 0.5
+    assert ((middles > found.low) & (middles < found.high)).any()
+    assert found.low >= 0
+    assert found.high <= stored + 1e-9
+    weights = augment_torch.weights(found, stored, 16, None, torch.device("cpu"))
+    assert_close(weights.sum(dim=2), torch.ones(1, 16))

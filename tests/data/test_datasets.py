@@ -1,7 +1,11 @@
 """Data sets: what is read, and the errors when it cannot be read."""
 
 import dataclasses
+import errno
+import os
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +115,50 @@ def test_read_dataset_without_a_network_says_where_to_put_the_files(tmp_path, mo
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(UserError, match=f"{tmp_path}.* cannot be downloaded .*; put .* there, or read class folders"):
         read_dataset(name, str(tmp_path), None, None)
+
+
+def cifar10_files(root):
+    """The files of CIFAR-10 as torchvision expects them, with 10 images each; their hashes are not looked at."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        content = {"data": np.zeros((10, 3072), np.uint8), "labels": list(range(10))}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+
+
+def test_read_dataset_reads_what_is_there_without_a_lock(tmp_path, monkeypatch):
+    cifar10_files(tmp_path)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("data.datasets.FileLock", refused)
+    data = read_dataset("cifar10", str(tmp_path), None, None)
+    assert (len(data.train), len(data.val)) == (50, 10)
+    assert not list(tmp_path.glob(".*lock"))
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES])
+def test_read_dataset_refuses_to_download_into_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, error):
+    def refused(*args, **kwargs):
+        raise PermissionError(error, os.strerror(error))
+
+    monkeypatch.setattr("data.datasets.FileLock", refused)
+    with pytest.raises(
+        UserError, match=rf"CIFAR10 is not in {tmp_path} and cannot be .*\({os.strerror(error)}\); "
+    ) as e:
+        read_dataset("cifar10", str(tmp_path), None, None)
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_read_dataset_refuses_a_file_in_place_of_the_folder_to_download_into(tmp_path):
+    (tmp_path / "x").write_text("")
+    for path in (tmp_path / "x", tmp_path / "x" / "y"):
+        with pytest.raises(UserError, match=f"CIFAR10 is not in {path} and cannot be downloaded .*; name a folder"):
+            read_dataset("cifar10", str(path), None, None)
 
 
 def test_read_dataset_refuses_labels_beyond_the_classes(monkeypatch):

@@ -1,5 +1,6 @@
 """Decoded images on disk: written once, found again, never wrong."""
 
+import errno
 import os
 
 import numpy as np
@@ -153,6 +154,39 @@ def test_cache_refuses_a_folder_that_cannot_be_made(folder):
     (folder / "file").write_text("")
     with pytest.raises(UserError, match="name a folder that can be written to"):
         DecodedImages(images(folder), 32, folder / "file" / "cache")
+
+
+@pytest.mark.parametrize("damaged", ["64x64.done", "sizes.npy"])
+def test_cache_of_another_user_that_is_not_complete_is_one_line(folder, monkeypatch, damaged):
+    store(folder)
+    path = next((folder / "cache").rglob(damaged))
+    path.write_bytes(path.read_bytes()[:-1])
+
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent / "lock"))
+
+    monkeypatch.setattr(cache_module, "FileLock", refused)
+    with pytest.raises(
+        UserError, match=r"^--cache .*/cache: Permission denied \(.*lock\); name a folder that can"
+    ) as e:
+        store(folder)
+    assert len(str(e.value).splitlines()) == 1
+
+
+def test_cache_whose_pixels_belong_to_another_user_is_one_line(folder, monkeypatch):
+    store(folder)
+    path = next((folder / "cache").rglob("64x64.done"))
+    path.write_bytes(bytes(len(path.read_bytes())))  # nothing is marked as decoded
+    real = np.memmap
+
+    def refused(file, dtype, mode, **shape):
+        if mode == "r+":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return real(file, dtype, mode, **shape)
+
+    monkeypatch.setattr(np, "memmap", refused)
+    with pytest.raises(UserError, match=r"^--cache .*/cache: Permission denied \(.*\); name a folder that can"):
+        store(folder)
 
 
 def test_cache_refuses_images_in_memory(tmp_path):

@@ -152,3 +152,18 @@ def test_read_dataset_says_what_a_folder_with_one_sub_folder_means(tmp_path):
     (note,) = read_dataset("custom", str(tmp_path), None, None).notes
     assert "has one sub-folder, so all 6 images have one class" in note
     assert note.endswith(f"name {tmp_path}/train/c0 instead")
+
+
+def test_a_stray_image_in_the_top_of_the_validation_folder_is_refused(tmp_path):
+    class_folders(tmp_path / "train")
+    class_folders(tmp_path / "val", each=2)
+    stray = write_image(tmp_path / "val" / "stray.png")
+    with pytest.raises(UserError) as e:
+        read_dataset("custom", str(tmp_path), None, None)
+    assert str(e.value).startswith(f"images such as {stray} lie in the top of {tmp_path}/val, so no validation image")
+    assert len(str(e.value).splitlines()) == 1
+    assert read_dataset("custom", str(tmp_path), None, None, unlabelled=True).val is None
+    stray.unlink()
+    assert read_dataset("custom", str(tmp_path), None, None).val.labels.tolist() == [0, 0, 1, 1]
+    write_image(tmp_path / "train" / "stray.png")
+    assert read_dataset("custom", str(tmp_path), None, None).val is None, "an unlabelled folder needs no labels"

@@ -1,7 +1,9 @@
 """What is wrong with images before training."""
 
 import shutil
+import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from data.datasets import read_dataset
-from data.image_alarms import BLOCK, VALIDATION, image_alarms
+from data.image_alarms import BLOCK, VALIDATION, image_alarms, read_blocks
 from data.images import ArrayImages
 from tests.helpers.images import class_folders, read, write_image
 from tests.helpers.pipelines import photograph_folder, smooth_image
@@ -125,3 +127,34 @@ def test_thumbnails_of_any_size_compare():
     large = ArrayImages(TF.resize(small.pixels, [32, 32], interpolation=TF.InterpolationMode.NEAREST), small.labels)
     assert "0 are equal and 12 nearly equal" in image_alarms(large, small)[LEAK]
     assert np.prod(large.pixels.shape[2:]) > np.prod(small.pixels.shape[2:])
+
+
+def test_decoded_images_are_let_go_where_they_were_decoded(tmp_path, monkeypatch):
+    class_folders(tmp_path, each=40)
+    images = read_dataset("custom", str(tmp_path), None, None).train
+    decode, lock, alive, most = images.decode, threading.Lock(), set(), []
+
+    def counted(i):
+        image = decode(i)
+        with lock:
+            alive.add(i)
+            most.append(len(alive))
+        weakref.finalize(image, alive.discard, i)
+        return image
+
+    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    (block,) = read_blocks(images, list(range(len(images))), time.monotonic() + 60)
+    assert (block.rows, len(block.digests)) == (list(range(80)), 80)
+    assert max(most) <= 4, "two threads hold one each, and may begin the next one"
+
+
+def test_summaries_of_images_of_several_sizes_are_in_their_order(tmp_path):
+    for i, size in enumerate(((20, 30), (40, 30), (20, 30))):
+        smooth_image(size, i).save(tmp_path / f"{i}.png")
+    images = read_dataset("custom", str(tmp_path), None, None).train
+    (block,) = read_blocks(images, [2, 0, 1], time.monotonic() + 60)
+    assert block.rows == [2, 0, 1]
+    assert block.thumbnails.shape == (3, 256)
+    assert block.one_colour.tolist() == [False] * 3
+    assert len(set(block.digests)) == 3

@@ -142,6 +142,27 @@ def test_photographs_of_telephones_are_read(tmp_path, form):
         read_folder(tmp_path).check()
 
 
+@pytest.mark.parametrize("form", ["HEIF", "AVIF"])
+def test_whole_containers_with_corrupt_content_are_bad_images(tmp_path, form):
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif", reason="pillow-heif is in requirements-heif.txt")
+    assert form in readable_formats()
+    for i in range(3):
+        write_image(tmp_path / f"{i}.png", seed=i)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / {"HEIF": "x.heic", "AVIF": "x.avif"}[form]
+    Image.fromarray(noise).save(path, form, quality=90)
+    data = path.read_bytes()
+    content = data.index(b"mdat") + 4
+    path.write_bytes(data[:content] + b"\xff" * (len(data) - content))
+    with pytest.raises(UserError, match=rf"{path.name} is not a readable image .*; repair or remove it"):
+        decode_file(str(path))
+    with pytest.raises(UserError, match=rf"1 of 4 files in .* are not readable images .{path.name}"):
+        read_folder(tmp_path).check()
+    readable, bad = read_folder(tmp_path).readable()
+    assert (len(readable), list(bad)) == (3, [str(path)])
+
+
 def test_without_pillow_heif_its_formats_are_not_read(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert "HEIF" not in readable_formats.__wrapped__()

@@ -17,6 +17,19 @@ def test_text_is_sorted_and_one_word_makes_all_labels_text():
     assert class_positions(["10", "9", "b", ""], "x") == ([0, 1, 2, -1], ["10", "9", "b"])
 
 
+def test_names_with_an_underscore_are_text():
+    assert class_positions(["1_12", "11_2", "1_12"], "x") == ([1, 0, 1], ["11_2", "1_12"])
+    assert class_positions(["1_000", "2"], "x") == ([0, 1], ["1_000", "2"])
+    assert read_labels(["1_12|2", "11_2"], "x").sets.classes == ["11_2", "1_12", "2"]
+
+
+def test_minus_one_is_unlabelled_among_text():
+    assert class_positions(["dog", "-1", "cat", -1, " -1 "], "x") == ([1, -1, 0, -1, -1], ["cat", "dog"])
+    assert class_positions(["-1", "cat"], "x", ["cat", "dog"]) == ([-1, 0], ["cat", "dog"])
+    found = read_labels(["a|b", "-1", "b"], "x").sets
+    assert (found.classes, found.member.int().tolist()) == (["a", "b"], [[1, 1], [0, 0], [0, 1]])
+
+
 def test_labels_of_another_split_refer_to_its_classes():
     assert class_positions([3, 1], "x", ["1", "2", "3"]) == ([2, 0], ["1", "2", "3"])
     with pytest.raises(UserError, match=r"^x: labels that the training images lack \(4\); remove or rename them"):

@@ -11,6 +11,7 @@ from PIL import Image
 from data.datasets import Data, read_dataset
 from data.images import ArrayImages
 from data.report import AT_START, data_report, image_notes, view_size_notes
+from data.scan import read_endings
 from tests.helpers.images import read, write_image
 from tests.helpers.pipelines import smooth_image
 
@@ -58,6 +59,24 @@ def test_notes_at_the_start_name_what_is_unusual(folder):
     assert "unbalanced: 32 images of cat, 2 of dog" in notes
     assert "skipped: 2 .txt, 1 without ending, 1 .mp4" in notes
     assert "of 34 training images, 1 are equal and 1 nearly equal" in notes
+
+
+def test_images_of_all_formats_that_are_read_are_not_said_to_be_skipped(tmp_path):
+    assert ".avif" in read_endings()
+    for i in range(3):
+        smooth_image((40, 40), i).save(tmp_path / f"{i}.avif")
+    (tmp_path / "a.txt").write_text("x")
+    data = read_dataset("custom", str(tmp_path), None, None)
+    assert data_report(data).splits["train"].skipped == {".txt": 1}
+
+
+def test_files_below_the_folder_of_a_table_are_not_counted(folder, tmp_path):
+    (tmp_path / "train.csv").write_text("path,label\ntrain/cat/03.png,cat\ntrain/dog/01.png,dog\n")
+    data = read_dataset("custom", str(tmp_path / "train.csv"), None, None)
+    assert data_report(data).splits["train"].skipped == {}
+    assert not any("skipped" in note for note in image_notes(data, VIEWS))
+    kept = read_dataset("custom", str(tmp_path), None, None, "skip").train
+    assert data_report(Data(kept, None, 2, (0.5,) * 3, (0.2,) * 3, [])).splits["train"].skipped[".txt"] == 2
 
 
 def test_notes_are_silent_on_images_that_are_fine():

@@ -264,3 +264,33 @@ def test_json_is_no_image_and_names_keep_their_folders(tmp_path, folders):
     images = read(path, label_column="label").train
     assert (images.names[:], images.labels.tolist()) == (["x.tar/a/1.PNG", "x.tar/b/2.png"], [0, -1])
     assert np.array_equal(images.sizes(), [[16, 20]] * 2)
+
+
+def test_names_that_begin_with_the_present_folder_have_their_classes(folders, tmp_path):
+    (tmp_path / "shards").mkdir()
+    subprocess.run(["tar", "-cf", tmp_path / "shards" / "all.tar", "--sort=name", "-C", folders, "."], check=True)
+    images = read(tmp_path / "shards").train
+    assert images.classes == ["c0", "c1"]
+    assert images.names[0] == "all.tar/c0/0.png"
+    assert decode_all(images) == decode_all(read(folders).train)
+    png = next(folders.rglob("*.png")).read_bytes()
+    with pytest.raises(UserError, match="two images of one name, a/1.png"):
+        read(tar_of(tmp_path / "x.tar", [("a/1.png", png), ("b/1.png", png), ("././a/1.png", png)]))
+
+
+def test_an_index_of_an_earlier_version_is_made_again(folders, tmp_path, monkeypatch):
+    shards = write_shards(folders, tmp_path / "shards")
+    monkeypatch.setattr(data.shards, "VERSION", 1)
+    read(shards)
+    monkeypatch.undo()
+    made, make = [], data.shards._make
+    monkeypatch.setattr(data.shards, "_make", lambda *args: made.append(1) or make(*args))
+    read(shards)
+    assert made == [1]
+
+
+def test_a_link_to_a_shard_that_does_not_exist_is_refused(folders, tmp_path):
+    shards = write_shards(folders, tmp_path / "shards")
+    (shards / "003.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"003.tar is a link to .*gone.tar, which does not exist; put that back, or"):
+        read(shards)
