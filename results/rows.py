@@ -43,6 +43,10 @@ SIMCLR_LIGHTLY = (
 BYOL_LIGHTLY = (
     "--method byol --hidden_mlp 1024 --proj_dim 256 --pred_hidden_mlp 1024 --tau 0.99 --blur 0 --optimizer sgd"
 )
+DINO = (
+    "--method dino --hidden_mlp 512 --proj_dim 64 --num_prototypes 2048 --tau 0.99 --head_norm "
+    f"--teacher_temperature 0.04 --crop_scale 0.3 1.0 {CROPS}"
+)
 SIMSIAM = f"--method simsiam {WIDE} --pred_hidden_mlp 128 {CROPS}"
 MOCO = f"--method mocov2 {HEADS} --queue_size {QUEUE} --temperature 0.2 --tau 0.99 {CROPS}"
 
@@ -97,12 +101,7 @@ METHODS: dict[str, Row] = {  # in the order of their value
     "supcon": Row("SupCon (labels)", f"{SIMCLR} --supervised"),
     "mocov2": Row("MoCo v2", MOCO),
     "swav": Row("SwAV", f"--method swav {HEADS} --num_prototypes 512 --epsilon 0.03 {CROPS}"),
-    "dino": Row(
-        "DINO",
-        "--method dino --hidden_mlp 512 --proj_dim 64 --num_prototypes 2048 --tau 0.99 --head_norm "
-        f"--teacher_temperature 0.04 --crop_scale 0.3 1.0 {CROPS}",
-        constant_decay=True,
-    ),
+    "dino": Row("DINO", DINO, constant_decay=True),
     "rotnet": Row("RotNet", "--method rotnet"),
     "mocov3": Row("MoCo v3", f"--method mocov3 {HEADS} --pred_hidden_mlp 512 --temperature 0.2 --tau 0.99 {CROPS}"),
     "deepclusterv2": Row("DeepCluster v2", f"--method deepclusterv2 {HEADS} --num_centroids 512 512 512 {CROPS}"),
@@ -153,6 +152,12 @@ METHODS: dict[str, Row] = {  # in the order of their value
         "simclr",
         rate=0.12,
         decay=0.0005,
+    ),
+    "dino_rising_decay": Row(
+        "DINO, decay that rises to 0.4",
+        f"{DINO} --final_weight_decay 0.4",
+        "dino",
+        rate=0.004,
     ),
     "byol_constant": Row("BYOL, constant tau", f"{BYOL} --final_tau 0.98", "byol"),
     "simclr_decoupled": Row("SimCLR, decoupled (DCL)", f"{SIMCLR} --decoupled", "simclr"),

@@ -7,12 +7,13 @@ import threading
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # then Triton's kernels run in its interpreter; Triton asks when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from tests.helpers.images import class_folders
 from tests.helpers.processes import Ranks
 
 torch.set_num_threads(1)  # small tensors: one thread is faster than two that wait for each other
-if not torch.cuda.is_available():  # then Triton's kernels run in its interpreter; Triton asks when it is imported
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 LEARNED = pytest.StashKey[list]()  # rows of the table of tests/test_learning.py

@@ -56,8 +56,10 @@ def test_needs_of_a_run_are_records_of_other_runs():
 
 
 def test_weight_decay_is_the_one_that_was_searched_to_the_end_of_every_run():
-    """DINO, iBOT and I-JEPA raise it by default, whatever it began with."""
+    """DINO, iBOT and I-JEPA raise it by default, whatever it began with; one row is there to show what that gives."""
     for run in [*TABLES["search"](), *TABLES["methods"](), *TABLES["claims"]()]:
+        if run.name.startswith("dino_rising_decay"):
+            continue
         args = parse_pretraining(next(c.words for c in run.commands if c.program == PRETRAIN), METHODS, DATASETS)
         assert args.final_weight_decay in (None, args.weight_decay), run.name
 
