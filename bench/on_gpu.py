@@ -32,9 +32,10 @@ TEST_LINES = Path("results", "gpu", "tests.jsonl")
 FIRST_ROWS = ("train-32", "train-32-compiled", "train-32-step", "train-32-step-compiled", "train-32-step-graphs",
               "views-224-gpu", "train-32-lightly", "train-32-step-nnclr", "train-32-step-stem")  # fmt: skip
 FEW = ["--epochs", "20"]
-TIGHT = {  # flags that a recipe needs where its own do not fit: (in 20 epochs, on the 1,438 digits)
-    "swav": (["--queue_start_epoch", "5"], ["--num_prototypes", "500"]),
-    "deepclusterv2": ([], ["--num_centroids", "500", "500", "500"]),
+SOON = {"swav": ["--queue_start_epoch", "5"]}  # recipe -> flags of its 20 epochs, where its own come too late
+ON_DIGITS = {  # recipe -> flags on the 1,438 digits, which are fewer than its own number of clusters
+    "swav": ["--num_prototypes", "500"],
+    "deepclusterv2": ["--num_centroids", "500", "500", "500"],
 }
 LATER = ("vicreg", "mocov2", "mocov3", "swav", "dino", "deepclusterv2", "ressl", "lejepa", "mae", "ijepa", "ibot")
 # (name, recipe of bash_files/cifar10, flags that replace its own), the most valuable first: the speed and a first score
@@ -48,7 +49,7 @@ TRAININGS = [
     ("simsiam-20", "simsiam", FEW),
     ("simclr_supervised-20", "simclr_supervised", [*FEW, "--warmup_epochs", "2"]),
     ("rotnet-20", "rotnet", [*FEW, "--lr_decay_steps", "6", "12", "16"]),
-    *((f"{name}-20", name, [*FEW, "--warmup_epochs", "2", *TIGHT.get(name, ([], []))[0]]) for name in LATER),
+    *((f"{name}-20", name, [*FEW, "--warmup_epochs", "2", *SOON.get(name, [])]) for name in LATER),
     *((name, name, []) for name in ("simclr", "nnclr", "rotnet", "simclr_supervised", "byol", "barlow_twins",
                                     "simsiam", *LATER)),
 ]  # fmt: skip
@@ -171,7 +172,7 @@ def training_items(output: Path, flags: list[str], short: bool) -> list[Item]:
         words = recipe(source)
         words[0] = "cifar10" if flags else "digits"
         words[1] = SHORT_BACKBONE if short else words[1]
-        digits = [] if flags else TIGHT.get(source, ([], []))[1]
+        digits = [] if flags else ON_DIGITS.get(source, [])
         commands = pretrain_and_evaluate(work, name, words[:2], [*words[2:], *other, *digits], [*flags, *workers])
         items.append(Item(name, commands, partial(run_scores, output, name), least=30, patience=20, seed=0))
         if name == "rotnet-20":

@@ -75,12 +75,12 @@ def parse_evaluation(argv: Sequence[str], datasets: Sequence[str], evaluations: 
     `evaluation` holds the names of the evaluations to compute: the typed ones, all, or the defaults; none where the
     command only exports. `named` holds the typed ones. `export` is None or (format, Path).
     """
-    args = with_typed_paths(_parser(datasets, evaluations).parse_strictly(argv, {}))
+    parser = _parser(datasets, evaluations)
+    args, usual = with_typed_paths(parser.parse_strictly(argv, {})), parser.flag_defaults()
     export = (args.export[0], Path(args.export[1])) if args.export else None
     chosen = {"evaluation": _names(args, evaluations), "named": [n for n in args.evaluation or () if n != ALL]}
     args = Namespace(**vars(args) | chosen | {"export": export})
-    typed = _parser(datasets, evaluations).typed_flags(argv)
-    check_used(args, typed, [*_rules(evaluations), *RULES], _parser(datasets, evaluations).flag_defaults())
+    check_used(args, parser.typed_flags(argv), [*_rules(evaluations), *RULES], usual)
     _check_export(args)
     for name in args.evaluation:
         _check_evaluation(args, name, evaluations[name])

@@ -96,12 +96,12 @@ def parse_pretraining(argv: Sequence[str], methods: Methods, datasets: Datasets)
     parser = _parser(name, methods, datasets, datasets[dataset].views if dataset else {})
     first = parser.parse_strictly(argv, flags_of_others)
     defaults = _defaults(first, methods, datasets)
-    args = with_typed_paths(_parser(name, methods, datasets, defaults).parse_strictly(argv, flags_of_others))
+    parser = _parser(name, methods, datasets, defaults)
+    args = with_typed_paths(parser.parse_strictly(argv, flags_of_others))
     typed = _parser(name, methods, datasets, {}).typed_flags(argv)
     args = _without_values_of_small_views(args, methods[name].large_views, typed)
     _check_views(args, methods[name].large_views)
-    usual = _parser(name, methods, datasets, defaults).flag_defaults()
-    check_used(args, typed, [*RULES, *methods[name].flag_rules], usual)
+    check_used(args, typed, [*RULES, *methods[name].flag_rules], parser.flag_defaults())
     return args
 
 

@@ -97,7 +97,7 @@ def read_blocks(images: Images, rows: list[int], end: float) -> Iterator[ImageBl
     """Summaries of images, a block at a time and in the order of `rows`, until the clock says `end`."""
 
     def summary(row: int) -> ImageBlock | None:
-        """Of one image, where it is decoded: a block of photographs in memory would be many gigabytes."""
+        """Summarize one image where it is decoded: a block of decoded photographs would be many gigabytes."""
         try:
             return _summarize([row], images.decode(row)[None]) if time.monotonic() < end else None
         except UserError:  # an unreadable file is said by those who need it

@@ -12,7 +12,7 @@ from pathlib import Path
 from results.plots import FOLDER, PLOTS
 from results.rows import CLAIMS, METHODS, NETWORKS, SEARCHED, TRANSFER, Row
 from results.scores import Values, values
-from results.tables import PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, read_record, row_settings
+from results.tables import FIRST, PEER_METHODS, PEER_VARIANTS, PEERS, ROOT, read_record, row_settings
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "peers.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- /results -->)", re.S)
@@ -23,8 +23,8 @@ COLUMNS = {
     "logistic_1pct": "logistic, 1 %",
 }
 BASELINES = {  # title -> row of METHODS that was evaluated beside it, and the end of its title in that record
-    "raw pixels": ("simclr", "raw pixels"),
-    "untrained network": ("simclr", ", untrained"),
+    "raw pixels": (FIRST, "raw pixels"),
+    "untrained network": (FIRST, ", untrained"),
     "untrained transformer": ("simclr_vit", ", untrained"),
 }
 LABEL_COLUMNS = {"linear_sgd": "linear (SGD)", "finetune_10pct": "fine-tuned, 10 %", "finetune_1pct": "fine-tuned, 1 %"}
@@ -129,16 +129,20 @@ def networks_table() -> str:
 def labels_table() -> str:
     """Few labels: a linear classifier by SGD, and the whole network fine-tuned, beside training from scratch."""
     lines = [line[:-1] for line in table_of("labels", METHODS, LABEL_COLUMNS, ["-finetuned", "-linear"])]
-    scratch = values("labels", "simclr", ["-finetuned"], ", untrained")
-    if line := line_of(["from scratch (supervised)"], scratch, LABEL_COLUMNS):
+    if line := line_of(["from scratch (supervised)"], from_scratch(), LABEL_COLUMNS):
         lines.append(line[:-1])
     text = markdown(["", "seeds", *LABEL_COLUMNS.values()], lines) if lines else nothing("labels")
     return text + ceiling()
 
 
+def from_scratch() -> Values:
+    """What the network reaches without pretraining, fine-tuned on shares of the labels and on all."""
+    return values("labels", FIRST, ["-finetuned"], ", untrained")
+
+
 def ceiling() -> str:
     """What the network reaches with all labels and without pretraining; nothing where that was not measured."""
-    scores = values("labels", "simclr", ["-finetuned"], ", untrained").get("finetune")
+    scores = from_scratch().get("finetune")
     return f"\nCeiling, from scratch with all labels (50 epochs, one seed): {cell(scores)} %.\n" if scores else ""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from results.rows import CLAIMS, METHODS
 from results.scores import values
-from results.tables import ROOT
+from results.tables import FIRST, ROOT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def methods_plot(path: Path) -> None:
             axes.plot([min(knn), max(knn)], [y, y], color=BLUE, linewidth=5, alpha=0.35, solid_capstyle="round")
             axes.plot(knn, [y] * len(knn), "o", color=BLUE, markersize=4, label=title)
         for title, network, color in BASELINES:
-            if knn := values("methods", next(iter(METHODS)), ["-evaluated"], network).get("knn_20", []):
+            if knn := values("methods", FIRST, ["-evaluated"], network).get("knn_20", []):
                 mean = statistics.fmean(knn)
                 axes.axvline(mean, color=color, linestyle="--", linewidth=1, label=title)
                 axes.text(mean, len(shown) - 0.4, f" {title}", color=color, va="bottom", fontsize=8)

@@ -34,7 +34,8 @@ PRETRAIN, EVALUATE, PEER = "main_contrastive.py", "main_linear.py", "-m bench.pe
 SEEDS = (0, 1, 2)
 FINETUNED = "--evaluation finetune --epochs 50 --optimizer adamw --lr 0.002 --weight_decay 0.01 --batch_size 128"
 WEIGHTS = "--num_workers 1 --pretrained_feature_extractor"
-WITH_BASELINES = ("simclr", "simclr_vit")  # rows of METHODS that are evaluated beside the untrained network
+FIRST = next(iter(METHODS))  # beside it raw pixels and the untrained network are evaluated in every table
+WITH_BASELINES = (FIRST, "simclr_vit")  # rows of METHODS that are evaluated beside the untrained network of theirs
 LINEAR = "--evaluation linear --epochs 10"
 GPU_EPOCHS = 100
 RECIPES = {"supcon": "simclr_supervised"}  # row of METHODS -> its recipe in bash_files, where that has another name
@@ -200,7 +201,7 @@ def label_runs() -> Iterator[Run]:
         for name, row in METHODS.items():
             run_id = f"{name}-s{seed}"
             shared = f"cifar10 {row.network} {IMAGES} {WEIGHTS} {MODELS}/methods/{run_id} --seed {seed}"
-            first = name == next(iter(METHODS))
+            first = name == FIRST
             labels = "0.01 0.1 1" if first and seed == SEEDS[0] else "0.01 0.1"
             flags = f"{FINETUNED} --label_fraction {labels}{' --baselines' if first else ''}"
             finetuned = f"{shared} {flags} {record_flags('labels', f'{run_id}-finetuned')}"
@@ -217,7 +218,7 @@ def transfer_runs() -> Iterator[Run]:
             words = (
                 f"{flags.format(network=row.network)} {WEIGHTS} {MODELS}/methods/{name}-s{seed} --large_size 32 "
                 f"--seed {seed} "
-                f"{'--baselines ' if name == next(iter(METHODS)) else ''}{record_flags('transfer', run_id)}"
+                f"{'--baselines ' if name == FIRST else ''}{record_flags('transfer', run_id)}"
             )
             yield Run("transfer", run_id, (command(EVALUATE, words),), (f"methods/{name}-s{seed}",))
 
@@ -249,7 +250,7 @@ def gpu_runs() -> Iterator[Run]:
         )
         evaluate = (
             f"cifar10 {words[1]} {IMAGES} {WEIGHTS} {MODELS}/gpu/{run_id} --evaluation knn logistic "
-            f"{'--baselines ' if name == next(iter(METHODS)) else ''}{record_flags('gpu', f'{run_id}-evaluated')}"
+            f"{'--baselines ' if name == FIRST else ''}{record_flags('gpu', f'{run_id}-evaluated')}"
         )
         yield Run("gpu", run_id, (command(PRETRAIN, pretrain), command(EVALUATE, evaluate)))
 
